@@ -1,0 +1,165 @@
+#define _GNU_SOURCE
+#include "np_sys.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/netlink.h>
+#include <sched.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+/* A call interrupted this often in a row is given up with -EINTR: the caller may be asked to stop. */
+enum { NP_MAX_EINTR = 64 };
+
+/* Evaluates a call until it is not interrupted, counting each try; the value is >= 0 or -errno. */
+#define NP_RETRY(result, calls, call)                                          \
+    do {                                                                       \
+        int np_tries = 0;                                                      \
+        do {                                                                   \
+            (*(calls))++;                                                      \
+            (result) = (call);                                                 \
+        } while ((result) < 0 && errno == EINTR && ++np_tries < NP_MAX_EINTR); \
+        if ((result) < 0)                                                      \
+            (result) = -errno;                                                 \
+    } while (0)
+
+/* A netlink socket of that protocol (NETLINK_NETFILTER ...), bound, close-on-exec, with short error messages
+ * (NETLINK_CAP_ACK) and extended ones where the kernel has them. Returns the descriptor or -errno. */
+int np_sys_netlink_open(int protocol, uint64_t *calls)
+{
+    struct sockaddr_nl address = {.nl_family = AF_NETLINK};
+    int on = 1, fd = -1, result = 0;
+
+    NP_RETRY(fd, calls, socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol));
+    if (fd < 0)
+        return fd;
+    NP_RETRY(result, calls, bind(fd, (struct sockaddr *)&address, sizeof(address)));
+    if (result < 0)
+        goto fail;
+    NP_RETRY(result, calls, setsockopt(fd, SOL_NETLINK, NETLINK_CAP_ACK, &on, sizeof(on)));
+    if (result < 0 && result != -ENOPROTOOPT)
+        goto fail;
+    return fd;
+fail:
+    (*calls)++;
+    close(fd);
+    return result;
+}
+
+/* Makes room for larger sends: forced where the process may, else within the administrator's limit. */
+int np_sys_netlink_sndbuf(int fd, int bytes, uint64_t *calls)
+{
+    int result = 0;
+
+    NP_RETRY(result, calls, setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &bytes, sizeof(bytes)));
+    if (result < 0)
+        NP_RETRY(result, calls, setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes)));
+    return result;
+}
+
+/* Makes room for more answers that wait to be received: forced where the process may, else within the administrator's limit. */
+int np_sys_netlink_rcvbuf(int fd, int bytes, uint64_t *calls)
+{
+    int result = 0;
+
+    NP_RETRY(result, calls, setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &bytes, sizeof(bytes)));
+    if (result < 0)
+        NP_RETRY(result, calls, setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof(bytes)));
+    return result;
+}
+
+/* Sends one buffer to the kernel. Returns its size or -errno (-EMSGSIZE: retry with fewer messages). */
+int np_sys_send(int fd, const uint8_t *data, size_t size, uint64_t *calls)
+{
+    ssize_t result = 0;
+
+    NP_RETRY(result, calls, send(fd, data, size, 0));
+    return (int)result;
+}
+
+/* Receives one datagram, waiting for it when `wait` is not 0. Returns its size, -EAGAIN when there is none,
+ * -EMSGSIZE when it did not fit (it is lost then), or another -errno. */
+int np_sys_recv(int fd, uint8_t *data, size_t size, int wait, uint64_t *calls)
+{
+    ssize_t result = 0;
+
+    NP_RETRY(result, calls, recv(fd, data, size, MSG_TRUNC | (wait ? 0 : MSG_DONTWAIT)));
+    if (result > 0 && (size_t)result > size)
+        return -EMSGSIZE;
+    return (int)result;
+}
+
+/* A UDP socket of AF_INET or AF_INET6, the handle for x_tables' socket options. */
+int np_sys_inet_socket(int family, uint64_t *calls)
+{
+    int fd = -1;
+
+    NP_RETRY(fd, calls, socket(family, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    return fd;
+}
+
+/* getsockopt; *size is the room on entry and the length on return. */
+int np_sys_getsockopt(int fd, int level, int name, void *data, uint32_t *size, uint64_t *calls)
+{
+    socklen_t length = *size;
+    int result = 0;
+
+    NP_RETRY(result, calls, getsockopt(fd, level, name, data, &length));
+    *size = length;
+    return result;
+}
+
+/* setsockopt. */
+int np_sys_setsockopt(int fd, int level, int name, const void *data, uint32_t size, uint64_t *calls)
+{
+    int result = 0;
+
+    NP_RETRY(result, calls, setsockopt(fd, level, name, data, size));
+    return result;
+}
+
+/* Opens (creating it) and locks a file as iptables does, polling every 2 ms for at most wait_ms milliseconds.
+ * Returns the descriptor that holds the lock until it is closed, -EAGAIN when someone else kept it, or another -errno. */
+int np_sys_lock(const char *path, int wait_ms, uint64_t *calls)
+{
+    const struct timespec pause = {.tv_nsec = 2 * 1000 * 1000};
+    int fd = -1, result = 0;
+
+    NP_RETRY(fd, calls, open(path, O_CREAT | O_CLOEXEC | O_RDONLY, 0600));
+    if (fd < 0)
+        return fd;
+    for (int waited = 0;; waited += 2) {
+        NP_RETRY(result, calls, flock(fd, LOCK_EX | LOCK_NB));
+        if (result != -EWOULDBLOCK || waited >= wait_ms)
+            break;
+        (*calls)++;
+        nanosleep(&pause, NULL);
+    }
+    if (result < 0) {
+        (*calls)++;
+        close(fd);
+        return result;
+    }
+    return fd;
+}
+
+/* Closes a descriptor; not repeated on EINTR, since Linux has closed it by then. */
+int np_sys_close(int fd, uint64_t *calls)
+{
+    (*calls)++;
+    return close(fd) < 0 ? -errno : 0;
+}
+
+/* unshare of the calling thread. */
+int np_sys_unshare(int flags)
+{
+    return unshare(flags) < 0 ? -errno : 0;
+}
+
+/* setns of the calling thread into the namespace behind a descriptor. */
+int np_sys_setns(int fd, int type)
+{
+    return setns(fd, type) < 0 ? -errno : 0;
+}

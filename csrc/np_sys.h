@@ -1,0 +1,24 @@
+/* The only system calls of netpol: sockets, socket options, the lock file, namespaces.
+ * Every function returns >= 0 or -errno. Each counts its system calls into *calls, so that "in how many system calls" is a fact. */
+#ifndef NP_SYS_H
+#define NP_SYS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* cdef: begin */
+int np_sys_netlink_open(int protocol, uint64_t *calls);
+int np_sys_netlink_sndbuf(int fd, int bytes, uint64_t *calls);
+int np_sys_netlink_rcvbuf(int fd, int bytes, uint64_t *calls);
+int np_sys_send(int fd, const uint8_t *data, size_t size, uint64_t *calls);
+int np_sys_recv(int fd, uint8_t *data, size_t size, int wait, uint64_t *calls);
+int np_sys_inet_socket(int family, uint64_t *calls);
+int np_sys_getsockopt(int fd, int level, int name, void *data, uint32_t *size, uint64_t *calls);
+int np_sys_setsockopt(int fd, int level, int name, const void *data, uint32_t size, uint64_t *calls);
+int np_sys_lock(const char *path, int wait_ms, uint64_t *calls);
+int np_sys_close(int fd, uint64_t *calls);
+int np_sys_unshare(int flags);
+int np_sys_setns(int fd, int type);
+/* cdef: end */
+
+#endif

@@ -1,0 +1,65 @@
+"""The one exception tree of netpol.
+
+Everything that netpol raises on purpose is a `NetpolError`. Pure code raises `InvalidObject`; the kernel
+boundary translates each failure once, into a `KernelError` whose words name the operation and the object.
+"""
+
+from __future__ import annotations
+
+
+class NetpolError(Exception):
+    """Base of every error that netpol raises on purpose."""
+
+
+class InvalidObject(NetpolError):
+    """A value in an API object that cannot be valid.
+
+    object -- "NetworkPolicy default/web" and the like; field -- a path such as "spec.ingress[0].ports[1].port";
+    reason -- what is wrong with it; source -- the file it came from, where there is one.
+    """
+
+    def __init__(self, object: str, field: str, reason: str, source: str | None = None) -> None:
+        self.object, self.field, self.reason, self.source = object, field, reason, source
+        where = f"{source}: " if source else ""
+        super().__init__(f"{where}{object}: {field}: {reason}" if field else f"{where}{object}: {reason}")
+
+
+class InvalidManifests(NetpolError):
+    """One or more `InvalidObject` in a set of manifests; nothing of them was used."""
+
+    def __init__(self, errors: tuple[InvalidObject, ...]) -> None:
+        self.errors = errors
+        super().__init__("\n".join(str(error) for error in errors))
+
+
+class KernelError(NetpolError):
+    """The kernel refused an operation.
+
+    code -- errno, or one of ipset's private codes (4096 and up); op -- what was tried, such as "ipset add";
+    object -- the set, table or chain; member -- the set member or rule that failed, where one is known.
+    """
+
+    def __init__(self, code: int, op: str, object: str, reason: str, member: str | None = None) -> None:
+        self.code, self.op, self.object, self.reason, self.member = code, op, object, reason, member
+        subject = f"{object}, member {member}" if member is not None else object
+        super().__init__(f"{op} {subject}: {reason}")
+
+
+class Unsupported(KernelError):
+    """This kernel lacks something netpol needs (legacy x_tables, ip_set, a set type, a match revision)."""
+
+
+class NotPermitted(KernelError):
+    """The process lacks CAP_NET_ADMIN in the user namespace that owns this network namespace."""
+
+
+class Contended(KernelError):
+    """Somebody else kept changing a table or holding its lock; the bounded number of tries ran out."""
+
+
+class MalformedKernelData(NetpolError):
+    """Bytes read from the kernel do not have the form its ABI promises; nothing was changed on their account."""
+
+
+class LabError(NetpolError):
+    """The private world of namespaces could not be built or used; says what is missing and what to do."""

@@ -1,0 +1,34 @@
+"""Label selectors: when one matches, and which of its requirements is best to look it up by."""
+
+from __future__ import annotations
+
+from netpol.model import Labels, Requirement, Selector
+
+
+def holds(requirement: Requirement, labels: Labels) -> bool:
+    """Whether one requirement holds. NotIn and DoesNotExist hold for an object that lacks the key (SEMANTICS 10)."""
+    for key, value in labels:
+        if key == requirement.key:
+            if requirement.operator == "In":
+                return value in requirement.values
+            if requirement.operator == "NotIn":
+                return value not in requirement.values
+            return requirement.operator == "Exists"
+    return requirement.operator in ("NotIn", "DoesNotExist")
+
+
+def matches(selector: Selector, labels: Labels) -> bool:
+    """Whether all requirements hold; an empty selector matches everything (SEMANTICS 5)."""
+    return all(holds(requirement, labels) for requirement in selector.requirements)
+
+
+def lookup_keys(selector: Selector) -> tuple[tuple[str, str | None], ...]:
+    """Label pairs, or (key, None) for any value of a key, one of which every object that matches must carry.
+
+    Taken from the requirement that says most (In with the fewest values, else Exists); empty when only a look at every object will do.
+    """
+    best = min((r for r in selector.requirements if r.operator == "In"), key=lambda r: len(r.values), default=None)
+    if best is not None:
+        return tuple((best.key, value) for value in best.values)
+    exists = next((r for r in selector.requirements if r.operator == "Exists"), None)
+    return ((exists.key, None),) if exists is not None else ()

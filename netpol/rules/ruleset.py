@@ -1,0 +1,292 @@
+"""What the kernel should hold, or was found to hold, as values: sets, rules, chains.
+
+The vocabulary is that of iptables and ipset. A `Ruleset` is netpol's own part only: the chains called NETPOL or NETPOL-*,
+the sets called NETPOL*, and, in `hooked`, whether FORWARD's first rule jumps to NETPOL. Other people's rules never become
+values of this module; they stay opaque bytes at the kernel boundary.
+
+Invariants: everything is frozen and hashable; a chain's rules mean the same wherever the chain stands; a name is at most 28
+characters for a chain and 31 for a set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from msgspec import Struct
+
+from netpol.model import Address, Family, Network
+
+PortRange = tuple[int, int]
+ANY_PORT: PortRange = (0, 65535)
+
+HOOK = "FORWARD"
+ROOT = "NETPOL"
+EGRESS = "NETPOL-EGRESS"
+INGRESS = "NETPOL-INGRESS"
+DENY = "NETPOL-DENY"
+
+TableName = Literal["mangle", "filter"]
+SetKind = Literal["hash:ip", "hash:net", "hash:ip,port", "hash:net,port"]
+SetDirection = Literal["src", "dst"]
+
+
+def is_ours(chain: str) -> bool:
+    """Whether a chain of this name belongs to netpol."""
+    return chain == ROOT or chain.startswith(ROOT + "-")
+
+
+def is_our_set(name: str) -> bool:
+    """Whether a set of this name belongs to netpol."""
+    return name.startswith("NETPOL")
+
+
+# -- matches -----------------------------------------------------------------------------------------------------------
+
+
+class Conntrack(Struct, frozen=True, tag=True, gc=False):
+    """`-m conntrack --ctstate`; `states` by iptables' names, in the order INVALID, NEW, RELATED, ESTABLISHED, UNTRACKED, SNAT, DNAT."""
+
+    states: tuple[str, ...]
+    invert: bool = False
+
+
+class Connmark(Struct, frozen=True, tag=True, gc=False):
+    """`-m connmark --mark value/mask`."""
+
+    mark: int
+    mask: int = 0xFFFFFFFF
+    invert: bool = False
+
+
+class Tcp(Struct, frozen=True, tag=True, gc=False):
+    """`-m tcp`: port ranges (inclusive), and `--tcp-flags mask comp` as bytes of the TCP header; `option` 0 is none."""
+
+    source: PortRange = ANY_PORT
+    destination: PortRange = ANY_PORT
+    not_source: bool = False
+    not_destination: bool = False
+    flags_mask: int = 0
+    flags_set: int = 0
+    not_flags: bool = False
+    option: int = 0
+    not_option: bool = False
+
+
+class Udp(Struct, frozen=True, tag=True, gc=False):
+    """`-m udp`: port ranges (inclusive)."""
+
+    source: PortRange = ANY_PORT
+    destination: PortRange = ANY_PORT
+    not_source: bool = False
+    not_destination: bool = False
+
+
+class Sctp(Struct, frozen=True, tag=True, gc=False):
+    """`-m sctp`: port ranges (inclusive); None does not look. Chunk matches are not covered (they stay `Opaque`)."""
+
+    source: PortRange | None = None
+    destination: PortRange | None = None
+    not_source: bool = False
+    not_destination: bool = False
+
+
+class Multiport(Struct, frozen=True, tag=True, gc=False):
+    """`-m multiport`: at most 15 places, of which a range takes two. A single port is (n, n)."""
+
+    ports: tuple[PortRange, ...]
+    which: Literal["sports", "dports", "ports"] = "dports"
+    invert: bool = False
+
+
+class SetMatch(Struct, frozen=True, tag=True, gc=False):
+    """`-m set --match-set name directions`; one direction for each dimension of the set's type."""
+
+    name: str
+    directions: tuple[SetDirection, ...]
+    invert: bool = False
+
+
+class Addrtype(Struct, frozen=True, tag=True, gc=False):
+    """`-m addrtype`: bit sets of kernel RTN_* types (1 << type); 0 does not look."""
+
+    source: int = 0
+    destination: int = 0
+    not_source: bool = False
+    not_destination: bool = False
+    limit_in: bool = False
+    limit_out: bool = False
+
+
+class Hashlimit(Struct, frozen=True, tag=True, gc=False):
+    """`-m hashlimit --hashlimit-upto` (or `-above`) as revision 3 has it.
+
+    average -- the kernel's own figure: scale units (1,000,000) times seconds for one event; burst in events;
+    mode -- sorted names out of srcip, srcport, dstip, dstport; times in milliseconds; masks in bits.
+    """
+
+    name: str
+    average: int
+    burst: int
+    mode: tuple[str, ...] = ()
+    above: bool = False
+    size: int = 0
+    maximum: int = 0
+    gc_interval: int = 1000
+    expire: int = 1000
+    source_length: int = 32
+    destination_length: int = 32
+
+
+class Icmp(Struct, frozen=True, tag=True, gc=False):
+    """`-m icmp` or, in a rule of family 6, `-m icmp6`: a type and an inclusive range of codes. Type 255 is any (IPv4)."""
+
+    type: int
+    codes: tuple[int, int] = (0, 255)
+    invert: bool = False
+
+
+class Opaque(Struct, frozen=True, tag=True, gc=False):
+    """A match that netpol does not know, or a form of one that it does not model: its bytes as the kernel had them."""
+
+    name: str
+    revision: int
+    data: bytes
+
+
+Match = Conntrack | Connmark | Tcp | Udp | Sctp | Multiport | SetMatch | Addrtype | Hashlimit | Icmp | Opaque
+
+
+# -- targets -----------------------------------------------------------------------------------------------------------
+
+
+class Verdict(Struct, frozen=True, tag=True, gc=False):
+    """`-j ACCEPT`, `-j DROP` or `-j RETURN`."""
+
+    name: Literal["ACCEPT", "DROP", "RETURN"]
+
+
+class Jump(Struct, frozen=True, tag=True, gc=False):
+    """`-j chain`."""
+
+    chain: str
+
+
+class Goto(Struct, frozen=True, tag=True, gc=False):
+    """`-g chain`: the end of that chain is the end of this one too."""
+
+    chain: str
+
+
+class Continue(Struct, frozen=True, tag=True, gc=False):
+    """A rule without a target: it counts, and the next rule is looked at."""
+
+
+class Reject(Struct, frozen=True, tag=True, gc=False):
+    """`-j REJECT --reject-with`, by iptables' name of the answer (icmp-port-unreachable, tcp-reset, icmp6-adm-prohibited ...)."""
+
+    answer: str
+
+
+class Nflog(Struct, frozen=True, tag=True, gc=False):
+    """`-j NFLOG`: a netlink group, a prefix of at most 63 bytes, `threshold` packets a message.
+
+    `size` is --nflog-size in bytes of a packet; 0 copies whole packets.
+    """
+
+    group: int
+    prefix: str = ""
+    size: int = 0
+    threshold: int = 1
+
+
+class OpaqueTarget(Struct, frozen=True, tag=True, gc=False):
+    """A target that netpol does not know: its bytes as the kernel had them."""
+
+    name: str
+    revision: int
+    data: bytes
+
+
+Target = Verdict | Jump | Goto | Continue | Reject | Nflog | OpaqueTarget
+
+ACCEPT, DROP, RETURN = Verdict("ACCEPT"), Verdict("DROP"), Verdict("RETURN")
+
+
+# -- rules, chains, sets -----------------------------------------------------------------------------------------------
+
+
+class Rule(Struct, frozen=True, gc=False):
+    """One rule. `protocol` 0 and an empty interface name mean any; an interface name that ends in + is a prefix.
+
+    `fragment` is iptables' -f (IPv4 only). Matches are tried in their order.
+    """
+
+    target: Target
+    matches: tuple[Match, ...] = ()
+    source: Network | None = None
+    destination: Network | None = None
+    protocol: int = 0
+    in_interface: str = ""
+    out_interface: str = ""
+    not_source: bool = False
+    not_destination: bool = False
+    not_protocol: bool = False
+    not_in_interface: bool = False
+    not_out_interface: bool = False
+    fragment: bool = False
+    not_fragment: bool = False
+
+
+class Chain(Struct, frozen=True, gc=False):
+    """A user chain; a packet that falls off its end returns to the caller."""
+
+    name: str
+    rules: tuple[Rule, ...]
+
+
+class Set(Struct, frozen=True, gc=False):
+    """An ipset. `members` are packed (see `member`), all of `family`."""
+
+    name: str
+    kind: SetKind
+    family: Family
+    members: frozenset[bytes] = frozenset()
+
+
+class Ruleset(Struct, frozen=True):
+    """netpol's part of one table of the kernel, both families, and the sets its rules use.
+
+    chains -- for each family: name -> chain; hooked -- the families whose FORWARD begins with `-j NETPOL`; sets -- name -> set.
+    """
+
+    chains: Mapping[Family, Mapping[str, Chain]]
+    sets: Mapping[str, Set]
+    hooked: frozenset[Family] = frozenset()
+    table: TableName = "mangle"
+
+
+# -- packed members ----------------------------------------------------------------------------------------------------
+# The one form in which members of a set live in Python and cross into C, A being 4 or 16 bytes of address:
+#   hash:ip        A                                  hash:net       A length(1) nomatch(1)
+#   hash:ip,port   A protocol(1) port(2, big-endian)  hash:net,port  A length(1) nomatch(1) protocol(1) port(2, big-endian)
+
+
+def net_member(net: Network, nomatch: bool = False) -> bytes:
+    """A member of a hash:net set. `net` is at least a /1: the kernel has no /0."""
+    return net.address + bytes((net.length, nomatch))
+
+
+def port_member(address: Address, protocol: int, port: int) -> bytes:
+    """A member of a hash:ip,port set."""
+    return address + bytes((protocol,)) + port.to_bytes(2, "big")
+
+
+def net_port_member(net: Network, protocol: int, port: int, nomatch: bool = False) -> bytes:
+    """A member of a hash:net,port set."""
+    return net.address + bytes((net.length, nomatch, protocol)) + port.to_bytes(2, "big")
+
+
+def member_size(kind: SetKind, family: Family) -> int:
+    """Bytes of one packed member."""
+    return (4 if family == 4 else 16) + (2 if "net" in kind else 0) + (3 if "port" in kind else 0)
