@@ -108,6 +108,9 @@ class Query(Struct, frozen=True, order=True, gc=False):
     pods: Selector
 
 
+EVERYONE = Query("", EVERYTHING, EVERYTHING)
+
+
 class IPBlock(Struct, frozen=True, order=True, gc=False):
     """The addresses of `cidr` without those of `excepts` (which lie inside it)."""
 
@@ -166,6 +169,10 @@ class Policy(Struct, frozen=True, gc=False):
     def subject(self) -> Query:
         """The pods that this policy selects."""
         return Query(self.namespace, EVERYTHING, self.pods)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.namespace, self.name
 
     def rules(self, direction: Direction) -> tuple[Rule, ...] | None:
         return self.ingress if direction == "ingress" else self.egress

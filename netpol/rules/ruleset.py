@@ -44,14 +44,14 @@ def is_our_set(name: str) -> bool:
 # -- matches -----------------------------------------------------------------------------------------------------------
 
 
-class Conntrack(Struct, frozen=True, tag=True, gc=False):
+class Conntrack(Struct, frozen=True, tag_field="kind", tag=True, gc=False):
     """`-m conntrack --ctstate`; `states` by iptables' names, in the order INVALID, NEW, RELATED, ESTABLISHED, UNTRACKED, SNAT, DNAT."""
 
     states: tuple[str, ...]
     invert: bool = False
 
 
-class Connmark(Struct, frozen=True, tag=True, gc=False):
+class Connmark(Struct, frozen=True, tag_field="kind", tag=True, gc=False):
     """`-m connmark --mark value/mask`."""
 
     mark: int
@@ -59,7 +59,7 @@ class Connmark(Struct, frozen=True, tag=True, gc=False):
     invert: bool = False
 
 
-class Tcp(Struct, frozen=True, tag=True, gc=False):
+class Tcp(Struct, frozen=True, tag_field="kind", tag=True, gc=False):
     """`-m tcp`: port ranges (inclusive), and `--tcp-flags mask comp` as bytes of the TCP header; `option` 0 is none."""
 
     source: PortRange = ANY_PORT
@@ -73,7 +73,7 @@ class Tcp(Struct, frozen=True, tag=True, gc=False):
     not_option: bool = False
 
 
-class Udp(Struct, frozen=True, tag=True, gc=False):
+class Udp(Struct, frozen=True, tag_field="kind", tag=True, gc=False):
     """`-m udp`: port ranges (inclusive)."""
 
     source: PortRange = ANY_PORT
@@ -82,7 +82,7 @@ class Udp(Struct, frozen=True, tag=True, gc=False):
     not_destination: bool = False
 
 
-class Sctp(Struct, frozen=True, tag=True, gc=False):
+class Sctp(Struct, frozen=True, tag_field="kind", tag=True, gc=False):
     """`-m sctp`: port ranges (inclusive); None does not look. Chunk matches are not covered (they stay `Opaque`)."""
 
     source: PortRange | None = None
@@ -91,7 +91,7 @@ class Sctp(Struct, frozen=True, tag=True, gc=False):
     not_destination: bool = False
 
 
-class Multiport(Struct, frozen=True, tag=True, gc=False):
+class Multiport(Struct, frozen=True, tag_field="kind", tag=True, gc=False):
     """`-m multiport`: at most 15 places, of which a range takes two. A single port is (n, n)."""
 
     ports: tuple[PortRange, ...]
@@ -99,7 +99,7 @@ class Multiport(Struct, frozen=True, tag=True, gc=False):
     invert: bool = False
 
 
-class SetMatch(Struct, frozen=True, tag=True, gc=False):
+class SetMatch(Struct, frozen=True, tag_field="kind", tag=True, gc=False):
     """`-m set --match-set name directions`; one direction for each dimension of the set's type."""
 
     name: str
@@ -107,7 +107,7 @@ class SetMatch(Struct, frozen=True, tag=True, gc=False):
     invert: bool = False
 
 
-class Addrtype(Struct, frozen=True, tag=True, gc=False):
+class Addrtype(Struct, frozen=True, tag_field="kind", tag=True, gc=False):
     """`-m addrtype`: bit sets of kernel RTN_* types (1 << type); 0 does not look."""
 
     source: int = 0
@@ -118,7 +118,7 @@ class Addrtype(Struct, frozen=True, tag=True, gc=False):
     limit_out: bool = False
 
 
-class Hashlimit(Struct, frozen=True, tag=True, gc=False):
+class Hashlimit(Struct, frozen=True, tag_field="kind", tag=True, gc=False):
     """`-m hashlimit --hashlimit-upto` (or `-above`) as revision 3 has it.
 
     average -- the kernel's own figure: scale units (1,000,000) times seconds for one event; burst in events;
@@ -138,7 +138,7 @@ class Hashlimit(Struct, frozen=True, tag=True, gc=False):
     destination_length: int = 32
 
 
-class Icmp(Struct, frozen=True, tag=True, gc=False):
+class Icmp(Struct, frozen=True, tag_field="kind", tag=True, gc=False):
     """`-m icmp` or, in a rule of family 6, `-m icmp6`: a type and an inclusive range of codes. Type 255 is any (IPv4)."""
 
     type: int
@@ -146,7 +146,7 @@ class Icmp(Struct, frozen=True, tag=True, gc=False):
     invert: bool = False
 
 
-class Opaque(Struct, frozen=True, tag=True, gc=False):
+class Opaque(Struct, frozen=True, tag_field="kind", tag=True, gc=False):
     """A match that netpol does not know, or a form of one that it does not model: its bytes as the kernel had them."""
 
     name: str
@@ -160,35 +160,35 @@ Match = Conntrack | Connmark | Tcp | Udp | Sctp | Multiport | SetMatch | Addrtyp
 # -- targets -----------------------------------------------------------------------------------------------------------
 
 
-class Verdict(Struct, frozen=True, tag=True, gc=False):
+class Verdict(Struct, frozen=True, tag_field="kind", tag=True, gc=False):
     """`-j ACCEPT`, `-j DROP` or `-j RETURN`."""
 
     name: Literal["ACCEPT", "DROP", "RETURN"]
 
 
-class Jump(Struct, frozen=True, tag=True, gc=False):
+class Jump(Struct, frozen=True, tag_field="kind", tag=True, gc=False):
     """`-j chain`."""
 
     chain: str
 
 
-class Goto(Struct, frozen=True, tag=True, gc=False):
+class Goto(Struct, frozen=True, tag_field="kind", tag=True, gc=False):
     """`-g chain`: the end of that chain is the end of this one too."""
 
     chain: str
 
 
-class Continue(Struct, frozen=True, tag=True, gc=False):
+class Continue(Struct, frozen=True, tag_field="kind", tag=True, gc=False):
     """A rule without a target: it counts, and the next rule is looked at."""
 
 
-class Reject(Struct, frozen=True, tag=True, gc=False):
+class Reject(Struct, frozen=True, tag_field="kind", tag=True, gc=False):
     """`-j REJECT --reject-with`, by iptables' name of the answer (icmp-port-unreachable, tcp-reset, icmp6-adm-prohibited ...)."""
 
     answer: str
 
 
-class Nflog(Struct, frozen=True, tag=True, gc=False):
+class Nflog(Struct, frozen=True, tag_field="kind", tag=True, gc=False):
     """`-j NFLOG`: a netlink group, a prefix of at most 63 bytes, `threshold` packets a message.
 
     `size` is --nflog-size in bytes of a packet; 0 copies whole packets.
@@ -200,7 +200,7 @@ class Nflog(Struct, frozen=True, tag=True, gc=False):
     threshold: int = 1
 
 
-class OpaqueTarget(Struct, frozen=True, tag=True, gc=False):
+class OpaqueTarget(Struct, frozen=True, tag_field="kind", tag=True, gc=False):
     """A target that netpol does not know: its bytes as the kernel had them."""
 
     name: str
@@ -285,6 +285,11 @@ def port_member(address: Address, protocol: int, port: int) -> bytes:
 def net_port_member(net: Network, protocol: int, port: int, nomatch: bool = False) -> bytes:
     """A member of a hash:net,port set."""
     return net.address + bytes((net.length, nomatch, protocol)) + port.to_bytes(2, "big")
+
+
+def is_flagged(kind: SetKind) -> bool:
+    """Whether the members of such a set carry the nomatch flag."""
+    return "net" in kind
 
 
 def member_size(kind: SetKind, family: Family) -> int:

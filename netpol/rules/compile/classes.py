@@ -1,0 +1,273 @@
+"""A class of pods -> its chain: the policies that isolate it in a direction, as the fewest cheap rules that say the same.
+
+The rules of all policies of the class are taken apart into (peer, ports) and put together again: each peer has the union of its
+ports over all policies; what every peer may do is taken out of each one's own; peers with the same ports share their rules.
+Several queries, or several blocks, become one set when there would be more than a few matches. So a pod selected by 1,000 policies
+that each allow another peer on port 80 costs a new flow what one policy costs.
+
+Named ports of an ingress rule are numbers here: pods that resolve them differently are different classes. Those of an egress rule
+belong to the destination and are sets of (address, port).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from msgspec import Struct
+
+from netpol.model import SCTP, TCP, Direction, Family, IPBlock, NamedPort, NumberedPort, Policy, PolicyPort, Query
+from netpol.model import Rule as PolicyRule
+from netpol.rules.compile.prefixes import prefixes, union, whole
+from netpol.rules.compile.selections import BlockSelection, PodSelection, PortSelection, Selection, content_hash, set_name
+from netpol.rules.ruleset import (
+    DENY,
+    RETURN,
+    Chain,
+    Goto,
+    Match,
+    Multiport,
+    PortRange,
+    Rule,
+    Sctp,
+    SetDirection,
+    SetMatch,
+    Tcp,
+    Udp,
+)
+
+# Up to so many queries, or plain prefixes, are a match each: their sets stay shared with other classes.
+FEW = 3
+
+# What a peer may use: everything, or port ranges by protocol and named ports.
+Ranges = tuple[PortRange, ...]
+Resolution = Mapping[tuple[int, str], tuple[int, ...]]
+EVERY_PORT: Ranges = ((0, 65535),)
+_ALL = -1  # stands for "every protocol" where a protocol number does otherwise
+
+
+class Service(Struct, frozen=True, order=True):
+    """One thing a rule can ask of a packet: a protocol (-1: any) and port ranges, or a named port of the destination."""
+
+    protocol: int
+    ranges: Ranges = EVERY_PORT
+    name: str = ""
+
+
+class Peers(Struct, frozen=True):
+    """Who may use a service in one family: everyone, or queries and blocks."""
+
+    everyone: bool
+    queries: tuple[Query, ...] = ()
+    blocks: tuple[IPBlock, ...] = ()
+
+
+class ClassChain(Struct, frozen=True):
+    """The chain of a class in one family, and the selections its rules refer to, by the names of their sets."""
+
+    chain: Chain
+    selections: Mapping[str, Selection]
+
+
+def class_chain(direction: Direction, family: Family, policies: Iterable[Policy], resolution: Resolution) -> ClassChain:
+    """The chain for pods that exactly these policies isolate in that direction.
+
+    resolution -- for ingress: (protocol, name) -> the numbers that the pods of the class declare under it.
+    """
+    selections: dict[str, Selection] = {}
+    rules: list[Rule] = []
+    for service, peers in sorted(services(direction, family, policies, resolution).items()):
+        matches = _peer_rules(direction, family, service, peers, selections)
+        rules += [rule for match in matches for rule in _service_rules(service, match)]
+    rules.sort(key=_cost)
+    rules.append(Rule(Goto(DENY)))
+    content = tuple(rules)
+    name = f"NETPOL-{'E' if direction == 'egress' else 'I'}-{content_hash((family, content), 19)}"
+    return ClassChain(Chain(name, content), selections)
+
+
+# -- taking apart and putting together ---------------------------------------------------------------------------------
+
+
+class _Allowed:
+    """What one peer may use."""
+
+    def __init__(self) -> None:
+        self.all = False
+        self.ranges: dict[int, list[PortRange]] = {}
+        self.names: set[tuple[int, str]] = set()
+
+    def add(self, ports: tuple[PolicyPort, ...] | None, direction: Direction, resolution: Resolution) -> None:
+        if ports is None:
+            self.all = True
+        for port in ports or ():
+            if isinstance(port, NumberedPort):
+                self.ranges.setdefault(port.protocol, []).append((port.first, port.last))
+            elif direction == "egress":
+                self.names.add((port.protocol, port.name))
+            else:
+                numbers = resolution.get((port.protocol, port.name), ())
+                self.ranges.setdefault(port.protocol, []).extend((number, number) for number in numbers)
+
+    def services(self, but: _Allowed | None) -> Iterable[Service]:
+        """The services of this peer that `but`, which is everyone, does not have already."""
+        if but is not None and but.all:
+            return
+        if self.all:
+            yield Service(_ALL)
+            return
+        for protocol, found in self.ranges.items():
+            ranges = merge_ranges(found)
+            if but is not None:
+                ranges = subtract_ranges(ranges, merge_ranges(but.ranges.get(protocol, ())))
+            if ranges:
+                yield Service(protocol, ranges)
+        for protocol, name in self.names:
+            if (0, 65535) in self.ranges.get(protocol, ()) or (but is not None and (protocol, name) in but.names):
+                continue
+            yield Service(protocol, EVERY_PORT, name)
+
+
+def services(direction: Direction, family: Family, policies: Iterable[Policy], resolution: Resolution) -> dict[Service, Peers]:
+    """Who may use what, over all rules of the policies: each pair of peer and port stands in it once."""
+    everyone = _Allowed()
+    allowed: dict[Query | IPBlock, _Allowed] = {}
+    for policy in policies:
+        for rule in policy.rules(direction) or ():
+            for peer in _peers(rule, family):
+                (everyone if peer is None else allowed.setdefault(peer, _Allowed())).add(rule.ports, direction, resolution)
+    found: dict[Service, Peers] = {service: Peers(True) for service in everyone.services(None)}
+    together: dict[Service, tuple[list[Query], list[IPBlock]]] = {}
+    for peer, what in allowed.items():
+        for service in what.services(everyone):
+            queries, blocks = together.setdefault(service, ([], []))
+            if isinstance(peer, Query):
+                queries.append(peer)
+            else:
+                blocks.append(peer)
+    for service, (queries, blocks) in together.items():
+        found[service] = Peers(False, tuple(sorted(queries)), tuple(sorted(blocks)))
+    return found
+
+
+def _peers(rule: PolicyRule, family: Family) -> Iterable[Query | IPBlock | None]:
+    """The peers of a rule that can have addresses of that family; None is everyone. Never everyone by lack of members."""
+    if rule.peers is None:
+        yield None
+        return
+    for peer in rule.peers:
+        if isinstance(peer, Query) or peer.cidr.family == family:
+            yield None if isinstance(peer, IPBlock) and peer.cidr.length == 0 and not peer.excepts else peer
+
+
+def merge_ranges(ranges: Iterable[PortRange]) -> Ranges:
+    """Sorted ranges that neither overlap nor touch."""
+    merged: list[PortRange] = []
+    for low, high in sorted(ranges):
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], high))
+        else:
+            merged.append((low, high))
+    return tuple(merged)
+
+
+def subtract_ranges(ranges: Ranges, less: Ranges) -> Ranges:
+    """The numbers of `ranges` that are not in `less`; both are merged, and so is the result."""
+    left: list[PortRange] = []
+    for low, high in ranges:
+        for cut_low, cut_high in less:
+            if cut_high < low or cut_low > high:
+                continue
+            if low < cut_low:
+                left.append((low, cut_low - 1))
+            low = cut_high + 1
+        if low <= high:
+            left.append((low, high))
+    return tuple(left)
+
+
+# -- rules -------------------------------------------------------------------------------------------------------------
+
+
+def _peer_rules(direction: Direction, family: Family, service: Service, peers: Peers, selections: dict[str, Selection]) -> Iterable[Rule]:
+    """One rule for each match that the peers need, without the service; RETURN is "allowed here". Notes the selections used."""
+
+    def by_set(selection: Selection, directions: tuple[SetDirection, ...]) -> Rule:
+        name = set_name(selection, family)
+        selections[name] = selection
+        return Rule(RETURN, (SetMatch(name, directions),))
+
+    ranges = (whole(family),) if peers.everyone else union(peers.blocks, family)
+    if service.name:
+        covered = prefixes(ranges, family)
+        if peers.queries or covered:
+            yield by_set(PortSelection(service.protocol, service.name, peers.queries, covered), ("dst", "dst"))
+        return
+    if ranges == (whole(family),):
+        yield Rule(RETURN)
+        return
+    side: tuple[SetDirection, ...] = ("src",) if direction == "ingress" else ("dst",)
+    if len(peers.queries) <= FEW:
+        yield from (by_set(PodSelection((query,)), side) for query in peers.queries)
+    else:
+        yield by_set(PodSelection(peers.queries), side)
+    plain = prefixes(ranges, family)
+    if len(plain) <= FEW and not any(nomatch for _, nomatch in plain):
+        yield from (Rule(RETURN, source=net) if direction == "ingress" else Rule(RETURN, destination=net) for net, _ in plain)
+    elif plain:
+        yield by_set(BlockSelection(plain), side)
+
+
+def _service_rules(service: Service, peer: Rule) -> Iterable[Rule]:
+    """The rules for one peer match: the protocol and the port matches stand before the set, because they are cheaper."""
+    if service.protocol == _ALL:
+        yield peer
+        return
+    for match in _port_matches(service):
+        yield Rule(peer.target, (*match, *peer.matches), source=peer.source, destination=peer.destination, protocol=service.protocol)
+
+
+def _port_matches(service: Service) -> Iterable[tuple[Match, ...]]:
+    if service.name or service.ranges == EVERY_PORT:
+        yield ()
+        return
+    if len(service.ranges) == 1:
+        yield (_port_match(service.protocol, service.ranges[0]),)
+        return
+    piece: list[PortRange] = []
+    room = 15
+    for low, high in service.ranges:
+        places = 1 if low == high else 2
+        if places > room:
+            yield (Multiport(tuple(piece)),)
+            piece, room = [], 15
+        piece.append((low, high))
+        room -= places
+    yield (_port_match(service.protocol, piece[0]) if len(piece) == 1 else Multiport(tuple(piece)),)
+
+
+def _port_match(protocol: int, ports: PortRange) -> Match:
+    if protocol == TCP:
+        return Tcp(destination=ports)
+    return Sctp(destination=ports) if protocol == SCTP else Udp(destination=ports)
+
+
+def _cost(rule: Rule) -> tuple[bool, bool, int]:
+    """Rules that look into no set come first, then those of any protocol last."""
+    in_set = any(isinstance(match, SetMatch) for match in rule.matches)
+    in_ports = any(isinstance(match, SetMatch) and len(match.directions) > 1 for match in rule.matches)
+    return in_set, in_ports, len(rule.matches)
+
+
+def named_ports(policies: Iterable[Policy]) -> tuple[tuple[int, str], ...]:
+    """The (protocol, name) pairs that the ingress rules of these policies use, sorted."""
+    return tuple(
+        sorted(
+            {
+                (port.protocol, port.name)
+                for policy in policies
+                for rule in policy.ingress or ()
+                for port in rule.ports or ()
+                if isinstance(port, NamedPort)
+            }
+        )
+    )

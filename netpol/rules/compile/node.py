@@ -1,0 +1,316 @@
+"""One node's wanted state, kept up to date by events: what the kernel of that node should hold.
+
+`NodeState` follows the changes of a `Cluster`. Members of sets are derived from the cluster's index, never stored twice: an event
+touches, in the sets that use one of the queries concerned, the members of its addresses, and remembers what they were. Chains are
+computed once a class. `pending()` gives what was touched since `applied()`, as a pair (wanted, found) for `diff`; `wanted()` gives all.
+
+Only what concerns this node's isolated pods is in it: a policy that selects no pod of this node costs an entry in a dictionary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from netpol.model import DIRECTIONS, FAMILIES, Address, Direction, Family, Network, Pod, Policy, Query, family_of
+from netpol.policy.cluster import Change, Cluster, Move
+from netpol.rules.compile.classes import ClassChain, class_chain, named_ports
+from netpol.rules.compile.selections import PortSelection, Selection, as_set, members, members_at, queries_of, set_name
+from netpol.rules.compile.skeleton import Settings, skeleton
+from netpol.rules.compile.tree import tree
+from netpol.rules.ruleset import Chain, Ruleset, Set
+
+Key = tuple[str, str]
+_Leaves = dict[tuple[Family, Direction], dict[Address, ClassChain | None]]
+
+
+class _ClassKey(Struct, frozen=True):
+    """Pods of one class share a chain: the policies that isolate them, and the numbers behind the names those use."""
+
+    direction: Direction
+    policies: frozenset[Key]
+    resolution: tuple[tuple[tuple[int, str], tuple[int, ...]], ...]
+
+
+class _LiveSet:
+    """A set in use, and the members that events touched since it was last applied, with whether they were in it then."""
+
+    __slots__ = ("family", "name", "new", "selection", "touched")
+
+    def __init__(self, selection: Selection, family: Family) -> None:
+        self.selection, self.family = selection, family
+        self.name = set_name(selection, family)
+        self.new = True
+        self.touched: dict[bytes, bool] = {}
+
+
+class NodeState:
+    """See the module. Every change of the cluster since this was made is to be given to `follow`, in order and at once."""
+
+    def __init__(self, cluster: Cluster, node: str, settings: Settings | None = None) -> None:
+        self.cluster, self.node, self.settings = cluster, node, settings or Settings()
+        self._locals: dict[Key, Pod] = {}
+        self._subjects: dict[Query, set[Key]] = {}
+        self._classes: dict[_ClassKey, dict[Family, ClassChain]] = {}
+        self._sets: dict[str, _LiveSet] = {}
+        self._leaving: dict[str, _LiveSet] = {}
+        self._users: dict[Query, set[_LiveSet]] = {}
+        self._port_users: dict[Query, set[_LiveSet]] = {}
+        self._chains: dict[Family, dict[str, Chain]] = {}
+        self._applied: Ruleset = Ruleset({}, {}, frozenset(), self.settings.table)
+        self._stale = True
+        for policy in cluster.policies.values():
+            self._add_subject(policy)
+        for pod in cluster.all_pods():
+            if self._is_local(pod):
+                self._locals[pod.key] = pod
+
+    def close(self) -> None:
+        """Takes back the queries that this registered; nothing else is to be called afterwards."""
+        for live in (*self._sets.values(), *self._leaving.values()):
+            self._release(live)
+        for policy in self.cluster.policies.values():
+            self.cluster.index.unregister(policy.subject)
+
+    # -- events --------------------------------------------------------------------------------------------------------
+
+    def follow(self, change: Change) -> None:
+        """Takes over what an event changed."""
+        for move in change.moves:
+            self._touch(move)
+            # Another pod, of any node, may take or give back the address of one of ours.
+            holders = {standing.pod.key for standing in (move.before, move.after) if standing is not None}
+            if len(holders) == 2 and not holders.isdisjoint(self._locals):
+                self._stale = True
+        for before, after in change.pods:
+            if (before is not None and self._is_local(before)) or (after is not None and self._is_local(after)):
+                self._replace_local(before, after)
+        if any(self._is_local(pod) for pod in change.regrouped):
+            self._stale = True
+        for old, new in change.policies:
+            self._replace_policy(old, new)
+        if any(self.node == node.name for pair in change.nodes for node in pair if node is not None):
+            self._stale = True
+
+    def _touch(self, move: Move) -> None:
+        before = move.before.queries if move.before is not None else frozenset()
+        after = move.after.queries if move.after is not None else frozenset()
+        touched = {live for query in before ^ after for live in self._users.get(query, ())}
+        if self._port_users and (move.before and move.before.pod.ports) != (move.after and move.after.pod.ports):
+            touched |= {live for query in before | after for live in self._port_users.get(query, ())}
+        family = family_of(move.address)
+        for live in touched:
+            if live.family == family and not live.new:
+                had = members_at(live.selection, move.address, move.before)
+                has = members_at(live.selection, move.address, move.after)
+                for member in had | has:
+                    live.touched.setdefault(member, member in had)
+
+    def _replace_local(self, before: Pod | None, after: Pod | None) -> None:
+        for pod in (before, after):
+            if pod is not None:
+                self._locals.pop(pod.key, None)
+        if after is not None and self._is_local(after):
+            self._locals[after.key] = after
+        self._stale = True
+
+    def _replace_policy(self, before: Policy | None, after: Policy | None) -> None:
+        """Registers the new subject before the old one goes, so that one that stays is not searched for again."""
+        concerned = False
+        if before is not None:
+            concerned = self._concerns(before)
+            for key in [key for key in self._classes if before.key in key.policies]:
+                del self._classes[key]
+        if after is not None:
+            self._add_subject(after)
+            concerned = concerned or self._concerns(after)
+        if before is not None:
+            self._drop_subject(before, keep=after is not None and after.subject == before.subject)
+        first_or_last = (before is None or after is None) and len(self.cluster.policies) <= 1
+        self._stale = self._stale or concerned or first_or_last
+
+    def _add_subject(self, policy: Policy) -> None:
+        self.cluster.index.register(policy.subject)
+        self._subjects.setdefault(policy.subject, set()).add(policy.key)
+
+    def _drop_subject(self, policy: Policy, keep: bool) -> None:
+        self.cluster.index.unregister(policy.subject)
+        if not keep:
+            keys = self._subjects[policy.subject]
+            keys.discard(policy.key)
+            if not keys:
+                del self._subjects[policy.subject]
+
+    def _concerns(self, policy: Policy) -> bool:
+        return any(policy.subject in self.cluster.queries(pod) for pod in self._locals.values())
+
+    def _is_local(self, pod: Pod) -> bool:
+        return pod.node == self.node and not pod.host_network and not pod.finished
+
+    # -- results -------------------------------------------------------------------------------------------------------
+
+    def wanted(self) -> Ruleset:
+        """All that the kernel should hold now."""
+        self._settle()
+        sets = {live.name: self._full(live) for live in self._sets.values()}
+        return Ruleset(self._chains, sets, frozenset(FAMILIES), self.settings.table)
+
+    def pending(self) -> tuple[Ruleset, Ruleset]:
+        """(wanted, found) as far as they can differ since `applied`: all chains, new and leaving sets, and the members touched."""
+        self._settle()
+        wanted: dict[str, Set] = {}
+        found: dict[str, Set] = {}
+        for live in self._sets.values():
+            if live.new:
+                wanted[live.name] = self._full(live)
+            elif live.touched:
+                found[live.name] = as_set(live.selection, live.family, frozenset(m for m, was in live.touched.items() if was))
+                wanted[live.name] = as_set(live.selection, live.family, self._touched_now(live))
+        for live in self._leaving.values():
+            found[live.name] = as_set(live.selection, live.family, frozenset())
+        return (
+            Ruleset(self._chains, wanted, frozenset(FAMILIES), self.settings.table),
+            Ruleset(self._applied.chains, found, self._applied.hooked, self.settings.table),
+        )
+
+    def applied(self) -> None:
+        """What `pending` or `wanted` said last is in the kernel now."""
+        self._applied = Ruleset(self._chains, {}, frozenset(FAMILIES), self.settings.table)
+        for live in self._sets.values():
+            live.new = False
+            live.touched = {}
+        for live in self._leaving.values():
+            self._release(live)
+        self._leaving = {}
+
+    def _full(self, live: _LiveSet) -> Set:
+        return as_set(live.selection, live.family, members(live.selection, live.family, self.cluster))
+
+    def _touched_now(self, live: _LiveSet) -> frozenset[bytes]:
+        size = 4 if live.family == 4 else 16
+        now: frozenset[bytes] = frozenset()
+        for address in {member[:size] for member in live.touched}:
+            now |= members_at(live.selection, address, self.cluster.standing(address))
+        return now
+
+    # -- structure -----------------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Computes classes, chains and the sets they need again, after something that can change them."""
+        if not self._stale:
+            return
+        self._stale = False
+        unknown = self._unknown()
+        leaves: _Leaves = {(family, direction): {} for family in FAMILIES for direction in DIRECTIONS}
+        used: dict[_ClassKey, None] = {}
+        known_classes: dict[frozenset[Query], dict[Direction, frozenset[Key]]] = {}
+        for pod in self._locals.values():
+            queries = self.cluster.queries(pod)
+            isolating = known_classes.get(queries)
+            if isolating is None:
+                isolating = known_classes[queries] = self._isolating(queries)
+            for direction in DIRECTIONS:
+                chains: Mapping[Family, ClassChain] | None = None
+                if isolating[direction]:
+                    key = self._class_key(direction, isolating[direction], pod)
+                    used[key] = None
+                    chains = self._class(key)
+                elif not unknown:
+                    continue
+                for address in pod.addresses:
+                    if self.cluster.holder(address) is pod:
+                        leaves[family_of(address), direction][address] = chains[family_of(address)] if chains is not None else None
+        self._classes = {key: self._classes[key] for key in used}
+        self._chains = {family: self._family_chains(family, leaves, unknown) for family in FAMILIES}
+        self._use_sets(leaves)
+
+    def _unknown(self) -> tuple[Network, ...]:
+        """The ranges whose unknown addresses are denied now (SEMANTICS 29)."""
+        node = self.cluster.nodes.get(self.node)
+        cidrs = self.settings.pod_cidrs or (node.pod_cidrs if node is not None else ())
+        if self.settings.unknown_pods == "deny":
+            return cidrs if self.cluster.policies else ()
+        if self.settings.unknown_pods == "auto" and any(
+            not pod.addresses and not self._subjects.keys().isdisjoint(self.cluster.queries(pod)) for pod in self._locals.values()
+        ):
+            return cidrs
+        return ()
+
+    def _isolating(self, queries: frozenset[Query]) -> dict[Direction, frozenset[Key]]:
+        keys = [key for query in queries for key in self._subjects.get(query, ())]
+        policies = self.cluster.policies
+        return {d: frozenset(key for key in keys if policies[key].rules(d) is not None) for d in DIRECTIONS}
+
+    def _class_key(self, direction: Direction, keys: frozenset[Key], pod: Pod) -> _ClassKey:
+        if direction == "egress":
+            return _ClassKey(direction, keys, ())
+        names = named_ports(self.cluster.policies[key] for key in keys)
+        return _ClassKey(direction, keys, tuple((name, _numbers(pod, name)) for name in names))
+
+    def _class(self, key: _ClassKey) -> dict[Family, ClassChain]:
+        found = self._classes.get(key)
+        if found is None:
+            policies = [self.cluster.policies[k] for k in sorted(key.policies)]
+            found = self._classes[key] = {f: class_chain(key.direction, f, policies, dict(key.resolution)) for f in FAMILIES}
+        return found
+
+    def _family_chains(self, family: Family, leaves: _Leaves, unknown: tuple[Network, ...]) -> dict[str, Chain]:
+        classes = [found for direction in DIRECTIONS for found in leaves[family, direction].values() if found is not None]
+        chains = skeleton(family, self.settings, isolated=bool(classes))
+        chains |= {found.chain.name: found.chain for found in classes}
+        ranges = tuple(net for net in unknown if net.family == family)
+        for direction in DIRECTIONS:
+            targets = {address: found.chain.name if found is not None else None for address, found in leaves[family, direction].items()}
+            chains |= tree(direction, targets, ranges)
+        return chains
+
+    def _use_sets(self, leaves: _Leaves) -> None:
+        needed = {
+            name: (selection, family)
+            for (family, _), by_address in leaves.items()
+            for found in {id(found): found for found in by_address.values() if found is not None}.values()
+            for name, selection in found.selections.items()
+        }
+        for name in self._sets.keys() - needed.keys():
+            live = self._sets.pop(name)
+            if live.new:
+                self._release(live)
+            else:
+                self._leaving[name] = live
+        for name in needed.keys() - self._sets.keys():
+            selection, family = needed[name]
+            self._sets[name] = self._leaving.pop(name) if name in self._leaving else self._begin(selection, family)
+
+    def _begin(self, selection: Selection, family: Family) -> _LiveSet:
+        live = _LiveSet(selection, family)
+        for query in queries_of(selection):
+            self.cluster.index.register(query)
+            self._users.setdefault(query, set()).add(live)
+            if isinstance(selection, PortSelection):
+                self._port_users.setdefault(query, set()).add(live)
+        return live
+
+    def _release(self, live: _LiveSet) -> None:
+        for query in queries_of(live.selection):
+            self.cluster.index.unregister(query)
+            for users in (self._users, self._port_users):
+                found = users.get(query)
+                if found is not None:
+                    found.discard(live)
+                    if not found:
+                        del users[query]
+
+
+def _numbers(pod: Pod, name: tuple[int, str]) -> tuple[int, ...]:
+    """The numbers that a pod declares under a protocol and name, sorted."""
+    return tuple(sorted({port.port for port in pod.ports if (port.protocol, port.name) == name}))
+
+
+def compiled(cluster: Cluster, node: str, settings: Settings | None = None) -> Ruleset:
+    """The wanted state of one node, from scratch."""
+    state = NodeState(cluster, node, settings)
+    try:
+        return state.wanted()
+    finally:
+        state.close()

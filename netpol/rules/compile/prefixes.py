@@ -1,0 +1,100 @@
+"""The shortest list of prefixes that says what several ipBlocks with their excepts say together.
+
+A hash:net set answers by the longest prefix that covers an address: a plain one matches, one marked nomatch does not. Put into
+one set as they stand, the `except` of one block would shadow the addresses that another block allows. So the union is taken first,
+as disjoint ranges of numbers, and then written as the least number of match and nomatch prefixes (the construction known for
+routing tables as ORTC: from the leaves up, what could a node say for all below it; from the root down, say it where it differs).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+
+from netpol.model import Family, IPBlock, Network
+
+Range = tuple[int, int]  # inclusive
+Prefixes = tuple[tuple[Network, bool], ...]  # (prefix, nomatch), sorted
+
+
+def union(blocks: Iterable[IPBlock], family: Family) -> tuple[Range, ...]:
+    """The addresses of that family in any of the blocks, as sorted ranges that neither overlap nor touch."""
+    return _merge(part for block in blocks if block.cidr.family == family for part in _block_ranges(block))
+
+
+def whole(family: Family) -> Range:
+    """All addresses of a family."""
+    return 0, (1 << (32 if family == 4 else 128)) - 1
+
+
+def prefixes(ranges: tuple[Range, ...], family: Family) -> Prefixes:
+    """The shortest list for these ranges. Nothing in it is shorter than a /1, for a set cannot hold a /0."""
+    if not ranges:
+        return ()
+    width = 32 if family == 4 else 128
+    half = 1 << (width - 1)
+    found: list[tuple[Network, bool]] = []
+    for start in (0, half):
+        _emit(_summarise(ranges, start, half), start, half, False, width, found)
+    return tuple(sorted(found))
+
+
+def _block_ranges(block: IPBlock) -> Iterable[Range]:
+    start, end = _range(block.cidr)
+    for low, high in _merge(_range(inner) for inner in block.excepts):
+        if start < low:
+            yield start, low - 1
+        start = high + 1
+    if start <= end:
+        yield start, end
+
+
+def _range(net: Network) -> Range:
+    start = int.from_bytes(net.address, "big")
+    return start, start + (1 << (len(net.address) * 8 - net.length)) - 1
+
+
+def _merge(ranges: Iterable[Range]) -> tuple[Range, ...]:
+    merged: list[Range] = []
+    for low, high in sorted(ranges):
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], high))
+        else:
+            merged.append((low, high))
+    return tuple(merged)
+
+
+class _Node:
+    """A prefix and what it could say (match, no match, or either) at the same cost; children where it is mixed."""
+
+    __slots__ = ("children", "says")
+
+    def __init__(self, says: frozenset[bool], children: tuple[_Node, _Node] | None = None) -> None:
+        self.says, self.children = says, children
+
+
+_MATCH, _NO_MATCH = _Node(frozenset([True])), _Node(frozenset([False]))
+
+
+def _summarise(ranges: tuple[Range, ...], start: int, size: int) -> _Node:
+    at = bisect_right(ranges, (start, 1 << 129)) - 1
+    if at >= 0 and ranges[at][1] >= start + size - 1:
+        return _MATCH
+    touches_before = at >= 0 and ranges[at][1] >= start
+    touches_after = at + 1 < len(ranges) and ranges[at + 1][0] < start + size
+    if not touches_before and not touches_after:
+        return _NO_MATCH
+    half = size >> 1
+    left, right = _summarise(ranges, start, half), _summarise(ranges, start + half, half)
+    return _Node(left.says & right.says or left.says | right.says, (left, right))
+
+
+def _emit(node: _Node, start: int, size: int, inherited: bool, width: int, found: list[tuple[Network, bool]]) -> None:
+    says = inherited if inherited in node.says else not inherited
+    if says != inherited:
+        length = width - (size.bit_length() - 1)
+        found.append((Network(start.to_bytes(width // 8, "big"), length), not says))
+    if node.children is not None:
+        half = size >> 1
+        _emit(node.children[0], start, half, says, width, found)
+        _emit(node.children[1], start + half, half, says, width, found)

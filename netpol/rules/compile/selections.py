@@ -1,0 +1,108 @@
+"""What a set holds, said by what it selects: its name is a hash of that, so it stays while members come and go, over restarts too.
+
+Sets are shared by whatever selects the same, over all policies and both directions; so a selection knows nothing of who uses it.
+"""
+
+from __future__ import annotations
+
+from base64 import b32encode
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+
+import msgspec
+from msgspec import Struct
+
+from netpol.model import EVERYONE, Address, Family, Pod, Query, family_of
+from netpol.policy.cluster import Cluster, Standing
+from netpol.rules.compile.prefixes import Prefixes
+from netpol.rules.ruleset import Set, SetKind, net_member, port_member
+
+
+class PodSelection(Struct, frozen=True, tag=True):
+    """The addresses of the pods that any of the queries selects."""
+
+    queries: tuple[Query, ...]
+
+
+class BlockSelection(Struct, frozen=True, tag=True):
+    """The addresses that these prefixes cover, by longest prefix."""
+
+    prefixes: Prefixes
+
+
+class PortSelection(Struct, frozen=True, tag=True):
+    """The named port of those pods that a query selects or whose address the prefixes cover, as address and number."""
+
+    protocol: int
+    name: str
+    queries: tuple[Query, ...]
+    prefixes: Prefixes
+
+
+Selection = PodSelection | BlockSelection | PortSelection
+
+KINDS: dict[type[Selection], SetKind] = {PodSelection: "hash:ip", BlockSelection: "hash:net", PortSelection: "hash:ip,port"}
+
+
+def content_hash(value: object, characters: int) -> str:
+    """A name for a value: the same value gives the same name on every node and in every run."""
+    return b32encode(sha256(msgspec.msgpack.encode(value)).digest()).decode()[:characters]
+
+
+def set_name(selection: Selection, family: Family) -> str:
+    """NETPOL4-... or NETPOL6-...: 31 characters."""
+    return f"NETPOL{family}-{content_hash(selection, 23)}"
+
+
+def queries_of(selection: Selection) -> tuple[Query, ...]:
+    """The queries that must be registered for `members_at` and `members` to be right."""
+    if isinstance(selection, BlockSelection):
+        return ()
+    if isinstance(selection, PortSelection) and selection.prefixes:
+        return (*selection.queries, EVERYONE)
+    return selection.queries
+
+
+def members_at(selection: Selection, address: Address, standing: Standing | None) -> frozenset[bytes]:
+    """The members that an address accounts for, as it stands. None for a selection that pods do not change."""
+    if standing is None or isinstance(selection, BlockSelection):
+        return frozenset()
+    selected = not standing.queries.isdisjoint(selection.queries)
+    if isinstance(selection, PodSelection):
+        return frozenset((address,)) if selected else frozenset()
+    if not selected and not (EVERYONE in standing.queries and covers(selection.prefixes, address)):
+        return frozenset()
+    return frozenset(
+        port_member(address, port.protocol, port.port)
+        for port in standing.pod.ports
+        if port.name == selection.name and port.protocol == selection.protocol
+    )
+
+
+def members(selection: Selection, family: Family, cluster: Cluster) -> frozenset[bytes]:
+    """All members now. The selection's queries are registered with the cluster's index."""
+    if isinstance(selection, BlockSelection):
+        return frozenset(net_member(net, nomatch) for net, nomatch in selection.prefixes)
+    if isinstance(selection, PodSelection):
+        return frozenset(address for address, _ in _addresses(cluster, selection.queries, family))
+    everywhere = queries_of(selection)
+    return frozenset(
+        member
+        for address, pod in _addresses(cluster, everywhere, family)
+        for member in members_at(selection, address, Standing(pod, cluster.queries(pod)))
+    )
+
+
+def as_set(selection: Selection, family: Family, content: frozenset[bytes]) -> Set:
+    """The set of a selection with the given members."""
+    return Set(set_name(selection, family), KINDS[type(selection)], family, content)
+
+
+def covers(prefixes: Prefixes, address: Address) -> bool:
+    """Whether the longest of the prefixes that cover an address matches it."""
+    best = max(((net.length, nomatch) for net, nomatch in prefixes if address in net), default=(0, True))
+    return not best[1]
+
+
+def _addresses(cluster: Cluster, queries: Iterable[Query], family: Family) -> Iterator[tuple[Address, Pod]]:
+    return ((address, pod) for query in queries for address, pod in cluster.members(query) if family_of(address) == family)

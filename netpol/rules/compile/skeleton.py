@@ -1,0 +1,75 @@
+"""The chains that are always there, whatever the policies: NETPOL with its gate, and NETPOL-DENY; and the settings that shape them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from netpol.model import ICMPV6, Family, Network
+from netpol.rules.ruleset import (
+    DENY,
+    DROP,
+    EGRESS,
+    INGRESS,
+    RETURN,
+    ROOT,
+    Chain,
+    Connmark,
+    Conntrack,
+    Goto,
+    Hashlimit,
+    Icmp,
+    Jump,
+    Nflog,
+    Rule,
+    TableName,
+)
+
+LINK_LOCAL = Network(b"\xfe\x80" + bytes(14), 10)
+# Multicast listener discovery (130-132, 143) and neighbour discovery with redirects (133-137): IPv6 does not work without them.
+ALWAYS_ALLOWED_ICMPV6 = (*range(130, 138), 143)
+
+
+class Settings(Struct, frozen=True):
+    """What the user may choose of the rules.
+
+    cut_bit -- the connmark bit of flows that were cut; unknown_pods -- what happens to addresses of this node's pod CIDRs that
+    belong to no known pod (SEMANTICS 29); pod_cidrs -- those ranges, where the Node object does not say them; log_group -- the NFLOG
+    group for denied packets, None for no log.
+    """
+
+    table: TableName = "mangle"
+    cut_bit: int = 0x10000000
+    unknown_pods: Literal["auto", "deny", "allow"] = "auto"
+    pod_cidrs: tuple[Network, ...] = ()
+    log_group: int | None = None
+
+
+def skeleton(family: Family, settings: Settings, isolated: bool) -> dict[str, Chain]:
+    """NETPOL and NETPOL-DENY of a family. `isolated`: whether any pod of this node is."""
+    cut = Connmark(settings.cut_bit, settings.cut_bit)
+    root = [
+        # All that an established packet pays.
+        Rule(RETURN, (Conntrack(("RELATED", "ESTABLISHED")), Connmark(settings.cut_bit, settings.cut_bit, invert=True))),
+        Rule(Goto(DENY), (cut,)),
+    ]
+    if family == 6 and isolated:
+        # Between pods on one bridge these addresses would be a way around.
+        root.append(Rule(Goto(DENY), source=LINK_LOCAL, destination=LINK_LOCAL))
+    root += [Rule(Jump(EGRESS)), Rule(Jump(INGRESS))]
+    return {ROOT: Chain(ROOT, tuple(root)), DENY: Chain(DENY, (*_exceptions(family), *_log(settings), Rule(DROP)))}
+
+
+def _exceptions(family: Family) -> tuple[Rule, ...]:
+    if family == 4:
+        return ()
+    return tuple(Rule(RETURN, (Icmp(number),), protocol=ICMPV6) for number in ALWAYS_ALLOWED_ICMPV6)
+
+
+def _log(settings: Settings) -> tuple[Rule, ...]:
+    """At most 10 packets a second for each pair of addresses, so that a flood does not bury the rest."""
+    if settings.log_group is None:
+        return ()
+    limit = Hashlimit("netpol-deny", average=100_000, burst=20, mode=("dstip", "srcip"))
+    return (Rule(Nflog(settings.log_group, "netpol", size=128), (limit,)),)
