@@ -6,6 +6,7 @@ however the process ended. Only the calling thread moves; the others stay where 
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -76,6 +77,10 @@ def enter_private_world() -> None:
     uid, gid = os.getuid(), os.getgid()
     _check(lib.np_sys_unshare(CLONE_NEWUSER), "unshare", "user namespace")
     for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
+        try:
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+        except OSError as error:
+            # Some systems let everyone make a user namespace and then nobody use it.
+            _check(-(error.errno or errno.EPERM), "write", f"{name} of the user namespace")
     _check(lib.np_sys_unshare(CLONE_NEWNET), "unshare", "network namespace")

@@ -1,0 +1,87 @@
+# Two commands matter: `make demo` and `make test`. Everything lives in .venv; a second run does no work twice.
+PYTHON ?= python3
+ARGS =
+
+VENV = .venv
+BIN = $(VENV)/bin
+NATIVE = netpol/kernel/_native.abi3.so
+OUR_C = $(sort $(wildcard csrc/*.c))
+OUR_H = $(sort $(wildcard csrc/*.h))
+OUR_PYTHON = netpol tests bench
+WARNINGS = -std=gnu11 -O3 -Wall -Wextra -Wshadow -Wconversion -Werror
+# setuptools explains at length, each time, what an editable install is.
+PIP = PYTHONWARNINGS=ignore $(BIN)/pip --disable-pip-version-check --quiet
+SANITIZED = build/sanitize
+
+export PYTHON
+# Debian keeps iptables and ipset where only root's PATH looks.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.DEFAULT_GOAL = help
+.PHONY: help demo test lint format bench sanitize build clean
+
+help:  ## This list
+	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "make %-9s %s\n", $$1, $$2 }'
+
+demo: $(NATIVE)  ## Enforce the example policy on real packets and show it (ARGS="--json")
+	@$(BIN)/netpol demo $(ARGS)
+
+test: $(NATIVE) $(VENV)/.dev  ## Run all tests (ARGS="-k name"); as root, first install the tools they compare with
+	@.ci/needs referees
+	@$(BIN)/pytest $(ARGS)
+
+lint: $(NATIVE) $(VENV)/.dev  ## Check style, types and C warnings
+	@.ci/needs lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict $(OUR_PYTHON)
+	$(BIN)/clang-format --dry-run --Werror $(OUR_C) $(OUR_H)
+	@set -e; for compiler in gcc clang; do \
+		command -v $$compiler >/dev/null || continue; \
+		for file in $(OUR_C); do $$compiler $(WARNINGS) -c -o /dev/null $$file; done; \
+		echo "$$compiler: $(words $(OUR_C)) C files without a warning"; \
+	done
+
+format: $(VENV)/.dev  ## Rewrite the sources in the house style
+	$(BIN)/ruff check --fix --exit-zero --quiet .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(OUR_C) $(OUR_H)
+
+bench: $(NATIVE) $(VENV)/.dev  ## Measure, and write bench-results.json
+	@.ci/needs referees
+	@$(BIN)/pytest bench $(ARGS)
+
+# --capture=sys: a sanitizer's report goes to the real standard error, for it ends the process that would have shown it.
+sanitize: $(VENV)/.dev  ## Run the tests of the native boundary under ASan and UBSan, in a tree of their own
+	@.ci/needs referees
+	@rm -rf $(SANITIZED)/netpol $(SANITIZED)/tests && mkdir -p $(SANITIZED)
+	@cp -rp csrc netpol tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
+	@rm -f $(SANITIZED)/netpol/kernel/*.so
+	@cd $(SANITIZED) && NETPOL_SANITIZE=1 ../../$(BIN)/python setup.py -q build_ext --inplace --force
+	@cd $(SANITIZED) && PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
+		../../$(BIN)/python -m pytest -p no:cacheprovider --capture=sys tests/kernel $(ARGS)
+
+build: $(NATIVE)  ## Set up .venv and build the native module
+
+clean:  ## Remove .venv and everything that was built
+	rm -rf $(VENV) build dist *.egg-info netpol/kernel/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis bench-results.json
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.base: pyproject.toml setup.py
+	@.ci/needs build
+	@echo "setting up $(VENV)"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install "setuptools>=77" "cffi>=1.17"
+	@$(PIP) install --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	@echo "installing what tests and checks need"
+	@$(PIP) install --no-build-isolation --editable ".[dev]"
+	@touch $@
+
+# The date is set by hand because an unchanged module is not written again.
+$(NATIVE): $(OUR_C) $(OUR_H) csrc/ffi_build.py setup.py $(VENV)/.base
+	@$(BIN)/python setup.py -q build_ext --inplace
+	@touch -c $@

@@ -1,0 +1,63 @@
+"""The `netpol` command: a table of commands, each loaded only when it runs.
+
+Why a table: `netpol --help` must list every command without importing one of them, for some import much (the lab, tables of text,
+a client of the API server). A row is name -> (module, one line of help); the module holds a click command of the same name.
+
+Invariants: this module imports click and `netpol.errors` and nothing else of netpol; an error that netpol raises on purpose
+ends as words on standard error, never as a traceback: exit code 2 for input that cannot be valid, 1 for everything else.
+What a command does, and its options, are its own module's business.
+"""
+
+from __future__ import annotations
+
+import importlib
+import textwrap
+from typing import Any
+
+import click
+
+from netpol import __version__
+from netpol.errors import InvalidManifests, InvalidObject, NetpolError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("netpol.cli.demo", "Enforce policies on real packets in a private world, and show what happens."),
+}
+
+
+class Commands(click.Group):
+    """A group whose commands are the rows of `COMMANDS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, imported now; None where there is no such row."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(module), cmd_name.replace("-", "_"))
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands of `--help`, from the table: click's own way would import each of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+    # click types the value of a command as Any; it passes through untouched.
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NetpolError as error:
+            click.echo(textwrap.indent(str(error), "netpol: "), err=True)
+            ctx.exit(2 if isinstance(error, (InvalidObject, InvalidManifests)) else 1)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="netpol")
+def main() -> None:
+    """Kubernetes NetworkPolicy on a node, with ipset and legacy iptables, straight to the kernel."""
+
+
+if __name__ == "__main__":
+    main(prog_name="netpol")

@@ -1,0 +1,84 @@
+"""The command table: what `netpol` lists, loads and says when something fails."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import netpol
+from netpol.cli.main import COMMANDS, main
+
+Invoke = Callable[[str], Result]
+
+OBJECT = 'InvalidObject("Pod default/web", "status.podIP", "is no address", "pods.yaml")'
+
+
+@pytest.fixture
+def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    """Runs a command of its own, `try-it`, whose body is the one statement given."""
+
+    def call(body: str) -> Result:
+        module = "command_for_test_main"
+        text = f"import click\nfrom netpol.errors import *\n\n@click.command()\ndef try_it():\n    {body}\n"
+        (tmp_path / f"{module}.py").write_text(text)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        monkeypatch.setitem(COMMANDS, "try-it", (module, "Tries it."))
+        return CliRunner().invoke(main, ["try-it"])
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "words"),
+    [
+        pytest.param('print("done")', 0, "", id="nothing is wrong"),
+        pytest.param('raise LabError("no /dev/net/tun")', 1, "netpol: no /dev/net/tun\n", id="an error of ours"),
+        pytest.param(
+            'raise KernelError(16, "ipset destroy", "NETPOL-x", "in use")',
+            1,
+            "netpol: ipset destroy NETPOL-x: in use\n",
+            id="the kernel refused",
+        ),
+        pytest.param(f"raise {OBJECT}", 2, "netpol: pods.yaml: Pod default/web: status.podIP: is no address\n", id="an object"),
+        pytest.param(
+            f"raise InvalidManifests(({OBJECT},) * 2)",
+            2,
+            "netpol: pods.yaml: Pod default/web: status.podIP: is no address\n" * 2,
+            id="manifests",
+        ),
+    ],
+)
+def test_an_error_becomes_words_and_an_exit_code(invoke: Invoke, body: str, code: int, words: str) -> None:
+    """Ours: `netpol: ` before each line, on standard error; 2 for bad input and 1 for the rest."""
+    result = invoke(body)
+    assert (result.exit_code, result.stderr) == (code, words)
+
+
+def test_an_error_that_is_not_ours_is_not_hidden(invoke: Invoke) -> None:
+    """A bug in netpol keeps its traceback."""
+    assert isinstance(invoke("1 / 0").exception, ZeroDivisionError)
+
+
+def test_help_lists_a_command_whose_module_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--help works from the table alone."""
+    monkeypatch.setitem(COMMANDS, "absent", ("netpol.cli.no_such_module", "Is not there."))
+    result = CliRunner().invoke(main, ["--help"])
+    assert result.exit_code == 0
+    assert all(name in result.stdout and words.split()[0] in result.stdout for name, (_, words) in COMMANDS.items())
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    """Exit code 2, and the name that was not found."""
+    result = CliRunner().invoke(main, ["no-such-command"])
+    assert result.exit_code == 2
+    assert "no-such-command" in result.stderr
+
+
+def test_version() -> None:
+    """--version names the program and the package's version."""
+    assert CliRunner().invoke(main, ["--version"]).stdout == f"netpol, version {netpol.__version__}\n"
