@@ -1,0 +1,417 @@
+#include "np_ipset.h"
+#include "np_nl.h"
+#include "np_sort.h"
+#include "np_sys.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <linux/netfilter.h>
+#include <linux/netfilter/ipset/ip_set.h>
+#include <linux/netfilter/nfnetlink.h>
+#include <linux/netlink.h>
+#include <string.h>
+
+enum {
+    /* A message of members ends near this size. The kernel repeats a message that fails, so small ones keep its memory and ours free. */
+    NP_MESSAGE = 16 * 1024,
+    /* Room that the ends of a message may need: header, name, the member that passed NP_MESSAGE. */
+    NP_SLACK = 512,
+    /* One send. The kernel may allow less; then it is found out. */
+    NP_SEND = 1024 * 1024,
+    /* Answers that may wait: a few hundred failed messages. */
+    NP_ANSWERS = 4 * 1024 * 1024,
+};
+
+_Static_assert(NP_IPSET_ADD == IPSET_CMD_ADD && NP_IPSET_DELETE == IPSET_CMD_DEL, "the commands are the kernel's");
+_Static_assert(sizeof(struct nfgenmsg) == 4, "nfgenmsg is 4 bytes");
+
+/* One entry of a list of members, encoded once for a command and copied for each member. The numbers are where the fields are in
+ * `bytes`; 0 where the entry has no such field (the entry's own header is at 0). */
+struct form {
+    uint8_t bytes[96];
+    size_t size, address, last, length, protocol, port, lineno;
+};
+
+/* What all messages of one command on members share. */
+struct batch {
+    struct np_ipset *ipset;
+    const char *name;
+    const uint8_t *members;
+    size_t count, width, address;
+    uint32_t seq;
+    uint16_t type;
+    int kind, merged;
+    struct form plain, nomatch, range;
+};
+
+/* The message type of an ipset command. */
+static uint16_t type_of(int command)
+{
+    return (uint16_t)(NFNL_SUBSYS_IPSET << 8 | command);
+}
+
+/* Begins an ipset message with its protocol version. Returns where it starts. */
+static size_t begin(struct np_nl_out *out, int command, int flags, uint32_t seq)
+{
+    const struct nfgenmsg generic = {.nfgen_family = NFPROTO_IPV4, .version = NFNETLINK_V0};
+    const size_t start = np_nl_begin(out, type_of(command), (uint16_t)flags, seq);
+    uint8_t *place = np_nl_reserve(out, sizeof(generic));
+
+    if (place)
+        memcpy(place, &generic, sizeof(generic));
+    np_nl_put_u8(out, IPSET_ATTR_PROTOCOL, IPSET_PROTOCOL);
+    return start;
+}
+
+/* Sends what the buffer holds, in as few sends as the kernel takes, cut between messages. The buffer is empty afterwards, also
+ * when it failed. Returns 0 or -errno. */
+static int flush(struct np_ipset *ipset)
+{
+    size_t sent = 0;
+    int result = 0;
+
+    while (sent < ipset->used) {
+        const uint8_t *data = ipset->buffer + sent;
+        const size_t size = np_nl_whole(data, ipset->used - sent, ipset->limit);
+
+        if (size == 0) {
+            result = -EBADMSG;
+            break;
+        }
+        result = np_sys_send(ipset->fd, data, size, &ipset->calls);
+        if (result == -EMSGSIZE && np_nl_whole(data, size, 0) < size) {
+            ipset->limit = size / 2;
+            continue;
+        }
+        if (result < 0)
+            break;
+        sent += size;
+    }
+    ipset->used = 0;
+    return result < 0 ? result : 0;
+}
+
+/* A writer on the free part of the buffer with room for one message of the largest size; sends the rest first where that is short.
+ * Returns 0 or -errno. */
+static int writer(struct np_ipset *ipset, struct np_nl_out *out)
+{
+    int result = 0;
+
+    if (ipset->room - ipset->used < NP_MESSAGE + NP_SLACK)
+        result = flush(ipset);
+    if (ipset->room < NP_MESSAGE + NP_SLACK)
+        result = -ENOBUFS;
+    *out = (struct np_nl_out){.data = ipset->buffer, .room = ipset->room, .used = ipset->used};
+    return result;
+}
+
+/* Ends the message that starts at `start` and keeps it for the next send, or drops it where it did not fit. Returns 0 or -errno. */
+static int keep(struct np_ipset *ipset, struct np_nl_out *out, size_t start)
+{
+    np_nl_end(out, start);
+    if (out->overflow)
+        return -ENOBUFS;
+    ipset->used = out->used;
+    return 0;
+}
+
+/* The kind of a set type: NP_IPSET_NET and NP_IPSET_PORT, or -EOPNOTSUPP for a type that netpol does not read or write. */
+int np_ipset_kind(const char *type)
+{
+    static const char *const types[] = {"hash:ip", "hash:net", "hash:ip,port", "hash:net,port"};
+
+    for (int kind = 0; kind < 4; kind++)
+        if (strcmp(type, types[kind]) == 0)
+            return kind;
+    return -EOPNOTSUPP;
+}
+
+/* Bytes of a packed member of that kind and family, or -EINVAL. */
+int np_ipset_width(int kind, int family)
+{
+    if (kind < 0 || kind > (NP_IPSET_NET | NP_IPSET_PORT) || (family != 4 && family != 6))
+        return -EINVAL;
+    return (family == 4 ? 4 : 16) + (kind & NP_IPSET_NET ? 2 : 0) + (kind & NP_IPSET_PORT ? 3 : 0);
+}
+
+/* Opens the socket in the calling thread's network namespace. `protocol` is NETLINK_NETFILTER. The caller has set `buffer` and
+ * `room`, and closes `fd`. Returns 0 or -errno. */
+int np_ipset_open(struct np_ipset *ipset, int protocol)
+{
+    int result = 0;
+
+    ipset->used = 0;
+    ipset->limit = NP_SEND;
+    ipset->fd = np_sys_netlink_open(protocol, &ipset->calls);
+    if (ipset->fd < 0)
+        return ipset->fd;
+    result = np_sys_netlink_sndbuf(ipset->fd, NP_SEND, &ipset->calls);
+    if (result >= 0)
+        result = np_sys_netlink_rcvbuf(ipset->fd, NP_ANSWERS, &ipset->calls);
+    if (result < 0) {
+        np_sys_close(ipset->fd, &ipset->calls);
+        ipset->fd = -1;
+    }
+    return result;
+}
+
+/* Asks which version of ipset's protocol the kernel speaks. Returns it, or -errno: -EINVAL has no ip_set, -EPERM may not ask. */
+int np_ipset_protocol(struct np_ipset *ipset, uint32_t seq)
+{
+    struct np_nl_out out;
+    int result = writer(ipset, &out);
+
+    if (result < 0)
+        return result;
+    result = keep(ipset, &out, begin(&out, IPSET_CMD_PROTOCOL, 0, seq));
+    if (result >= 0)
+        result = flush(ipset);
+    if (result >= 0)
+        result = np_sys_recv(ipset->fd, ipset->buffer, ipset->room, 0, &ipset->calls);
+    return result < 0 ? result : np_ipset_parse_version(ipset->buffer, (size_t)result, seq);
+}
+
+/* Creates a set of a type in one of its revisions, without time-outs, counters and comments; that it exists is an error. `hashsize`
+ * (buckets) and `maxelem` (members) are never 0. Returns 0 or -errno. */
+int np_ipset_create(struct np_ipset *ipset, uint32_t seq, const char *name, const char *type, int revision, int family,
+                    uint32_t hashsize, uint32_t maxelem)
+{
+    struct np_nl_out out;
+    size_t start = 0, data = 0;
+    const int result = writer(ipset, &out);
+
+    if (result < 0)
+        return result;
+    start = begin(&out, IPSET_CMD_CREATE, NLM_F_CREATE | NLM_F_EXCL, seq);
+    np_nl_put_string(&out, IPSET_ATTR_SETNAME, name);
+    np_nl_put_string(&out, IPSET_ATTR_TYPENAME, type);
+    np_nl_put_u8(&out, IPSET_ATTR_REVISION, (uint8_t)revision);
+    np_nl_put_u8(&out, IPSET_ATTR_FAMILY, family == 4 ? NFPROTO_IPV4 : NFPROTO_IPV6);
+    data = np_nl_nest(&out, IPSET_ATTR_DATA);
+    np_nl_put_be32(&out, IPSET_ATTR_HASHSIZE, hashsize);
+    np_nl_put_be32(&out, IPSET_ATTR_MAXELEM, maxelem);
+    np_nl_unnest(&out, data);
+    return keep(ipset, &out, start);
+}
+
+/* Puts an address of zeros. Returns where it is. */
+static size_t put_address(struct np_nl_out *out, uint16_t type, size_t size)
+{
+    static const uint8_t zeros[16] = {0};
+    const uint16_t version = size == 4 ? IPSET_ATTR_IPADDR_IPV4 : IPSET_ATTR_IPADDR_IPV6;
+    const size_t nest = np_nl_nest(out, type);
+    const size_t place = np_nl_put(out, (uint16_t)(version | NLA_F_NET_BYTEORDER), zeros, size);
+
+    np_nl_unnest(out, nest);
+    return place;
+}
+
+/* Encodes the form of an entry with an address of `address` bytes. Returns 0 or -ENOBUFS. */
+static int make_form(struct form *form, int kind, size_t address, int range, int nomatch)
+{
+    struct np_nl_out out = {.data = form->bytes, .room = sizeof(form->bytes)};
+    const uint32_t lineno = 0;
+    const size_t entry = np_nl_nest(&out, IPSET_ATTR_DATA);
+
+    form->address = put_address(&out, IPSET_ATTR_IP, address);
+    if (range)
+        form->last = put_address(&out, IPSET_ATTR_IP_TO, address);
+    if (kind & NP_IPSET_NET)
+        form->length = np_nl_put_u8(&out, IPSET_ATTR_CIDR, 0);
+    if (kind & NP_IPSET_PORT) {
+        form->protocol = np_nl_put_u8(&out, IPSET_ATTR_PROTO, 0);
+        form->port = np_nl_put_be16(&out, IPSET_ATTR_PORT, 0);
+    }
+    if (nomatch)
+        np_nl_put_be32(&out, IPSET_ATTR_CADT_FLAGS, IPSET_FLAG_NOMATCH);
+    form->lineno = np_nl_put(&out, IPSET_ATTR_LINENO, &lineno, sizeof(lineno));
+    np_nl_unnest(&out, entry);
+    form->size = out.used;
+    return out.overflow ? -ENOBUFS : 0;
+}
+
+/* The end of the run of contiguous addresses that begins at member `i` of a sorted batch: at most NP_IPSET_RUN members, of which
+ * equal ones may be some. */
+static size_t run_end(const struct batch *batch, size_t i)
+{
+    const size_t most = batch->count - i < NP_IPSET_RUN ? batch->count : i + NP_IPSET_RUN;
+    uint32_t last = 0;
+
+    memcpy(&last, batch->members + i * 4, sizeof(last));
+    for (i++; i < most; i++) {
+        uint32_t next = 0;
+
+        memcpy(&next, batch->members + i * 4, sizeof(next));
+        if (ntohl(next) - ntohl(last) > 1)
+            break;
+        last = next;
+    }
+    return i;
+}
+
+/* Writes the entry of member `i`, or of the run that begins there. Returns the member after it. */
+static size_t put_entry(struct np_nl_out *out, const struct batch *batch, size_t i)
+{
+    const uint8_t *member = batch->members + i * batch->width, *rest = member + batch->address;
+    const size_t end = batch->merged ? run_end(batch, i) : i + 1;
+    const uint8_t *last = batch->members + (end - 1) * batch->width;
+    const int nomatch = batch->kind & NP_IPSET_NET && rest[1] != 0;
+    const struct form *form = end > i + 1 ? &batch->range : nomatch ? &batch->nomatch : &batch->plain;
+    const uint32_t lineno = (uint32_t)(i + 1);
+    uint8_t *entry = np_nl_reserve(out, form->size);
+
+    if (!entry)
+        return end;
+    memcpy(entry, form->bytes, form->size);
+    memcpy(entry + form->address, member, batch->address);
+    if (form->last)
+        memcpy(entry + form->last, last, batch->address);
+    if (form->length) {
+        entry[form->length] = rest[0];
+        rest += 2;
+    }
+    if (form->port) {
+        entry[form->protocol] = rest[0];
+        memcpy(entry + form->port, rest + 1, 2);
+    }
+    memcpy(entry + form->lineno, &lineno, sizeof(lineno));
+    return end;
+}
+
+/* Writes one message with as many members as it takes, from member *i on, and moves *i behind them. Returns 0 or -errno. */
+static int put_message(const struct batch *batch, size_t *i)
+{
+    const uint32_t lineno = 0;
+    struct np_nl_out out;
+    size_t start = 0, list = 0;
+    const int result = writer(batch->ipset, &out);
+
+    if (result < 0)
+        return result;
+    start = begin(&out, batch->type, 0, batch->seq);
+    np_nl_put_string(&out, IPSET_ATTR_SETNAME, batch->name);
+    /* The kernel refuses a list without one, and writes the failing member's into it. */
+    np_nl_put(&out, IPSET_ATTR_LINENO, &lineno, sizeof(lineno));
+    list = np_nl_nest(&out, IPSET_ATTR_ADT);
+    while (*i < batch->count && out.used - start < NP_MESSAGE)
+        *i = put_entry(&out, batch, *i);
+    np_nl_unnest(&out, list);
+    return keep(batch->ipset, &out, start);
+}
+
+/* Adds (NP_IPSET_ADD) or deletes (NP_IPSET_DELETE) packed members; that one is there, or not there, already is no error. `scratch`
+ * has twice `size` bytes for IPv4 hash:ip, which is sorted so that contiguous addresses go as ranges, and may be NULL elsewhere.
+ * A member's number, in an error, is its place from 1 on: in sorted order there, as given elsewhere. Returns 0 or -errno. */
+int np_ipset_members(struct np_ipset *ipset, uint32_t seq, int command, const char *name, int kind, int family,
+                     const uint8_t *members, size_t size, uint8_t *scratch)
+{
+    const int width = np_ipset_width(kind, family);
+    struct batch batch = {
+        .ipset = ipset, .name = name, .members = members, .seq = seq, .kind = kind, .type = (uint16_t)command};
+    int result = 0;
+
+    if (width < 0 || size % (size_t)width != 0 || (command != NP_IPSET_ADD && command != NP_IPSET_DELETE))
+        return -EINVAL;
+    batch.width = (size_t)width;
+    batch.count = size / batch.width;
+    batch.address = family == 4 ? 4 : 16;
+    batch.merged = kind == 0 && family == 4 && scratch != NULL;
+    if (batch.count > UINT32_MAX - 1)
+        return -EINVAL;
+    result = make_form(&batch.plain, kind, batch.address, 0, 0);
+    if (result >= 0 && kind & NP_IPSET_NET)
+        result = make_form(&batch.nomatch, kind, batch.address, 0, command == NP_IPSET_ADD);
+    if (result >= 0 && batch.merged) {
+        result = make_form(&batch.range, kind, batch.address, 1, 0);
+        memcpy(scratch, members, size);
+        batch.members = scratch;
+        if (result >= 0)
+            result = np_sort(scratch, scratch + size, batch.count, batch.width);
+    }
+    for (size_t i = 0; i < batch.count && result >= 0;)
+        result = put_message(&batch, &i);
+    return result;
+}
+
+/* Writes a command on one set, or on two; that a set is not there is an error. Returns 0 or -errno. */
+static int put_names(struct np_ipset *ipset, uint32_t seq, int command, const char *name, const char *other)
+{
+    struct np_nl_out out;
+    size_t start = 0;
+    const int result = writer(ipset, &out);
+
+    if (result < 0)
+        return result;
+    start = begin(&out, command, NLM_F_EXCL, seq);
+    np_nl_put_string(&out, IPSET_ATTR_SETNAME, name);
+    if (other)
+        np_nl_put_string(&out, IPSET_ATTR_SETNAME2, other);
+    return keep(ipset, &out, start);
+}
+
+/* Destroys a set. Returns 0 or -errno. */
+int np_ipset_destroy(struct np_ipset *ipset, uint32_t seq, const char *name)
+{
+    return put_names(ipset, seq, IPSET_CMD_DESTROY, name, NULL);
+}
+
+/* Exchanges the contents of two sets of one type and family; who refers to one of them sees the other's from then on. Returns 0 or -errno. */
+int np_ipset_swap(struct np_ipset *ipset, uint32_t seq, const char *name, const char *other)
+{
+    return put_names(ipset, seq, IPSET_CMD_SWAP, name, other);
+}
+
+/* Sends what is left of a run of `outcome->commands` commands, the first numbered `outcome->first`, and reads all answers into the
+ * outcome, of which the caller has zeroed the rest. Netlink answers within the send, so nothing is ever waited for.
+ * Returns 0 when all was answered, whatever the answers were, or -errno: -ENODATA when the acknowledgement did not come. */
+int np_ipset_finish(struct np_ipset *ipset, struct np_ipset_outcome *outcome)
+{
+    struct np_nl_out out;
+    int result = writer(ipset, &out);
+
+    /* A message for nobody: only its acknowledgement matters. An error of the last command is thus never taken for the end. */
+    if (result >= 0)
+        result = keep(ipset, &out, np_nl_begin(&out, NLMSG_NOOP, NLM_F_ACK, outcome->first + outcome->commands));
+    if (result >= 0)
+        result = flush(ipset);
+    while (result >= 0 && !(outcome->flags & NP_IPSET_DONE)) {
+        result = np_sys_recv(ipset->fd, ipset->buffer, ipset->room, 0, &ipset->calls);
+        if (result == -ENOBUFS && !(outcome->flags & NP_IPSET_LOST)) {
+            outcome->flags |= NP_IPSET_LOST;
+            result = 0;
+        } else if (result >= 0) {
+            result = np_ipset_parse_answers(ipset->buffer, (size_t)result, outcome);
+        }
+    }
+    if (result == -EAGAIN)
+        result = outcome->failures ? 0 : -ENODATA;
+    return result;
+}
+
+/* Starts a dump: the headers of all sets, or header and members of the set called `name`. Returns 0 or -errno. */
+int np_ipset_list(struct np_ipset *ipset, uint32_t seq, const char *name)
+{
+    struct np_nl_out out;
+    size_t start = 0;
+    int result = writer(ipset, &out);
+
+    if (result < 0)
+        return result;
+    start = begin(&out, IPSET_CMD_LIST, NLM_F_DUMP, seq);
+    if (name)
+        np_nl_put_string(&out, IPSET_ATTR_SETNAME, name);
+    else
+        np_nl_put_be32(&out, IPSET_ATTR_FLAGS, IPSET_FLAG_LIST_HEADER);
+    result = keep(ipset, &out, start);
+    return result < 0 ? result : flush(ipset);
+}
+
+/* Receives the next part of a dump and appends it to `dump`. Returns 0, -ENODATA when nothing is there, or another -errno. */
+int np_ipset_receive(struct np_ipset *ipset, struct np_ipset_dump *dump)
+{
+    const int result = np_sys_recv(ipset->fd, ipset->buffer, ipset->room, 0, &ipset->calls);
+
+    if (result == -EAGAIN)
+        return -ENODATA;
+    return result < 0 ? result : np_ipset_parse_dump(ipset->buffer, (size_t)result, dump);
+}

@@ -1,0 +1,315 @@
+#include "np_ipset.h"
+#include "np_nl.h"
+
+#include <errno.h>
+#include <linux/netfilter.h>
+#include <linux/netfilter/ipset/ip_set.h>
+#include <linux/netfilter/nfnetlink.h>
+#include <linux/netlink.h>
+#include <string.h>
+
+/* Larger numbers are no errors that a kernel has. */
+enum { NP_ERROR_MAX = 65535 };
+
+_Static_assert(sizeof(struct np_ipset_header) == 84, "a header has no padding");
+_Static_assert(sizeof(((struct np_ipset_header *)0)->name) == IPSET_MAXNAMELEN, "a name is as long as the kernel's");
+_Static_assert(sizeof(struct nlmsgerr) == 20 && offsetof(struct nlmsgerr, msg) == 4,
+               "an error repeats the message's header");
+
+/* The message type of an ipset command. */
+static uint16_t type_of(int command)
+{
+    return (uint16_t)(NFNL_SUBSYS_IPSET << 8 | command);
+}
+
+/* Drops `size` bytes at the front. Returns 0 or -EBADMSG. */
+static int skip(struct np_nl_in *in, size_t size)
+{
+    if (in->left < size)
+        return -EBADMSG;
+    in->data += size;
+    in->left -= size;
+    return 0;
+}
+
+/* The error number in front of an NLMSG_ERROR or NLMSG_DONE: 0, -errno, or -EBADMSG for what is none. */
+static int error_of(const struct np_nl_in *body)
+{
+    int32_t error = 0;
+
+    if (body->left < sizeof(error))
+        return -EBADMSG;
+    memcpy(&error, body->data, sizeof(error));
+    return error > 0 || error < -NP_ERROR_MAX ? -EBADMSG : error;
+}
+
+/* The version in the answer to IPSET_CMD_PROTOCOL. Returns it, or -errno. */
+int np_ipset_parse_version(const uint8_t *data, size_t size, uint32_t seq)
+{
+    struct np_nl_in in = {data, size};
+    struct np_nl_message message;
+    struct np_nl_attribute attribute;
+    int result = np_nl_next_message(&in, &message);
+
+    if (result <= 0 || message.seq != seq)
+        return -EBADMSG;
+    if (message.type == NLMSG_ERROR) {
+        result = error_of(&message.body);
+        return result < 0 ? result : -EBADMSG;
+    }
+    if (message.type != type_of(IPSET_CMD_PROTOCOL) || skip(&message.body, sizeof(struct nfgenmsg)) < 0)
+        return -EBADMSG;
+    while ((result = np_nl_next_attribute(&message.body, &attribute)) > 0) {
+        uint8_t version = 0;
+
+        if (attribute.type == IPSET_ATTR_PROTOCOL)
+            return np_nl_get(&attribute, &version, sizeof(version)) < 0 ? -EBADMSG : version;
+    }
+    return -EBADMSG;
+}
+
+/* The number of the member that failed, out of the request that an error repeats; 0 where it repeats none. */
+static uint32_t failed_member(struct np_nl_in body)
+{
+    struct np_nl_attribute attribute;
+    uint32_t lineno = 0;
+
+    if (skip(&body, sizeof(struct nlmsgerr) + sizeof(struct nfgenmsg)) < 0)
+        return 0;
+    while (np_nl_next_attribute(&body, &attribute) > 0)
+        if (attribute.type == IPSET_ATTR_LINENO)
+            return np_nl_get(&attribute, &lineno, sizeof(lineno)) < 0 ? 0 : lineno;
+    return 0;
+}
+
+/* Enters answers to the commands `first` to `first + commands - 1` into the outcome: the first failure (`command` counted from 0,
+ * `code` an errno, `member` its number or 0) and how many commands failed. Sets NP_IPSET_DONE at the acknowledgement of the number
+ * after those; other numbers are left-overs and ignored. Returns 0 or -EBADMSG. */
+int np_ipset_parse_answers(const uint8_t *data, size_t size, struct np_ipset_outcome *outcome)
+{
+    struct np_nl_in in = {data, size};
+    struct np_nl_message message;
+    int result = 0;
+
+    while ((result = np_nl_next_message(&in, &message)) > 0) {
+        const uint32_t command = message.seq - outcome->first;
+        int error = 0;
+
+        if (command > outcome->commands)
+            continue;
+        if (message.type != NLMSG_ERROR)
+            return -EBADMSG;
+        error = error_of(&message.body);
+        if (error == -EBADMSG)
+            return error;
+        if (command == outcome->commands) {
+            outcome->flags |= NP_IPSET_DONE;
+        } else if (error < 0 && (outcome->failures == 0 || command != outcome->last)) {
+            if (outcome->failures++ == 0) {
+                outcome->code = -error;
+                outcome->command = command;
+                outcome->member = failed_member(message.body);
+            }
+            outcome->last = command;
+        }
+    }
+    return result;
+}
+
+/* Reads the set's numbers out of the nested attribute IPSET_ATTR_DATA. Returns 0 or -EBADMSG. */
+static int parse_numbers(struct np_nl_in in, struct np_ipset_header *header)
+{
+    struct np_nl_attribute attribute;
+    int result = 0;
+
+    while ((result = np_nl_next_attribute(&in, &attribute)) > 0) {
+        int bad = 0;
+
+        switch (attribute.type) {
+        case IPSET_ATTR_HASHSIZE:
+            bad = np_nl_get_be32(&attribute, &header->hashsize);
+            break;
+        case IPSET_ATTR_MAXELEM:
+            bad = np_nl_get_be32(&attribute, &header->maxelem);
+            break;
+        case IPSET_ATTR_ELEMENTS:
+            bad = np_nl_get_be32(&attribute, &header->entries);
+            break;
+        case IPSET_ATTR_REFERENCES:
+            bad = np_nl_get_be32(&attribute, &header->references);
+            break;
+        default:
+            break;
+        }
+        if (bad < 0)
+            return bad;
+    }
+    return result;
+}
+
+/* Reads a nested address of exactly `size` bytes, 4 or 16, network byte order. Returns 0 or -EBADMSG. */
+static int parse_address(const struct np_nl_attribute *nested, uint8_t *address, size_t size)
+{
+    struct np_nl_in in = nested->value;
+    struct np_nl_attribute attribute;
+
+    if (np_nl_next_attribute(&in, &attribute) <= 0)
+        return -EBADMSG;
+    if (attribute.type != (size == 4 ? IPSET_ATTR_IPADDR_IPV4 : IPSET_ATTR_IPADDR_IPV6))
+        return -EBADMSG;
+    return np_nl_get(&attribute, address, size);
+}
+
+/* Packs one member into `member`, which has the width of that kind and family. Returns 0, or -EBADMSG where a part of it is missing. */
+static int parse_member(struct np_nl_in in, int kind, size_t address, uint8_t *member)
+{
+    uint8_t *net = member + address, *port = net + (kind & NP_IPSET_NET ? 2 : 0);
+    struct np_nl_attribute attribute;
+    unsigned int missing = 1U << IPSET_ATTR_IP;
+    int result = 0;
+
+    if (kind & NP_IPSET_NET) {
+        missing |= 1U << IPSET_ATTR_CIDR;
+        net[1] = 0;
+    }
+    if (kind & NP_IPSET_PORT)
+        missing |= 1U << IPSET_ATTR_PROTO | 1U << IPSET_ATTR_PORT;
+    while ((result = np_nl_next_attribute(&in, &attribute)) > 0) {
+        uint32_t flags = 0;
+        int bad = 0;
+
+        if (attribute.type == IPSET_ATTR_IP)
+            bad = parse_address(&attribute, member, address);
+        else if (attribute.type == IPSET_ATTR_CIDR && kind & NP_IPSET_NET)
+            bad = np_nl_get(&attribute, net, 1);
+        else if (attribute.type == IPSET_ATTR_PROTO && kind & NP_IPSET_PORT)
+            bad = np_nl_get(&attribute, port, 1);
+        else if (attribute.type == IPSET_ATTR_PORT && kind & NP_IPSET_PORT)
+            bad = np_nl_get(&attribute, port + 1, 2);
+        else if (attribute.type == IPSET_ATTR_CADT_FLAGS && kind & NP_IPSET_NET) {
+            bad = np_nl_get_be32(&attribute, &flags);
+            net[1] = flags & IPSET_FLAG_NOMATCH ? 1 : 0;
+        }
+        if (bad < 0)
+            return bad;
+        if (attribute.type < 32)
+            missing &= ~(1U << attribute.type);
+    }
+    return result < 0 || missing ? -EBADMSG : 0;
+}
+
+/* Appends the members of a list to the dump. Returns 0, -EOPNOTSUPP for a type that we do not read, -ENOSPC, or -EBADMSG. */
+static int parse_members(struct np_nl_in in, struct np_ipset_dump *dump)
+{
+    const int kind = np_ipset_kind(dump->set.type);
+    const int width = kind < 0 ? kind : np_ipset_width(kind, dump->set.family);
+    struct np_nl_attribute attribute;
+    int result = 0;
+
+    if (width < 0)
+        return kind < 0 ? kind : -EBADMSG;
+    while ((result = np_nl_next_attribute(&in, &attribute)) > 0) {
+        if (attribute.type != IPSET_ATTR_DATA)
+            return -EBADMSG;
+        if (dump->member_room - dump->member_size < (size_t)width)
+            return -ENOSPC;
+        result = parse_member(attribute.value, kind, dump->set.family == 4 ? 4 : 16, dump->members + dump->member_size);
+        if (result < 0)
+            return result;
+        dump->member_size += (size_t)width;
+    }
+    return result;
+}
+
+/* Reads the attributes of a set's message but its members, whose list is left in `list`. Returns 0 or -EBADMSG. */
+static int parse_set(struct np_nl_in in, struct np_ipset_header *header, struct np_nl_in *list)
+{
+    struct np_nl_attribute attribute;
+    int result = 0;
+
+    while ((result = np_nl_next_attribute(&in, &attribute)) > 0) {
+        int bad = 0;
+
+        switch (attribute.type) {
+        case IPSET_ATTR_SETNAME:
+            bad = np_nl_get_string(&attribute, header->name, sizeof(header->name));
+            break;
+        case IPSET_ATTR_TYPENAME:
+            bad = np_nl_get_string(&attribute, header->type, sizeof(header->type));
+            break;
+        case IPSET_ATTR_FAMILY:
+            bad = np_nl_get(&attribute, &header->family, sizeof(header->family));
+            break;
+        case IPSET_ATTR_REVISION:
+            bad = np_nl_get(&attribute, &header->revision, sizeof(header->revision));
+            break;
+        case IPSET_ATTR_INDEX:
+            bad = np_nl_get_be16(&attribute, &header->index);
+            break;
+        case IPSET_ATTR_DATA:
+            bad = parse_numbers(attribute.value, header);
+            break;
+        case IPSET_ATTR_ADT:
+            *list = attribute.value;
+            break;
+        default:
+            break;
+        }
+        if (bad < 0)
+            return bad;
+    }
+    return result;
+}
+
+/* Enters one IPSET_CMD_LIST message: a set's header, of which the kernel's family number becomes 4, 6 or 0, or more members of the
+ * set that the dump is at. Returns 0 or -errno. */
+static int parse_list(struct np_nl_in in, struct np_ipset_dump *dump)
+{
+    struct np_ipset_header header = {.family = NFPROTO_UNSPEC};
+    struct np_nl_in list = {NULL, 0};
+
+    if (skip(&in, sizeof(struct nfgenmsg)) < 0 || parse_set(in, &header, &list) < 0 || header.name[0] == 0)
+        return -EBADMSG;
+    if (header.type[0] != 0) {
+        header.family = header.family == NFPROTO_IPV4 ? 4 : header.family == NFPROTO_IPV6 ? 6 : 0;
+        if (dump->headers && dump->header_count == dump->header_room)
+            return -ENOSPC;
+        if (dump->headers)
+            dump->headers[dump->header_count++] = header;
+        dump->set = header;
+    } else if (strcmp(header.name, dump->set.name) != 0) {
+        return -EBADMSG;
+    }
+    return dump->members && list.data ? parse_members(list, dump) : 0;
+}
+
+/* Appends what one datagram of the dump numbered `seq` says: headers where `headers` is not NULL, packed members where `members`
+ * is not; `set` is the header of the set it is at. Sets NP_IPSET_INTERRUPTED where the kernel says that the sets changed meanwhile, and
+ * NP_IPSET_DONE at the end. Returns 0, the kernel's -errno, -EOPNOTSUPP for members of a type that we do not read, -ENOSPC where the
+ * caller's room is short, or -EBADMSG. */
+int np_ipset_parse_dump(const uint8_t *data, size_t size, struct np_ipset_dump *dump)
+{
+    struct np_nl_in in = {data, size};
+    struct np_nl_message message;
+    int result = 0;
+
+    while (!(dump->flags & NP_IPSET_DONE) && (result = np_nl_next_message(&in, &message)) > 0) {
+        if (message.seq != dump->seq)
+            continue;
+        if (message.flags & NLM_F_DUMP_INTR)
+            dump->flags |= NP_IPSET_INTERRUPTED;
+        if (message.type == NLMSG_DONE || message.type == NLMSG_ERROR) {
+            result = error_of(&message.body);
+            if (result == 0 && message.type == NLMSG_ERROR)
+                result = -EBADMSG;
+            dump->flags |= NP_IPSET_DONE;
+        } else if (message.type == type_of(IPSET_CMD_LIST)) {
+            result = parse_list(message.body, dump);
+        } else {
+            result = -EBADMSG;
+        }
+        if (result < 0)
+            return result;
+    }
+    return result < 0 ? result : 0;
+}

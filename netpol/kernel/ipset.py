@@ -1,0 +1,284 @@
+"""ipset over netlink: the typed face of csrc/np_ipset.
+
+Commands are values. `IpsetSocket.run` streams any number of them to the kernel in sends of up to 1 MiB, with one acknowledgement at
+the end: one member added is two system calls, 60,000 are as few as their bytes need. Members cross as packed bytes (the layout is at
+the end of `netpol.rules.ruleset`); splitting, sorting and the merging of contiguous addresses happen in C, and Python's work for
+one member is its share of one `b"".join`.
+
+Invariants
+- Adding what is there and deleting what is not there is no error. Creating what is there is one.
+- Commands take effect in their order. One that fails does not stop the later ones, and keeps what it did before it failed.
+- A dump that the kernel calls interrupted is read again, `DUMP_TRIES` times at most.
+- Nothing is ever waited for: netlink answers within the call.
+
+Members are numbered in the messages themselves, so that an error says which one failed. It costs 8 bytes a member and 2 to 4 % of a
+bulk add. Numbering only when the failed message is sent again would cost nothing, but could undo what later commands of the run did.
+
+A socket belongs to the network namespace in which it was opened, and to one thread at a time. Set types, counters, time-outs and
+comments that netpol does not use are not written; sets of other types appear in `headers` only.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, cast
+
+from netpol.errors import Contended, KernelError, MalformedKernelData, Unsupported
+from netpol.kernel._native import ffi, lib
+from netpol.kernel.ipset_errors import FIND_TYPE, missing_type, translate
+from netpol.kernel.ipset_values import Add, Command, Create, Delete, Destroy, Header, Swap, check_name, member_text, pack, unpack
+from netpol.model import Family, format_address
+from netpol.rules.ruleset import Set, SetKind, member_size
+
+__all__ = ["Add", "Command", "Create", "Delete", "Destroy", "Header", "IpsetSocket", "Swap", "member_text", "pack", "unpack"]
+
+DUMP_TRIES = 8
+
+_NETLINK_NETFILTER = 12
+_PROTOCOL = 7  # what a kernel of 4.20 or later speaks; before it, a listing lacks the sets' indexes
+_BUFFER = 1 << 20
+_HEADERS = 1024  # the kernel sends at most 32 KiB at once, and a set's header is longer than 32 bytes
+_MEMBERS = 1 << 16
+
+_KINDS: dict[SetKind, int] = {
+    kind: int(lib.np_ipset_kind(kind.encode())) for kind in ("hash:ip", "hash:net", "hash:ip,port", "hash:net,port")
+}
+# The first revision of each type that can do what we use (nomatch, SCTP): every kernel has it, whatever later ones it has as well.
+_REVISIONS: dict[SetKind, int] = {"hash:ip": 0, "hash:net": 2, "hash:ip,port": 1, "hash:net,port": 3}
+
+_allocate = ffi.new_allocator(should_clear_after_alloc=False)
+
+
+_VERBS: dict[type[Command], str] = {Create: "create", Add: "add", Delete: "del", Swap: "swap", Destroy: "destroy"}
+
+
+def _power(count: int) -> int:
+    """The least power of two that is not less than `count`, and at least 64, which is the kernel's least hash."""
+    return 1 << max(6, (count - 1).bit_length())
+
+
+class IpsetSocket:
+    """A netlink socket for ipset in the calling thread's network namespace.
+
+    Opening it asks for the protocol once: Unsupported without ip_set, NotPermitted without CAP_NET_ADMIN.
+    """
+
+    def __init__(self, protocol: int = _NETLINK_NETFILTER) -> None:
+        self._buffer = _allocate("uint8_t[]", _BUFFER)
+        self._native = ffi.new("struct np_ipset *", {"buffer": self._buffer, "room": _BUFFER, "fd": -1})
+        self._seq = 1
+        code = int(lib.np_ipset_open(self._native, protocol))
+        if code < 0:
+            raise translate(-code, "open", "netlink socket")
+        version = int(lib.np_ipset_protocol(self._native, self._next(1)))
+        if version >= _PROTOCOL:
+            return
+        self.close()
+        if version == -errno.EBADMSG:
+            raise MalformedKernelData("ipset open: the kernel's answer about its protocol has no such form")
+        if version < 0:
+            raise translate(-version, "open", "netlink socket")
+        reason = f"the kernel speaks version {version} of ipset's protocol, netpol needs {_PROTOCOL}: use Linux 4.20 or later"
+        raise Unsupported(errno.EPROTONOSUPPORT, "ipset open", "netlink socket", reason)
+
+    def __enter__(self) -> IpsetSocket:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the socket; a second time does nothing."""
+        if self._native.fd >= 0:
+            lib.np_sys_close(self._native.fd, ffi.addressof(self._native, "calls"))
+            self._native.fd = -1
+
+    def fileno(self) -> int:
+        return int(self._native.fd)
+
+    @property
+    def calls(self) -> int:
+        """System calls so far, those of opening and closing included."""
+        return int(self._native.calls)
+
+    def _next(self, count: int) -> int:
+        """The first of `count` sequence numbers that no message of this socket had lately."""
+        first = self._seq
+        # Short of wrapping: numbers of one run are contiguous in C's unsigned arithmetic and in ours.
+        self._seq = first + count if first + count < 1 << 31 else 1
+        return first
+
+    # -- commands --
+
+    def run(self, commands: Sequence[Command]) -> None:
+        """Carries out all commands, in their order, with one acknowledgement.
+
+        KernelError (Unsupported, NotPermitted) names the first that failed and says how many others did, when all were answered. An error
+        of the socket itself is raised at once; what was sent before it holds.
+        """
+        if not commands:
+            return
+        first = self._next(len(commands) + 1)
+        try:
+            for seq, command in enumerate(commands, first):
+                code = self._put(seq, command)
+                if code < 0:
+                    raise translate(-code, _VERBS[type(command)], _object(command))
+            outcome = ffi.new("struct np_ipset_outcome *", {"first": first, "commands": len(commands)})
+            code = int(lib.np_ipset_finish(self._native, outcome))
+        except BaseException:
+            self._native.used = 0
+            self._drain()
+            raise
+        if code == 0 and outcome.failures == 0 and outcome.flags == lib.NP_IPSET_DONE:
+            return
+        if code == -errno.EBADMSG:
+            self._drain()
+            raise MalformedKernelData("ipset: an answer of the kernel has no such form")
+        if code < 0 or outcome.failures == 0:
+            raise translate(-code or errno.ENOBUFS, "run", f"{len(commands)} commands")
+        raise _failure(commands, outcome)
+
+    def _put(self, seq: int, command: Command) -> int:
+        """Gives one command to C, which sends when its buffer is full. 0 or -errno."""
+        if isinstance(command, Destroy):
+            return int(lib.np_ipset_destroy(self._native, seq, _raw(command.name)))
+        if isinstance(command, Swap):
+            return int(lib.np_ipset_swap(self._native, seq, _raw(command.first), _raw(command.second)))
+        name, kind, family, members = _raw(command.name), command.kind, command.family, command.members
+        if isinstance(command, Create):
+            size = _power(len(members) // member_size(kind, family))
+            hashsize, maxelem = command.hashsize or size, command.maxelem or max(65536, 2 * size)
+            code = int(lib.np_ipset_create(self._native, seq, name, kind.encode(), _REVISIONS[kind], family, hashsize, maxelem))
+            if code < 0 or not members:
+                return code
+        add = lib.NP_IPSET_DELETE if isinstance(command, Delete) else lib.NP_IPSET_ADD
+        merged = kind == "hash:ip" and family == 4 and len(members) > 4
+        scratch = _allocate("uint8_t[]", 2 * len(members)) if merged else ffi.NULL
+        return int(lib.np_ipset_members(self._native, seq, add, name, _KINDS[kind], family, members, len(members), scratch))
+
+    def _drain(self) -> None:
+        """Throws away what the kernel still has to say, so that the next request is answered by its own answers."""
+        while True:
+            code = int(lib.np_sys_recv(self._native.fd, self._buffer, _BUFFER, 0, ffi.addressof(self._native, "calls")))
+            if code < 0 and code != -errno.ENOBUFS:
+                return
+
+    # -- dumps --
+
+    def headers(self) -> dict[str, Header]:
+        """All sets of the namespace, anyone's, by name, in one dump."""
+        headers, _ = self._dump(None)
+        return {header.name: header for header in headers}
+
+    def members(self, name: str) -> bytes:
+        """The packed members of a set, sorted. Unsupported where netpol does not read its type."""
+        return self._members(name)[1]
+
+    def read(self, name: str) -> Set:
+        """A set as a value."""
+        header, members = self._members(name)
+        kind, family = cast(SetKind, header.kind), cast(Family, header.family)
+        return Set(name, kind, family, frozenset(unpack(members, member_size(kind, family))))
+
+    def _members(self, name: str) -> tuple[Header, bytes]:
+        check_name(name)
+        headers, members = self._dump(name)
+        if len(headers) != 1 or headers[0].name != name:
+            raise MalformedKernelData(f"ipset list {name}: the kernel listed {[header.name for header in headers]}")
+        header = headers[0]
+        if header.kind not in _KINDS:
+            raise _unread(header)
+        width = int(lib.np_ipset_width(_KINDS[header.kind], header.family))
+        if width < 0:
+            raise MalformedKernelData(f"ipset list {name}: a {header.kind} set of no address family")
+        scratch = _allocate("uint8_t[]", len(members))
+        lib.np_sort(ffi.from_buffer("uint8_t[]", members), scratch, len(members) // width, width)
+        return header, bytes(members)
+
+    def _dump(self, name: str | None) -> tuple[list[Header], bytearray]:
+        """One consistent dump: of all headers, or of one set's header and members."""
+        for _ in range(DUMP_TRIES):
+            try:
+                headers, members, flags = self._dump_once(name)
+            except BaseException:
+                self._drain()
+                raise
+            if not flags & lib.NP_IPSET_INTERRUPTED:
+                return headers, members
+        reason = f"the sets changed while they were read, {DUMP_TRIES} times in a row"
+        raise Contended(errno.EINTR, "ipset list", name or "all sets", reason)
+
+    def _dump_once(self, name: str | None) -> tuple[list[Header], bytearray, int]:
+        places = _allocate("struct np_ipset_header[]", _HEADERS)
+        area = _allocate("uint8_t[]", _MEMBERS) if name is not None else ffi.NULL
+        dump = ffi.new("struct np_ipset_dump *", {"headers": places, "header_room": _HEADERS, "members": area, "seq": self._next(1)})
+        dump.member_room = _MEMBERS if name is not None else 0
+        headers: list[Header] = []
+        members = bytearray()
+        code = int(lib.np_ipset_list(self._native, dump.seq, ffi.NULL if name is None else _raw(name)))
+        while code == 0 and not dump.flags & lib.NP_IPSET_DONE:
+            code = int(lib.np_ipset_receive(self._native, dump))
+            headers += [_header(places[i]) for i in range(dump.header_count)]
+            members += ffi.buffer(area, dump.member_size) if dump.member_size else b""
+            dump.header_count = dump.member_size = 0
+        if code == -errno.EOPNOTSUPP and headers:
+            raise _unread(headers[-1])
+        if code in (-errno.EBADMSG, -errno.ENOSPC):
+            raise MalformedKernelData(f"ipset list {name or 'all sets'}: what the kernel sent has no such form")
+        if code < 0:
+            raise translate(-code, "list", name or "all sets")
+        return headers, members, int(dump.flags)
+
+
+def _raw(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _object(command: Command) -> str:
+    return f"{command.first} with {command.second}" if isinstance(command, Swap) else command.name
+
+
+def _header(native: Any) -> Header:
+    name, kind = (ffi.string(raw).decode("utf-8", "surrogateescape") for raw in (native.name, native.type))
+    numbers = native.entries, native.references, native.hashsize, native.maxelem
+    return Header(name, kind, native.family, native.index, *numbers)
+
+
+def _unread(header: Header) -> Unsupported:
+    return Unsupported(errno.EOPNOTSUPP, "ipset list", header.name, f"netpol does not read the members of a {header.kind} set")
+
+
+def _failure(commands: Sequence[Command], outcome: Any) -> KernelError:
+    """The exception for a run of which some commands failed."""
+    command, code = commands[outcome.command], int(outcome.code)
+    member = note = None
+    if outcome.member and isinstance(command, Create | Add | Delete):
+        member = _failed_member(command, int(outcome.member))
+    if code == FIND_TYPE and isinstance(command, Create):
+        note = missing_type(command.kind)
+    others, all_known = int(outcome.failures) - 1, outcome.flags == lib.NP_IPSET_DONE
+    if others or not all_known:
+        least = "" if all_known else "at least "
+        note = (note or "") + f" (and {least}{others} other{'' if others == 1 else 's'} of {len(commands)} commands failed)"
+    return translate(code, _VERBS[type(command)], _object(command), member, note or "")
+
+
+def _failed_member(command: Create | Add | Delete, number: int) -> str:
+    """The text of the member, or of the range of them, that has this number (from 1 on) in C's order."""
+    members = list(unpack(command.members, member_size(command.kind, command.family)))
+    first = number - 1
+    if not 0 <= first < len(members):
+        return f"number {number}"
+    if command.kind != "hash:ip" or command.family != 4:
+        return member_text(command.kind, command.family, members[first])
+    members.sort()
+    last = first
+    while last + 1 < min(len(members), first + int(lib.NP_IPSET_RUN)):
+        if int.from_bytes(members[last + 1], "big") - int.from_bytes(members[last], "big") > 1:
+            break
+        last += 1
+    text = format_address(members[first])
+    return text if members[first] == members[last] else f"{text}-{format_address(members[last])}"

@@ -1,0 +1,139 @@
+"""What goes to ipset and what comes back, as values: commands, headers, packed members.
+
+A command is valid when it exists: a bad name or a length that does not fit is a ValueError where it is made. Members cross as packed
+bytes (the layout is at the end of `netpol.rules.ruleset`), one string for all of them. Nothing here touches the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from msgspec import Struct
+
+from netpol.model import PROTOCOL_NAMES, Family, format_address
+from netpol.rules.ruleset import Set, SetKind, member_size
+
+# -- commands and headers ----------------------------------------------------------------------------------------------
+
+
+def check_name(name: str) -> None:
+    """ValueError for what cannot be a set's name."""
+    raw = name.encode("utf-8", "surrogateescape")
+    if not 0 < len(raw) < 32 or 0 in raw:
+        raise ValueError(f"{name!r} is not a set name: it takes 1 to 31 bytes")
+
+
+def _check_members(kind: SetKind, family: Family, members: bytes) -> None:
+    if len(members) % member_size(kind, family):
+        raise ValueError(f"{len(members)} bytes are no whole number of {kind} members of IPv{family}")
+
+
+class Create(Struct, frozen=True, tag=True, gc=False):
+    """A new set with these packed members. That it exists already is an error, but does not keep its members out.
+
+    maxelem -- the most members it may ever have; hashsize -- buckets, a power of two: both are sized from the members where they are 0
+    (no resize while the set is filled, and room to grow to twice as many, 65,536 at least).
+    """
+
+    name: str
+    kind: SetKind
+    family: Family
+    members: bytes = b""
+    maxelem: int = 0
+    hashsize: int = 0
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        _check_members(self.kind, self.family, self.members)
+        if not (0 <= self.maxelem < 1 << 32 and 0 <= self.hashsize < 1 << 32):
+            raise ValueError("maxelem and hashsize have 32 bits")
+
+
+class Add(Struct, frozen=True, tag=True, gc=False):
+    """Packed members put into a set. A network that is there with the other `nomatch` gets this one."""
+
+    name: str
+    kind: SetKind
+    family: Family
+    members: bytes
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        _check_members(self.kind, self.family, self.members)
+
+
+class Delete(Struct, frozen=True, tag=True, gc=False):
+    """Packed members taken out of a set. A network goes, whatever its `nomatch` is."""
+
+    name: str
+    kind: SetKind
+    family: Family
+    members: bytes
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        _check_members(self.kind, self.family, self.members)
+
+
+class Swap(Struct, frozen=True, tag=True, gc=False):
+    """The contents of two sets of one type and family change places; rules that use a name see the other content from then on."""
+
+    first: str
+    second: str
+
+    def __post_init__(self) -> None:
+        check_name(self.first)
+        check_name(self.second)
+
+
+class Destroy(Struct, frozen=True, tag=True, gc=False):
+    """A set that nothing refers to goes away."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+
+
+Command = Create | Add | Delete | Swap | Destroy
+
+
+class Header(Struct, frozen=True, gc=False):
+    """What the kernel says about a set of any type and owner.
+
+    family -- 4, 6, or 0 for a type without one; index -- by which rules refer to it; entries -- members now; references -- rules and
+    sets that use it; hashsize and maxelem are 0 for a type that has none.
+    """
+
+    name: str
+    kind: str
+    family: int
+    index: int
+    entries: int
+    references: int
+    hashsize: int
+    maxelem: int
+
+
+# -- packed members ----------------------------------------------------------------------------------------------------
+
+
+def pack(members: Set | Iterable[bytes]) -> bytes:
+    """Packed members one after another, in any order: what a command carries."""
+    return b"".join(members.members if isinstance(members, Set) else members)
+
+
+def unpack(members: bytes, size: int) -> Iterator[bytes]:
+    """The single members of a string of them, `size` bytes each (`ruleset.member_size`)."""
+    return (members[start : start + size] for start in range(0, len(members), size))
+
+
+def member_text(kind: SetKind, family: Family, member: bytes) -> str:
+    """A packed member as `ipset` writes it: 10.0.0.1 - 10.0.0.0/8 nomatch - 10.0.0.1,tcp:80."""
+    size = 4 if family == 4 else 16
+    text, rest, nomatch = format_address(member[:size]), member[size:], ""
+    if "net" in kind:
+        text, nomatch, rest = f"{text}/{rest[0]}", " nomatch" if rest[1] else "", rest[2:]
+    if "port" in kind:
+        text += f",{PROTOCOL_NAMES.get(rest[0], str(rest[0])).lower()}:{int.from_bytes(rest[1:], 'big')}"
+    return text + nomatch
