@@ -6,54 +6,8 @@ only the members that may have changed - for the same function serves both. `dif
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from msgspec import Struct
-
-from netpol.model import FAMILIES, Family
-from netpol.rules.ruleset import Chain, Ruleset, Set, SetKind, TableName, is_flagged
-
-
-class CreateSet(Struct, frozen=True, tag=True):
-    """A set that does not exist yet, with all its members."""
-
-    set: Set
-
-
-class GrowSet(Struct, frozen=True, tag=True):
-    """Members that a live set gets. One that differs from a member it has only in its nomatch flag replaces that one."""
-
-    name: str
-    kind: SetKind
-    family: Family
-    members: frozenset[bytes]
-
-
-class ReplaceTable(Struct, frozen=True, tag=True):
-    """All chains of ours in one table of a family, in one replace; FORWARD begins with the jump to NETPOL when `hooked`."""
-
-    family: Family
-    table: TableName
-    chains: Mapping[str, Chain]
-    hooked: bool
-
-
-class ShrinkSet(Struct, frozen=True, tag=True):
-    """Members that a live set loses."""
-
-    name: str
-    kind: SetKind
-    family: Family
-    members: frozenset[bytes]
-
-
-class DestroySet(Struct, frozen=True, tag=True):
-    """A set that no rule refers to any more."""
-
-    name: str
-
-
-Step = CreateSet | GrowSet | ReplaceTable | ShrinkSet | DestroySet
+from netpol.model import FAMILIES
+from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, ReplaceTable, Ruleset, SetKind, ShrinkSet, Step, is_flagged
 
 
 def diff(wanted: Ruleset, found: Ruleset) -> tuple[Step, ...]:

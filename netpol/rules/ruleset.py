@@ -197,7 +197,7 @@ class Nflog(Struct, frozen=True, tag_field="kind", tag=True, gc=False):
     group: int
     prefix: str = ""
     size: int = 0
-    threshold: int = 1
+    threshold: int = 0
 
 
 class OpaqueTarget(Struct, frozen=True, tag_field="kind", tag=True, gc=False):
@@ -264,6 +264,51 @@ class Ruleset(Struct, frozen=True):
     sets: Mapping[str, Set]
     hooked: frozenset[Family] = frozenset()
     table: TableName = "mangle"
+
+
+# -- steps: what `netpol.rules.diff` plans and `netpol.kernel.apply` does ------------------------------------------------
+
+
+class CreateSet(Struct, frozen=True, tag=True):
+    """A set that does not exist yet, with all its members."""
+
+    set: Set
+
+
+class GrowSet(Struct, frozen=True, tag=True):
+    """Members that a live set gets. One that differs from a member it has only in its nomatch flag replaces that one."""
+
+    name: str
+    kind: SetKind
+    family: Family
+    members: frozenset[bytes]
+
+
+class ReplaceTable(Struct, frozen=True, tag=True):
+    """All chains of ours in one table of a family, in one replace; FORWARD begins with the jump to NETPOL when `hooked`."""
+
+    family: Family
+    table: TableName
+    chains: Mapping[str, Chain]
+    hooked: bool
+
+
+class ShrinkSet(Struct, frozen=True, tag=True):
+    """Members that a live set loses."""
+
+    name: str
+    kind: SetKind
+    family: Family
+    members: frozenset[bytes]
+
+
+class DestroySet(Struct, frozen=True, tag=True):
+    """A set that no rule refers to any more."""
+
+    name: str
+
+
+Step = CreateSet | GrowSet | ReplaceTable | ShrinkSet | DestroySet
 
 
 # -- packed members ----------------------------------------------------------------------------------------------------

@@ -5,13 +5,13 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netpol.model import DIRECTIONS, Namespace, Node, Pod, Policy
-from netpol.policy.cluster import Cluster, Object
+from netpol.model import DIRECTIONS, Namespace, Node, Object, Pod, Policy
+from netpol.policy.cluster import Cluster
 from netpol.policy.verdict import Verdict, verdict
 from netpol.rules.compile import NodeState, Settings, compiled
-from netpol.rules.diff import CreateSet, DestroySet, GrowSet, ReplaceTable, ShrinkSet, Step, diff
+from netpol.rules.diff import diff
 from netpol.rules.interpret import Packet, interpret
-from netpol.rules.ruleset import Ruleset, Set
+from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, ReplaceTable, Ruleset, Set, ShrinkSet, Step
 from tests import clusters
 
 ALLOW = Settings(unknown_pods="allow")

@@ -1,0 +1,341 @@
+#include "np_xt.h"
+
+#include <errno.h>
+#include <linux/netfilter/x_tables.h>
+#include <linux/netfilter_ipv4/ip_tables.h>
+#include <linux/netfilter_ipv6/ip6_tables.h>
+#include <string.h>
+
+_Static_assert(sizeof(struct ipt_entry) == 112, "struct ipt_entry");
+_Static_assert(sizeof(struct ip6t_entry) == 168, "struct ip6t_entry");
+_Static_assert(sizeof(struct xt_entry_match) == 32, "struct xt_entry_match");
+_Static_assert(sizeof(struct xt_entry_target) == 32, "struct xt_entry_target");
+_Static_assert(sizeof(struct xt_standard_target) == 40, "struct xt_standard_target");
+_Static_assert(XT_ALIGN(sizeof(struct xt_error_target)) == 64, "struct xt_error_target");
+_Static_assert(sizeof(struct xt_counters) == 16, "struct xt_counters");
+_Static_assert(NP_XT_HOOKS == NF_INET_NUMHOOKS, "hooks");
+_Static_assert(XT_FUNCTION_MAXNAMELEN <= sizeof(((struct np_xt_chain *)0)->name), "chain names");
+_Static_assert(offsetof(struct ipt_entry, next_offset) == offsetof(struct ipt_entry, target_offset) + 2, "offsets");
+_Static_assert(offsetof(struct ip6t_entry, next_offset) == offsetof(struct ip6t_entry, target_offset) + 2, "offsets");
+
+_Static_assert(sizeof(struct np_xt_info) == sizeof(struct ipt_getinfo) &&
+                   sizeof(struct np_xt_info) == sizeof(struct ip6t_getinfo),
+               "info");
+_Static_assert(offsetof(struct np_xt_info, num_entries) == offsetof(struct ipt_getinfo, num_entries), "info");
+_Static_assert(sizeof(struct np_xt_replace) == sizeof(struct ipt_replace) &&
+                   sizeof(struct np_xt_replace) == sizeof(struct ip6t_replace),
+               "replace");
+_Static_assert(offsetof(struct np_xt_replace, counters) == offsetof(struct ipt_replace, counters), "replace");
+_Static_assert(offsetof(struct np_xt_replace, underflow) == offsetof(struct ipt_replace, underflow), "replace");
+_Static_assert(sizeof(struct np_xt_revision) == sizeof(struct xt_get_revision), "revision");
+_Static_assert(sizeof(struct ipt_get_entries) == 40 && sizeof(struct xt_counters_info) == 40, "headers");
+
+enum {
+    NP_ALIGN = XT_ALIGN(1),
+    NP_TARGET = sizeof(struct xt_entry_target),
+    NP_ERROR = XT_ALIGN(sizeof(struct xt_error_target))
+};
+
+/* What there is to know of one entry. All offsets are within the blob. */
+struct np_xt_entry {
+    uint32_t offset;
+    uint32_t target;
+    uint32_t end;
+    int is_error;
+    int is_standard;
+};
+
+/* The sizes and field offsets of a family's entries. Returns 0, or -EINVAL for a family that is none. */
+int np_xt_sizes(int family, struct np_xt_sizes *sizes)
+{
+    if (family == 4)
+        *sizes = (struct np_xt_sizes){.entry = sizeof(struct ipt_entry),
+                                      .counters_at = offsetof(struct ipt_entry, counters),
+                                      .comefrom_at = offsetof(struct ipt_entry, comefrom),
+                                      .target_offset_at = offsetof(struct ipt_entry, target_offset)};
+    else if (family == 6)
+        *sizes = (struct np_xt_sizes){.entry = sizeof(struct ip6t_entry),
+                                      .counters_at = offsetof(struct ip6t_entry, counters),
+                                      .comefrom_at = offsetof(struct ip6t_entry, comefrom),
+                                      .target_offset_at = offsetof(struct ip6t_entry, target_offset)};
+    else
+        return -EINVAL;
+    sizes->head = sizes->entry + NP_ERROR;
+    sizes->tail = sizes->entry + (uint32_t)sizeof(struct xt_standard_target);
+    return 0;
+}
+
+static uint16_t np_u16(const uint8_t *at)
+{
+    uint16_t value;
+
+    memcpy(&value, at, sizeof(value));
+    return value;
+}
+
+static int32_t np_s32(const uint8_t *at)
+{
+    int32_t value;
+
+    memcpy(&value, at, sizeof(value));
+    return value;
+}
+
+/* Whether the name of a target, 29 bytes at `at`, is `name` to its NUL. */
+static int np_is_named(const uint8_t *at, const char *name)
+{
+    return memcmp(at, name, strlen(name) + 1) == 0;
+}
+
+/* The matches of an entry fill the bytes from `at` to `end` exactly. Returns 0 or -EBADMSG. */
+static int np_check_matches(const uint8_t *blob, uint32_t at, uint32_t end)
+{
+    while (at < end) {
+        uint16_t size = end - at >= sizeof(struct xt_entry_match) ? np_u16(blob + at) : 0;
+
+        if (size < sizeof(struct xt_entry_match) || size % NP_ALIGN || size > end - at)
+            return -EBADMSG;
+        at += size;
+    }
+    return 0;
+}
+
+/* Reads the entry at `offset` of a blob, every length of which is checked against the blob's. Returns 0 or -EBADMSG. */
+static int np_read_entry(const uint8_t *blob, size_t size, const struct np_xt_sizes *sizes, uint32_t offset,
+                         struct np_xt_entry *entry)
+{
+    uint32_t target_offset, next_offset;
+    uint16_t target_size;
+
+    if (offset % NP_ALIGN || size - offset < sizes->entry + NP_TARGET)
+        return -EBADMSG;
+    target_offset = np_u16(blob + offset + sizes->target_offset_at);
+    next_offset = np_u16(blob + offset + sizes->target_offset_at + 2);
+    if (target_offset < sizes->entry || target_offset % NP_ALIGN || next_offset % NP_ALIGN ||
+        next_offset > size - offset || target_offset + NP_TARGET > next_offset)
+        return -EBADMSG;
+    *entry = (struct np_xt_entry){.offset = offset, .target = offset + target_offset, .end = offset + next_offset};
+    target_size = np_u16(blob + entry->target);
+    if (target_size < NP_TARGET || target_size > next_offset - target_offset)
+        return -EBADMSG;
+    entry->is_standard = np_is_named(blob + entry->target + 2, "");
+    if (entry->is_standard && next_offset - target_offset != sizeof(struct xt_standard_target))
+        return -EBADMSG;
+    entry->is_error = np_is_named(blob + entry->target + 2, "ERROR");
+    if (entry->is_error && (target_offset != sizes->entry || next_offset != sizes->head))
+        return -EBADMSG;
+    return np_check_matches(blob, offset + sizes->entry, entry->target);
+}
+
+/* The hook whose chain begins at this offset, or -1. */
+static int np_hook_at(const struct np_xt_table *table, uint32_t offset)
+{
+    for (int hook = 0; hook < NP_XT_HOOKS; hook++)
+        if (table->valid_hooks >> hook & 1 && table->hook_entry[hook] == offset)
+            return hook;
+    return -1;
+}
+
+/* Ends a chain at `end`, whose last entry is `tail`. Built-in chains end at their underflow. Returns 0 or -EBADMSG. */
+static int np_close_chain(struct np_xt_chain *chain, const struct np_xt_table *table, const struct np_xt_sizes *sizes,
+                          uint32_t tail, uint32_t end, uint32_t index)
+{
+    chain->size = end - chain->offset;
+    chain->entries = index - chain->first;
+    if (end - tail != sizes->tail || (chain->hook < 0 && chain->entries < 2))
+        return -EBADMSG;
+    return chain->hook >= 0 && table->underflow[chain->hook] != tail ? -EBADMSG : 0;
+}
+
+/* First pass: the chains, in the order of the blob; *where follows the entry that is looked at. Returns their number or -errno. */
+static int np_find_chains(const uint8_t *blob, size_t size, const struct np_xt_sizes *sizes,
+                          const struct np_xt_table *table, struct np_xt_chain *chains, size_t room, uint32_t *where)
+{
+    uint32_t index = 0, tail = 0, hooks = 0;
+    size_t count = 0;
+
+    for (uint32_t offset = 0; offset < size; index++) {
+        struct np_xt_entry entry;
+        int hook = np_hook_at(table, offset);
+
+        *where = offset;
+        if (np_read_entry(blob, size, sizes, offset, &entry) < 0)
+            return -EBADMSG;
+        if (hook >= 0 || entry.is_error) {
+            struct np_xt_chain *chain = &chains[count];
+
+            if (count && np_close_chain(&chains[count - 1], table, sizes, tail, offset, index) < 0)
+                return -EBADMSG;
+            if (entry.end == size)
+                return entry.is_error && hook < 0 && hooks == table->valid_hooks && index + 1 == table->entries
+                           ? (int)count
+                           : -EBADMSG;
+            if (count == room)
+                return -ENOBUFS;
+            *chain = (struct np_xt_chain){.hook = hook, .offset = offset, .first = index};
+            if (hook >= 0)
+                hooks |= 1U << hook;
+            else
+                memcpy(chain->name, blob + entry.target + NP_TARGET, XT_FUNCTION_MAXNAMELEN);
+            if ((hook >= 0) == entry.is_error || memchr(chain->name, 0, XT_FUNCTION_MAXNAMELEN) == NULL)
+                return -EBADMSG;
+            count++;
+        } else if (!count) {
+            return -EBADMSG;
+        }
+        tail = offset;
+        offset = entry.end;
+    }
+    return -EBADMSG;
+}
+
+/* The user chain whose first rule stands at `offset`, or -1. Chains are in the order of their offsets. */
+static int np_chain_at(const struct np_xt_chain *chains, size_t count, uint32_t offset)
+{
+    size_t low = 0, high = count;
+
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+
+        if (chains[middle].offset < offset)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return (int)low - 1;
+}
+
+/* Takes a table apart. `blob` and `table` are as the kernel gave them (entries, hook entries and underflows of its info). Fills the
+ * chains in the order of the blob, without the ERROR entry that ends it, and the jumps in the order of theirs. Returns the number of chains;
+ * -EBADMSG when the blob has another form (*where: the offset of the entry), -ENOBUFS when there are more of either than room. Reads
+ * nothing outside the blob, whatever it holds. */
+int np_xt_split(const uint8_t *blob, size_t size, int family, const struct np_xt_table *table,
+                struct np_xt_chain *chains, size_t chain_room, struct np_xt_jump *jumps, size_t jump_room,
+                uint32_t *jump_count, uint32_t *where)
+{
+    struct np_xt_sizes sizes;
+    uint32_t index = 0, count = 0;
+    int found;
+
+    *jump_count = *where = 0;
+    if (size > INT32_MAX || np_xt_sizes(family, &sizes) < 0)
+        return -EINVAL;
+    found = np_find_chains(blob, size, &sizes, table, chains, chain_room, where);
+    if (found < 0)
+        return found;
+    for (uint32_t offset = 0; offset < size; index++) {
+        struct np_xt_entry entry;
+        int32_t verdict, chain = -1;
+
+        *where = offset;
+        if (np_read_entry(blob, size, &sizes, offset, &entry) < 0)
+            return -EBADMSG;
+        offset = entry.end;
+        if (!entry.is_standard || (verdict = np_s32(blob + entry.target + NP_TARGET)) < 0)
+            continue;
+        if ((uint32_t)verdict != entry.end) {
+            chain = np_chain_at(chains, (size_t)found, (uint32_t)verdict);
+            if (chain < 0 || chains[chain].hook >= 0 || chains[chain].offset + sizes.head != (uint32_t)verdict)
+                return -EBADMSG;
+        }
+        if (count == jump_room)
+            return -ENOBUFS;
+        jumps[count++] =
+            (struct np_xt_jump){.at = entry.target + NP_TARGET, .entry = entry.offset, .index = index, .chain = chain};
+    }
+    *jump_count = count;
+    return found;
+}
+
+/* Clears what the kernel fills in by itself, the counters and comefrom of every entry, so that equal rules are equal bytes; the
+ * counters (struct xt_counters, 16 bytes an entry) go to `counters`. Returns the number of entries; -EBADMSG, -ENOBUFS. */
+int np_xt_normalise(uint8_t *blob, size_t size, int family, uint8_t *counters, size_t room)
+{
+    struct np_xt_sizes sizes;
+    size_t count = 0;
+
+    if (size > INT32_MAX || np_xt_sizes(family, &sizes) < 0)
+        return -EINVAL;
+    for (uint32_t offset = 0; offset < size; count++) {
+        struct np_xt_entry entry;
+
+        if (np_read_entry(blob, size, &sizes, offset, &entry) < 0)
+            return -EBADMSG;
+        if (count == room)
+            return -ENOBUFS;
+        memcpy(counters + count * sizeof(struct xt_counters), blob + offset + sizes.counters_at,
+               sizeof(struct xt_counters));
+        memset(blob + offset + sizes.comefrom_at, 0, sizeof(unsigned int));
+        memset(blob + offset + sizes.counters_at, 0, sizeof(struct xt_counters));
+        offset = entry.end;
+    }
+    return (int)count;
+}
+
+/* Copies the jumps whose verdicts stand in [from, to), sorted by place, for bytes that now begin at `target`; renumber[old chain] is the
+ * new index, or -1 where there is none. Returns their number; -ENOENT when one goes to a chain that is no more, -ENOBUFS. */
+int np_xt_relocate(const struct np_xt_jump *jumps, size_t count, uint32_t from, uint32_t to, uint32_t target,
+                   const int32_t *renumber, size_t chain_count, struct np_xt_jump *out, size_t room)
+{
+    size_t low = 0, high = count, done = 0;
+
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+
+        if (jumps[middle].at < from)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    for (; low < count && jumps[low].at < to; low++, done++) {
+        int32_t chain = jumps[low].chain;
+
+        if (done == room)
+            return -ENOBUFS;
+        if (chain >= 0) {
+            if ((size_t)chain >= chain_count || renumber[chain] < 0)
+                return -ENOENT;
+            chain = renumber[chain];
+        }
+        out[done] = (struct np_xt_jump){
+            .at = jumps[low].at - from + target, .entry = jumps[low].entry - from + target, .chain = chain};
+    }
+    return (int)done;
+}
+
+/* Puts a table together: chains stand end to end in `blob` (their offsets and sizes given), the ERROR entry behind them. Writes the
+ * verdicts of all jumps, and hook entries, underflows and number of entries into *table. Returns 0, or -EINVAL when something
+ * would lie outside. */
+int np_xt_link(uint8_t *blob, size_t size, int family, const struct np_xt_chain *chains, size_t chain_count,
+               const struct np_xt_jump *jumps, size_t jump_count, struct np_xt_table *table)
+{
+    struct np_xt_sizes sizes;
+
+    if (size > INT32_MAX || np_xt_sizes(family, &sizes) < 0)
+        return -EINVAL;
+    *table = (struct np_xt_table){.entries = 1};
+    for (size_t i = 0; i < chain_count; i++) {
+        const struct np_xt_chain *chain = &chains[i];
+
+        if (chain->size < sizes.tail || chain->offset > size || chain->size > size - chain->offset ||
+            chain->hook >= NP_XT_HOOKS)
+            return -EINVAL;
+        table->entries += chain->entries;
+        if (chain->hook >= 0) {
+            table->valid_hooks |= 1U << chain->hook;
+            table->hook_entry[chain->hook] = chain->offset;
+            table->underflow[chain->hook] = chain->offset + chain->size - sizes.tail;
+        }
+    }
+    for (size_t i = 0; i < jump_count; i++) {
+        const struct np_xt_jump *jump = &jumps[i];
+        uint32_t verdict = jump->at + 8;
+
+        if (jump->at > size - 8 || size < 8 || (jump->chain >= 0 && (size_t)jump->chain >= chain_count))
+            return -EINVAL;
+        if (jump->chain >= 0)
+            verdict = chains[jump->chain].offset + sizes.head;
+        memcpy(blob + jump->at, &verdict, sizeof(verdict));
+    }
+    return 0;
+}
