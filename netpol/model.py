@@ -222,6 +222,9 @@ class Node(Struct, frozen=True, gc=False):
     pod_cidrs: tuple[Network, ...] = ()
 
 
+Object = Pod | Namespace | Policy | Node
+
+
 class Flow(Struct, frozen=True, order=True, gc=False):
     """The first packet of a connection. `port` is the destination's; None for a protocol that has no ports."""
 

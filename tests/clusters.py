@@ -20,6 +20,7 @@ from netpol.model import (
     Network,
     Node,
     NumberedPort,
+    Object,
     Pod,
     Policy,
     Query,
@@ -30,7 +31,7 @@ from netpol.model import (
     network,
     parse_address,
 )
-from netpol.policy.cluster import Cluster, Object
+from netpol.policy.cluster import Cluster
 
 NODE = "here"
 NAMESPACES = ("red", "blue", "gone")

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from netpol.model import PROTOCOL_NUMBERS, Namespace, Pod, Policy
-from netpol.policy.cluster import Cluster, Object
+from netpol.model import PROTOCOL_NUMBERS, Namespace, Object, Pod, Policy
+from netpol.policy.cluster import Cluster
 from netpol.policy.decode import Decoded, decode_namespace, decode_pod, decode_policy
 
 NETWORKING = "networking.k8s.io/v1"

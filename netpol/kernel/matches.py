@@ -42,7 +42,7 @@ CONNTRACK = Layout("=128s2I5H4H4H2x")
 CONNMARK = Layout("=IIB3x")
 TCP = Layout("=4H4B")
 UDP = Layout("=4HB1x")
-SCTP = Layout("=4H32sI12siII")
+SCTP = Layout("=4H256sI12siII")
 MULTIPORT = Layout("=BB15H15sB")
 SET = Layout("=HBB4x16s16sI4x")
 ADDRTYPE = Layout("=HHI")
@@ -93,7 +93,7 @@ def _sctp(match: Sctp, family: Family) -> bytes:
     source, destination = match.source, match.destination
     looked_at = _flags(source is not None, destination is not None)
     inverted = _flags(match.not_source, match.not_destination)
-    return SCTP.pack(*(destination or (0, 0)), *(source or (0, 0)), bytes(32), 0, NO_CHUNKS, 0, looked_at, inverted)
+    return SCTP.pack(*(destination or (0, 0)), *(source or (0, 0)), bytes(256), 0, NO_CHUNKS, 0, looked_at, inverted)
 
 
 def _multiport(match: Multiport, family: Family) -> bytes:

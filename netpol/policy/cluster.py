@@ -16,10 +16,8 @@ from collections.abc import Iterator, Mapping
 
 from msgspec import Struct, structs
 
-from netpol.model import Address, Namespace, Node, Pod, Policy, Query
+from netpol.model import Address, Namespace, Node, Object, Pod, Policy, Query
 from netpol.policy.index import NOTHING, QueryIndex
-
-Object = Pod | Namespace | Policy | Node
 
 
 class Standing(Struct, frozen=True, gc=False):

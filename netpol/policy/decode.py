@@ -69,6 +69,8 @@ T = TypeVar("T")
 Report = Callable[[str, str], None]
 
 QUALIFIED_NAME = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+# What msgspec raises for bytes that are not the JSON asked for: broken UTF-8 and bottomless nesting come as Python's own errors.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 PORT_NAME = re.compile(r"(?=.*[a-z])(?!.*--)[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?")
 
 
@@ -90,7 +92,7 @@ class _Invalid(Exception):
         super().__init__(path, reason)
 
 
-def _split_message(error: msgspec.DecodeError) -> tuple[str, str]:
+def _split_message(error: Exception) -> tuple[str, str]:
     """msgspec's "Expected `int`, got `str` - at `$.a[0]`" as (".a[0]", reason)."""
     reason, at, path = str(error).partition(" - at `$")
     return (path.rstrip("`").replace("[...]", "[*]") if at else ""), reason
@@ -99,7 +101,7 @@ def _split_message(error: msgspec.DecodeError) -> tuple[str, str]:
 def _read(data: bytes | Raw, kind: type[T], path: str) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         below, reason = _split_message(error)
         raise _Invalid(path + below, reason) from None
 
@@ -107,6 +109,11 @@ def _read(data: bytes | Raw, kind: type[T], path: str) -> T:
 def _is_present(raw: Raw) -> bool:
     """Whether a list is there and, as far as can be seen, not empty: a broken one counts."""
     return bytes(raw).strip() not in (b"[]", b"null", b"")
+
+
+def _or_empty(raw: Raw) -> Raw | bytes:
+    """What is missing or null is the empty object, as for an API server."""
+    return raw if bytes(raw).strip() not in (b"null", b"") else b"{}"
 
 
 def _read_list(raw: Raw, kind: type[T], path: str) -> list[T]:
@@ -237,7 +244,7 @@ def _decode(data: bytes, kind: str, build: Callable[[Report], T]) -> Decoded[T]:
     except _Invalid as invalid:
         errors.append(InvalidObject(title, invalid.path.lstrip("."), invalid.reason))
         value = None
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         path, reason = _split_message(error)
         errors.append(InvalidObject(title, path.lstrip("."), reason))
         value = None
@@ -251,10 +258,10 @@ def decode_policy(data: bytes) -> Decoded[Policy]:
 
 def _policy(wire: WirePolicy, report: Report) -> Policy:
     name, namespace = wire.metadata.name, wire.metadata.namespace
-    spec = _attempt(report, lambda: _read(wire.spec or b"{}", WirePolicySpec, "spec"))
+    spec = _attempt(report, lambda: _read(_or_empty(wire.spec), WirePolicySpec, "spec"))
     if spec is None:
         return Policy(namespace, name, EVERYTHING, (), ())
-    pods = _attempt(report, lambda: _selector(_read(spec.podSelector or b"{}", WireSelector, "spec.podSelector"), "spec.podSelector"))
+    pods = _attempt(report, lambda: _selector(_read(_or_empty(spec.podSelector), WireSelector, "spec.podSelector"), "spec.podSelector"))
     types = _attempt(report, lambda: _policy_types(spec.policyTypes, _is_present(spec.egress)))
     ingress = tuple(_rules(spec.ingress, "ingress", WireIngressRule, namespace, report))
     egress = tuple(_rules(spec.egress, "egress", WireEgressRule, namespace, report))

@@ -9,9 +9,12 @@ import msgspec
 from msgspec import Raw, Struct
 
 
-class WireMeta(Struct):
+class WireName(Struct):
     name: str
     namespace: str = ""
+
+
+class WireMeta(WireName):
     labels: dict[str, str] | None = None
 
 
@@ -122,11 +125,13 @@ class WirePolicySpec(Struct):
 
 
 class WirePolicy(Struct):
-    metadata: WireMeta
+    """A policy's own labels mean nothing, so they cannot be wrong either."""
+
+    metadata: WireName
     spec: Raw = msgspec.field(default_factory=Raw)
 
 
 class WireNamed(Struct):
     """The least that can be read of an object: whose it is."""
 
-    metadata: WireMeta
+    metadata: WireName

@@ -58,7 +58,7 @@ def skeleton(family: Family, settings: Settings, isolated: bool) -> dict[str, Ch
         # Between pods on one bridge these addresses would be a way around.
         root.append(Rule(Goto(DENY), source=LINK_LOCAL, destination=LINK_LOCAL))
     root += [Rule(Jump(EGRESS)), Rule(Jump(INGRESS))]
-    return {ROOT: Chain(ROOT, tuple(root)), DENY: Chain(DENY, (*_exceptions(family), *_log(settings), Rule(DROP)))}
+    return {ROOT: Chain(ROOT, tuple(root)), DENY: Chain(DENY, (*_exceptions(family), *_log(settings, family), Rule(DROP)))}
 
 
 def _exceptions(family: Family) -> tuple[Rule, ...]:
@@ -67,9 +67,11 @@ def _exceptions(family: Family) -> tuple[Rule, ...]:
     return tuple(Rule(RETURN, (Icmp(number),), protocol=ICMPV6) for number in ALWAYS_ALLOWED_ICMPV6)
 
 
-def _log(settings: Settings) -> tuple[Rule, ...]:
+def _log(settings: Settings, family: Family) -> tuple[Rule, ...]:
     """At most 10 packets a second for each pair of addresses, so that a flood does not bury the rest."""
     if settings.log_group is None:
         return ()
-    limit = Hashlimit("netpol-deny", average=100_000, burst=20, mode=("dstip", "srcip"))
+    width = 32 if family == 4 else 128
+    name = f"netpol-deny{family}"
+    limit = Hashlimit(name, average=100_000, burst=20, mode=("dstip", "srcip"), source_length=width, destination_length=width)
     return (Rule(Nflog(settings.log_group, "netpol", size=128), (limit,)),)

@@ -1,0 +1,36 @@
+"""Manifests named on a command line -> a cluster, with the errors of bad input left to the command's caller."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from netpol.model import parse_network
+
+if TYPE_CHECKING:
+    from netpol.policy.cluster import Cluster
+
+
+def read_cluster(paths: Sequence[str], cidrs: Sequence[str]) -> Cluster:
+    """The cluster that the manifests describe; pods without an address get one out of `cidrs`."""
+    from netpol.kube.manifests import assign_addresses, load
+    from netpol.policy.cluster import Cluster
+
+    try:
+        ranges = [parse_network(text) for text in cidrs]
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--pod-cidr") from None
+    cluster = Cluster()
+    for item in assign_addresses(load(paths), ranges):
+        cluster.put(item)
+    return cluster
+
+
+def only_node(cluster: "Cluster") -> str:  # noqa: UP037
+    """The node that all pods are on; pods that name none are on one implicit node, called ""."""
+    names = sorted({pod.node for pod in cluster.all_pods()})
+    if len(names) > 1:
+        raise click.UsageError(f"the pods are on several nodes: say which with --node ({', '.join(repr(name) for name in names)})")
+    return names[0] if names else ""

@@ -1,0 +1,91 @@
+"""`netpol render`: text that the real tools load, and JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from netpol.cli.main import main
+from tests.referees import run
+
+EXAMPLE = str(Path(__file__).parents[2] / "examples" / "kubernetes-docs.yaml")
+TWO_NODES = """
+{apiVersion: v1, kind: Pod, metadata: {name: a, labels: {app: x}}, spec: {nodeName: n1}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: b, labels: {app: y}}, spec: {nodeName: n2}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {podSelector: {matchLabels: {app: x}}}}
+"""
+
+
+def render(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["render", *arguments])
+
+
+@pytest.fixture
+def two_nodes(tmp_path: Path) -> str:
+    (tmp_path / "two.yaml").write_text(TWO_NODES)
+    return str(tmp_path / "two.yaml")
+
+
+@pytest.mark.usefixtures("netns")
+def test_the_real_tools_load_each_part() -> None:
+    """Sets first, then the rules of both families; what they show afterwards is what was rendered."""
+    parts = {part: render("-f", EXAMPLE, "--part", part).output for part in ("sets", "ipv4", "ipv6")}
+    run("ipset", "restore", input=parts["sets"])
+    for part, tool in (("ipv4", "iptables-legacy"), ("ipv6", "ip6tables-legacy")):
+        run(f"{tool}-restore", input=parts[part])
+        saved = [line for line in run(f"{tool}-save", "-t", "mangle").splitlines() if not line.startswith("#")]
+        assert saved == parts[part].splitlines()
+    assert "172.17.1.0/24 nomatch" in run("ipset", "save")
+    assert "-j NETPOL" in parts["ipv4"]
+
+
+def test_all_parts_are_the_parts_under_headings() -> None:
+    """Without --part the three texts come one after the other, each under the tool's name."""
+    every = render("-f", EXAMPLE).output
+    for part in ("sets", "ipv4", "ipv6"):
+        assert render("-f", EXAMPLE, "--part", part).output in every
+    assert every.index("# ipset restore") < every.index("# iptables-legacy-restore") < every.index("# ip6tables-legacy-restore")
+
+
+def test_json_holds_the_same() -> None:
+    """Sets with members, chains with rules, as data."""
+    data = json.loads(render("-f", EXAMPLE, "--format", "json").output)
+    assert data["node"] == "node"
+    assert data["table"] == "mangle"
+    assert {"172.17.0.0/16", "172.17.1.0/24 nomatch"} in [set(found["members"]) for found in data["sets"]]
+    assert data["chains"]["ipv4"]["NETPOL-DENY"] == ["-j DROP"]
+    assert data["chains"]["ipv4"]["NETPOL"][-1] == "-j NETPOL-INGRESS"
+
+
+def test_a_node_is_asked_for_where_there_are_several(two_nodes: str) -> None:
+    """Without --node two nodes are an error that names them; with it only that node's pods are isolated."""
+    asked = render("-f", two_nodes)
+    assert asked.exit_code == 2
+    assert "'n1', 'n2'" in asked.stderr
+    assert "NETPOL-I-" in render("-f", two_nodes, "--node", "n1").output
+    assert "NETPOL-I-" not in render("-f", two_nodes, "--node", "n2").output
+
+
+def test_the_table_can_be_chosen() -> None:
+    """--table filter renders a filter table."""
+    assert "*filter" in render("-f", EXAMPLE, "--table", "filter").output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "words"),
+    [
+        pytest.param((), "kind: Pod", "bad.yaml", id="no object"),
+        pytest.param(("--pod-cidr", "10.0.0.0/99"), TWO_NODES, "--pod-cidr", id="range"),
+    ],
+)
+def test_bad_input_exits_2_and_renders_nothing(tmp_path: Path, arguments: tuple[str, ...], text: str, words: str) -> None:
+    """The error names its place; standard output stays empty."""
+    (tmp_path / "bad.yaml").write_text(text)
+    result = render("-f", str(tmp_path / "bad.yaml"), *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in result.stderr
