@@ -69,6 +69,8 @@ MODULES = {
     "netpol.policy.verdict": Room(("netpol.policy.cluster", "netpol.policy.selectors"), MSGSPEC, own=False, pure=True),
     "netpol.rules.compile": Room(("netpol.policy",), MSGSPEC, pure=True),
     "netpol.rules.interpret": Room(("netpol.rules.ruleset",), MSGSPEC, own=False, pure=True),
+    # What a command imports when it runs, and nobody before.
+    "netpol.cli.connections": Room(("netpol",), MSGSPEC),
     "netpol.cli.main": Room((), frozenset({"click"}), own=False, lazy=True, standard=frozenset({"importlib"})),
 }
 # Nobody outside these rooms needs the two judges, the compiler least of all.

@@ -21,6 +21,7 @@ from netpol.errors import InvalidManifests, InvalidObject, NetpolError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("netpol.cli.demo", "Enforce policies on real packets in a private world, and show what happens."),
+    "matrix": ("netpol.cli.matrix", "Show which pods reach which: by the specification, the rules, or real packets."),
     "render": ("netpol.cli.render", "Print the sets and rules that a node's kernel should hold."),
 }
 

@@ -16,6 +16,7 @@ from netpol.kernel.ipset import Add, Command, Create, Delete, Destroy, IpsetSock
 from netpol.kernel.xtables import TableSocket, read_ours
 from netpol.model import FAMILIES, Family
 from netpol.rules.ruleset import (
+    DENY,
     Chain,
     CreateSet,
     DestroySet,
@@ -98,6 +99,11 @@ class Kernel:
     def counters(self, family: Family) -> Counters:
         """(packets, bytes) of each rule of our chains, by chain."""
         return self._read_table(family)[1]
+
+    def dropped(self) -> int:
+        """Packets that the last rule of NETPOL-DENY dropped, both families, as long as the chain has been there."""
+        chains = (self.counters(family).get(DENY) for family in FAMILIES)
+        return sum(chain[-1][0] for chain in chains if chain)
 
     def _read_table(self, family: Family) -> tuple[Mapping[str, Chain], Counters, bool]:
         socket = self._sockets[family]

@@ -69,15 +69,15 @@ class Decision(Struct, frozen=True):
     hits: tuple[Hit, ...]
 
 
-def interpret(ruleset: Ruleset, packet: Packet) -> Decision:
-    """Sends one packet through the chains of its family."""
+def interpret(ruleset: Ruleset, packet: Packet, start: str = ROOT) -> Decision:
+    """Sends one packet through the chains of its family, from the one called `start` on: NETPOL, or one side's alone."""
     family = family_of(packet.source)
     if family not in ruleset.hooked:
         return Decision(True, ())
     chains = ruleset.chains[family]
     hits: list[Hit] = []
     calls: list[tuple[Chain, int]] = []  # where to go on after a return
-    chain, at = chains[ROOT], 0
+    chain, at = chains[start], 0
     while True:
         if at == len(chain.rules):
             if not calls:
