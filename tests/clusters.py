@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Literal
 
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from netpol.model import (
     EVERYTHING,
@@ -48,7 +50,8 @@ labels = st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES), max_siz
 
 @st.composite
 def _requirements(draw: st.DrawFn) -> Requirement:
-    operator = draw(st.sampled_from(("In", "NotIn", "Exists", "DoesNotExist")))
+    operators: tuple[Literal["In", "NotIn", "Exists", "DoesNotExist"], ...] = ("In", "NotIn", "Exists", "DoesNotExist")
+    operator = draw(st.sampled_from(operators))
     values = draw(st.sets(st.sampled_from(VALUES), min_size=1)) if operator in ("In", "NotIn") else set()
     return Requirement(draw(st.sampled_from(KEYS)), operator, tuple(sorted(values)))
 
@@ -158,6 +161,18 @@ def clusters(draw: st.DrawFn) -> tuple[Object, ...]:
     node = draw(nodes)
     found[Node, node.name] = node
     return tuple(found.values())
+
+
+@st.composite
+def alterations(draw: st.DrawFn, cluster: Cluster) -> object:
+    """An event that changes what is there: a pod's labels or ports, a namespace's labels, a policy; at times one goes or comes."""
+    pods_there = sorted(cluster.all_pods(), key=str)
+    if pods_there and not draw(seldom()) and draw(st.sampled_from((True, True, False))):
+        pod = draw(st.sampled_from(pods_there))
+        if draw(seldom()):
+            return Pod, pod.namespace, pod.name
+        return replace(pod, labels=draw(labels), ports=draw(st.just(pod.ports) | container_ports))
+    return draw(namespaces | policies() | policies() | pods({a for pod in pods_there for a in pod.addresses}))
 
 
 def build(items: tuple[Object, ...]) -> Cluster:

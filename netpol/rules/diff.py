@@ -1,46 +1,163 @@
-"""(wanted, found) -> the ordered steps that make found into wanted, make before break (ARCHITECTURE, order of a change).
+"""(wanted, found) -> the ordered steps that make found into wanted, hitlessly.
 
 Both sides are `Ruleset` values. They may be whole, for an audit, or hold only what a batch of events touched - of a live set then
 only the members that may have changed - for the same function serves both. `diff(x, x)` is empty.
+
+The law: at every point between two steps, what old and new both allow passes, and what both deny does not. A table replace is one
+step for all packets of a family; a set's members change one after another. Hence:
+
+- A batch that only widens sets, or only narrows them, passes through nothing but states between old and new.
+- One that does both is as safe for a flow one end of which is ours: that end allows, on the way, what it allowed or will allow. But
+  with both ends ours, one may be wide already and the other still: two different addresses of ours on either side need more.
+- A batch that changes chains and live sets needs more too: the old rules with the new members, or the reverse, are neither state.
+- "More" is this: the table is replaced by the new rules over the *old* sets and, for each set that changes, two small ones beside
+  it: `added` is looked at too, and what is in `removed` does not count. That one replace is the whole change. Then the live sets
+  change, which nobody can tell, and a second replace leaves the two small sets out. It costs what the batch is long, not the sets.
 """
 
 from __future__ import annotations
 
-from netpol.model import FAMILIES
-from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, ReplaceTable, Ruleset, SetKind, ShrinkSet, Step, is_flagged
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from netpol.model import FAMILIES, Address, Family
+from netpol.rules.ruleset import (
+    Chain,
+    CreateSet,
+    DestroySet,
+    GrowSet,
+    ReplaceTable,
+    Rule,
+    Ruleset,
+    Set,
+    SetMatch,
+    ShrinkSet,
+    Step,
+    is_flagged,
+)
 
 
-def diff(wanted: Ruleset, found: Ruleset) -> tuple[Step, ...]:
-    """The steps, in the order in which they are to be made."""
-    created: list[Step] = [CreateSet(wanted.sets[name]) for name in sorted(wanted.sets.keys() - found.sets.keys())]
-    grown: list[Step] = []
-    shrunk: list[Step] = []
-    for name in sorted(wanted.sets.keys() & found.sets.keys()):
-        want, have = wanted.sets[name], found.sets[name]
-        if want.members != have.members:
-            gains = want.members - have.members
-            losses = _without_flips(have.members - want.members, gains, want.kind)
-            if gains:
-                grown.append(GrowSet(name, want.kind, want.family, gains))
-            if losses:
-                shrunk.append(ShrinkSet(name, want.kind, want.family, losses))
-    replaced: list[Step] = [
-        ReplaceTable(family, wanted.table, wanted.chains.get(family, {}), family in wanted.hooked)
+class _Change(Struct, frozen=True):
+    """A live set and the members that it gets and loses."""
+
+    set: Set
+    gains: frozenset[bytes]
+    losses: frozenset[bytes]
+
+
+def diff(wanted: Ruleset, found: Ruleset, local: AbstractSet[Address] | None = None) -> tuple[Step, ...]:
+    """The steps, in the order in which they are to be made.
+
+    local -- the addresses of this node's isolated pods; without it any address might be one, and some batches take a detour.
+    """
+    changes = [change for name in sorted(wanted.sets.keys() & found.sets.keys()) for change in _change(wanted.sets[name], found.sets[name])]
+    replaced = [family for family in FAMILIES if _differs(wanted, found, family)]
+    aside = {
+        family
         for family in FAMILIES
-        if wanted.chains.get(family, {}) != found.chains.get(family, {}) or (family in wanted.hooked) != (family in found.hooked)
-    ]
-    destroyed: list[Step] = [DestroySet(name) for name in sorted(found.sets.keys() - wanted.sets.keys())]
-    return (*created, *grown, *replaced, *shrunk, *destroyed)
+        if wanted.chains.get(family) and (own := [change for change in changes if change.set.family == family])
+        if family in replaced or _opposed(own, local)
+    }
+    beside = [change for change in changes if change.set.family in aside]
+    plain = [change for change in changes if change.set.family not in aside]
+    return (
+        *(CreateSet(wanted.sets[name]) for name in sorted(wanted.sets.keys() - found.sets.keys())),
+        *(CreateSet(small) for change in beside for small in _small_sets(change)),
+        *_grow(plain),
+        *(_replace(wanted, family, beside) for family in FAMILIES if family in aside or family in replaced),
+        *_grow(beside),
+        *_shrink(plain),
+        *_shrink(beside),
+        *(_replace(wanted, family, ()) for family in FAMILIES if family in aside),
+        *(DestroySet(small.name) for change in beside for small in _small_sets(change)),
+        *(DestroySet(name) for name in sorted(found.sets.keys() - wanted.sets.keys())),
+    )
 
 
-def _without_flips(losses: frozenset[bytes], gains: frozenset[bytes], kind: SetKind) -> frozenset[bytes]:
+def _change(want: Set, have: Set) -> Iterator[_Change]:
+    if want.members != have.members:
+        gains = want.members - have.members
+        losses = _without_flips(have.members - want.members, gains, want)
+        yield _Change(want, gains, losses)
+
+
+def _differs(wanted: Ruleset, found: Ruleset, family: Family) -> bool:
+    hooked = (family in wanted.hooked) != (family in found.hooked)
+    return hooked or wanted.chains.get(family, {}) != found.chains.get(family, {})
+
+
+def _opposed(changes: Iterable[_Change], local: AbstractSet[Address] | None) -> bool:
+    """Whether one address of ours may be allowed more while another one is allowed less."""
+    gaining: set[Address] = set()
+    losing: set[Address] = set()
+    for change in changes:
+        width = 4 if change.set.family == 4 else 16
+        gaining.update(member[:width] for member in change.gains)
+        losing.update(member[:width] for member in change.losses)
+    if local is not None:
+        gaining &= local
+        losing &= local
+    return bool(gaining and losing) and len(gaining | losing) > 1
+
+
+def _grow(changes: Iterable[_Change]) -> Iterator[GrowSet]:
+    return (GrowSet(c.set.name, c.set.kind, c.set.family, c.gains) for c in changes if c.gains)
+
+
+def _shrink(changes: Iterable[_Change]) -> Iterator[ShrinkSet]:
+    return (ShrinkSet(c.set.name, c.set.kind, c.set.family, c.losses) for c in changes if c.losses)
+
+
+# -- the small sets beside the live ones -------------------------------------------------------------------------------
+
+
+def _small_sets(change: _Change) -> Iterator[Set]:
+    for letter, members in (("a", change.gains), ("r", change.losses)):
+        if members:
+            yield Set(_small_name(change.set.name, letter), change.set.kind, change.set.family, members)
+
+
+def _small_name(name: str, letter: str) -> str:
+    """NETPOL4-... -> NETPOL4a... for what is added, NETPOL4r... for what is removed: as long, and no selection's."""
+    return name.replace("-", letter, 1)
+
+
+def _replace(wanted: Ruleset, family: Family, beside: Iterable[_Change]) -> ReplaceTable:
+    """The wanted chains; over the live sets as they were where some of those are to change beside them."""
+    chains = wanted.chains.get(family, {})
+    changes = {change.set.name: change for change in beside if change.set.family == family}
+    if changes:
+        chains = {name: _beside(chain, changes) for name, chain in chains.items()}
+    return ReplaceTable(family, wanted.table, chains, family in wanted.hooked)
+
+
+def _beside(chain: Chain, changes: Mapping[str, _Change]) -> Chain:
+    if not any(isinstance(match, SetMatch) and match.name in changes for rule in chain.rules for match in rule.matches):
+        return chain
+    return Chain(chain.name, tuple(new for rule in chain.rules for new in _rules_beside(rule, changes)))
+
+
+def _rules_beside(rule: Rule, changes: Mapping[str, _Change]) -> Iterator[Rule]:
+    for place, match in enumerate(rule.matches):
+        if isinstance(match, SetMatch) and match.name in changes:
+            change = changes[match.name]
+            before, after = rule.matches[:place], rule.matches[place + 1 :]
+            removed = replace(match, name=_small_name(match.name, "r"), invert=True)
+            added = replace(match, name=_small_name(match.name, "a"))
+            yield replace(rule, matches=(*before, match, *([removed] if change.losses else []), *after))
+            if change.gains:
+                yield replace(rule, matches=(*before, added, *after))
+            return
+    yield rule
+
+
+def _without_flips(losses: frozenset[bytes], gains: frozenset[bytes], found: Set) -> frozenset[bytes]:
     """What is left to delete: a prefix that only changes its nomatch flag is changed in place by the add; deleting it would lose it."""
-    if not losses or not gains or not is_flagged(kind):
+    if not losses or not gains or not is_flagged(found.kind):
         return losses
-    kept = {_unflagged(member) for member in gains}
-    return frozenset(member for member in losses if _unflagged(member) not in kept)
-
-
-def _unflagged(member: bytes) -> bytes:
-    at = 5 if len(member) < 16 else 17
-    return member[:at] + member[at + 1 :]
+    at = 5 if found.family == 4 else 17
+    kept = {member[:at] + member[at + 1 :] for member in gains}
+    return frozenset(member for member in losses if member[:at] + member[at + 1 :] not in kept)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netpol.model import DIRECTIONS, Namespace, Node, Object, Pod, Policy
+from netpol.model import DIRECTIONS, EVERYTHING, Namespace, Node, Object, Pod, Policy, Query, Requirement, Selector
+from netpol.model import Rule as PolicyRule
 from netpol.policy.cluster import Cluster
 from netpol.policy.verdict import Verdict, verdict
 from netpol.rules.compile import NodeState, Settings, compiled
@@ -104,6 +106,107 @@ def test_the_order_of_unrelated_objects_does_not_matter(items: tuple[Object, ...
     state.applied()
     state.close()
     assert cluster.index.is_empty()
+
+
+@settings(slow, max_examples=100)
+@given(clusters.clusters(), st.data())
+def test_a_change_is_never_a_window(items: tuple[Object, ...], data: st.DataObject) -> None:
+    """Between any two steps of any batch: what old and new both allow passes, what both deny does not (SEMANTICS 30)."""
+    cluster = clusters.build(items)
+    state = NodeState(cluster, clusters.NODE)
+    kernel = apply(Ruleset({}, {}), diff(*state.pending()))
+    state.applied()
+    for _ in range(3):
+        for event in data.draw(st.lists(clusters.alterations(cluster), min_size=1, max_size=4)):
+            state.follow(play(cluster, event))  # type: ignore[arg-type]  # a Change
+        old, steps = kernel, diff(*state.pending())
+        state.applied()
+        new = apply(old, steps)
+        asked = packets(cluster)
+        before, after = passing(old, asked), passing(new, asked)
+        for done, step in enumerate(steps, 1):
+            kernel = apply(kernel, (step,))
+            now = passing(kernel, asked)
+            assert before & after <= now, (done, steps)
+            assert now <= before | after, (done, steps)
+        assert kernel == new
+        assert new.sets == state.wanted().sets
+
+
+def labelled(name: str, address: int, **labels: str) -> Pod:
+    return Pod("red", name, tuple(sorted(labels.items())), clusters.NODE, (bytes((10, 0, 0, address)),))
+
+
+def selecting(**labels: str) -> Selector:
+    return Selector(tuple(Requirement(key, "In", (value,)) for key, value in sorted(labels.items())))
+
+
+def rule_for(**labels: str) -> PolicyRule:
+    return PolicyRule((Query("red", EVERYTHING, selecting(**labels)),))
+
+
+OPPOSED = (
+    # p may reach who has y; q accepts who has x. First p has x and q lacks y, then the reverse: never both.
+    (
+        labelled("p", 1, app="p", x="1"),
+        labelled("q", 2, app="q"),
+        Policy("red", "out", selecting(app="p"), None, (rule_for(y="1"),)),
+        Policy("red", "in", selecting(app="q"), (rule_for(x="1"),), None),
+    ),
+    (labelled("p", 1, app="p"), labelled("q", 2, app="q", y="1")),
+)
+A_RULE_COMES = (
+    # m leaves the peers with x while b begins to accept them: b never accepts m.
+    (
+        labelled("m", 1, x="1"),
+        labelled("a", 2, app="a"),
+        labelled("b", 3, app="b"),
+        Policy("red", "a", selecting(app="a"), (rule_for(x="1"),), None),
+        Policy("red", "b", selecting(app="b"), (), None),
+    ),
+    (labelled("m", 1), Policy("red", "b", selecting(app="b"), (rule_for(x="1"),), None)),
+)
+A_RULE_GOES = (
+    # m joins the peers with x while b ceases to accept them: b never accepts m.
+    (
+        labelled("m", 1),
+        labelled("a", 2, app="a"),
+        labelled("b", 3, app="b"),
+        Policy("red", "a", selecting(app="a"), (rule_for(x="1"),), None),
+        Policy("red", "b", selecting(app="b"), (rule_for(x="1"),), None),
+    ),
+    (labelled("m", 1, x="1"), Policy("red", "b", selecting(app="b"), (), None)),
+)
+
+
+@pytest.mark.parametrize(
+    ("items", "batch"),
+    [pytest.param(*OPPOSED, id="two-ends"), pytest.param(*A_RULE_COMES, id="a-rule-comes"), pytest.param(*A_RULE_GOES, id="a-rule-goes")],
+)
+def test_the_traps_of_a_change(items: tuple[Object, ...], batch: tuple[Object, ...]) -> None:
+    """The orders that would open a window, each made by hand: on the way nothing passes that neither state allows."""
+    cluster = clusters.build((Namespace("red"), *items))
+    state = NodeState(cluster, clusters.NODE)
+    kernel = apply(Ruleset({}, {}), diff(*state.pending()))
+    state.applied()
+    for item in batch:
+        state.follow(cluster.put(item))
+    steps = diff(*state.pending())
+    asked = packets(cluster)
+    before, after = passing(kernel, asked), passing(apply(kernel, steps), asked)
+    for step in steps:
+        kernel = apply(kernel, (step,))
+        now = passing(kernel, asked)
+        assert before & after <= now <= before | after, step
+
+
+def packets(cluster: Cluster) -> list[Packet]:
+    """Flows between all addresses in use, on the few ports that policies can tell apart here."""
+    return [Packet(f.source, f.destination, f.protocol, f.port, 40000) for f in clusters.flows(cluster) if f.port in (None, 80, 443)]
+
+
+def passing(kernel: Ruleset, asked: list[Packet]) -> set[Packet]:
+    return {packet for packet in asked if interpret(kernel, packet).passes}
 
 
 def apply(kernel: Ruleset, steps: tuple[Step, ...]) -> Ruleset:

@@ -58,6 +58,7 @@ class NodeState:
         self._users: dict[Query, set[_LiveSet]] = {}
         self._port_users: dict[Query, set[_LiveSet]] = {}
         self._chains: dict[Family, dict[str, Chain]] = {}
+        self._isolated: frozenset[Address] = frozenset()
         self._applied: Ruleset = Ruleset({}, {}, frozenset(), self.settings.table)
         self._stale = True
         for policy in cluster.policies.values():
@@ -156,8 +157,11 @@ class NodeState:
         sets = {live.name: self._full(live) for live in self._sets.values()}
         return Ruleset(self._chains, sets, frozenset(FAMILIES), self.settings.table)
 
-    def pending(self) -> tuple[Ruleset, Ruleset]:
-        """(wanted, found) as far as they can differ since `applied`: all chains, new and leaving sets, and the members touched."""
+    def pending(self) -> tuple[Ruleset, Ruleset, frozenset[Address]]:
+        """What `diff` takes: (wanted, found) as far as they can differ since `applied`, and the addresses of isolated pods here.
+
+        Of the two rulesets: all chains, new and leaving sets, and the members that were touched.
+        """
         self._settle()
         wanted: dict[str, Set] = {}
         found: dict[str, Set] = {}
@@ -172,6 +176,7 @@ class NodeState:
         return (
             Ruleset(self._chains, wanted, frozenset(FAMILIES), self.settings.table),
             Ruleset(self._applied.chains, found, self._applied.hooked, self.settings.table),
+            self._isolated,
         )
 
     def applied(self) -> None:
@@ -223,6 +228,7 @@ class NodeState:
                         leaves[family_of(address), direction][address] = chains[family_of(address)] if chains is not None else None
         self._classes = {key: self._classes[key] for key in used}
         self._chains = {family: self._family_chains(family, leaves, unknown) for family in FAMILIES}
+        self._isolated = frozenset(a for found in leaves.values() for a, chain in found.items() if chain is not None)
         self._use_sets(leaves)
 
     def _unknown(self) -> tuple[Network, ...]:
