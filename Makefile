@@ -49,7 +49,7 @@ format: $(VENV)/.dev  ## Rewrite the sources in the house style
 
 bench: $(NATIVE) $(VENV)/.dev  ## Measure, and write bench-results.json
 	@.ci/needs referees
-	@$(BIN)/pytest bench $(ARGS)
+	@$(BIN)/pytest bench --benchmark-quiet $(ARGS)
 
 # --capture=sys: a sanitizer's report goes to the real standard error, for it ends the process that would have shown it.
 sanitize: $(VENV)/.dev  ## Run the tests of the native boundary under ASan and UBSan, in a tree of their own

@@ -58,7 +58,8 @@ ROOMS = {
     "netpol.kube": Room(("netpol.policy.decode",), MSGSPEC | {"yaml"}),
     "netpol.agent": Room(("netpol.policy", "netpol.rules", "netpol.kernel", "netpol.kube"), MSGSPEC),
     "netpol.lab": Room(("netpol.kernel.namespaces",), MSGSPEC | {"pyroute2"}),
-    "netpol.bench": Room(("netpol.policy", "netpol.rules", "netpol.kernel", "netpol.lab"), MSGSPEC | {"pyroute2"}),
+    # pyroute2 is measured; rich draws the table that pytest's face and the command share.
+    "netpol.bench": Room(("netpol.policy", "netpol.rules", "netpol.kernel", "netpol.lab"), MSGSPEC | {"pyroute2", "rich"}),
     "netpol.cli": Room(("netpol",), MSGSPEC | {"click", "rich"}, lazy=True),
 }
 
@@ -72,6 +73,8 @@ MODULES = {
     # What a command imports when it runs, and nobody before.
     "netpol.cli.connections": Room(("netpol",), MSGSPEC),
     "netpol.cli.main": Room((), frozenset({"click"}), own=False, lazy=True, standard=frozenset({"importlib"})),
+    # What `netpol demo` is made of: loaded when that command runs, and so free to import what it needs.
+    "netpol.cli.demonstration": Room(("netpol",), MSGSPEC | {"rich"}),
 }
 # Nobody outside these rooms needs the two judges, the compiler least of all.
 JUDGES = ("netpol.policy.verdict", "netpol.rules.interpret")

@@ -33,6 +33,13 @@ class _ClassKey(Struct, frozen=True):
     resolution: tuple[tuple[tuple[int, str], tuple[int, ...]], ...]
 
 
+class _Isolation(Struct, frozen=True):
+    """What isolates pods that the same queries select: policies by direction, and the named ports that those of ingress use."""
+
+    policies: Mapping[Direction, frozenset[Key]]
+    names: tuple[tuple[int, str], ...]
+
+
 class _LiveSet:
     """A set in use, and the members that events touched since it was last applied, with whether they were in it then."""
 
@@ -53,6 +60,8 @@ class NodeState:
         self._locals: dict[Key, Pod] = {}
         self._subjects: dict[Query, set[Key]] = {}
         self._classes: dict[_ClassKey, dict[Family, ClassChain]] = {}
+        self._isolations: dict[frozenset[Query], _Isolation] = {}
+        self._trees: dict[tuple[Family, Direction], tuple[object, dict[str, Chain]]] = {}
         self._sets: dict[str, _LiveSet] = {}
         self._leaving: dict[str, _LiveSet] = {}
         self._users: dict[Query, set[_LiveSet]] = {}
@@ -121,15 +130,21 @@ class NodeState:
         concerned = False
         if before is not None:
             concerned = self._concerns(before)
+            self._forget_isolations(before.subject)
             for key in [key for key in self._classes if before.key in key.policies]:
                 del self._classes[key]
         if after is not None:
             self._add_subject(after)
+            self._forget_isolations(after.subject)
             concerned = concerned or self._concerns(after)
         if before is not None:
             self._drop_subject(before, keep=after is not None and after.subject == before.subject)
         first_or_last = (before is None or after is None) and len(self.cluster.policies) <= 1
         self._stale = self._stale or concerned or first_or_last
+
+    def _forget_isolations(self, subject: Query) -> None:
+        for queries in [queries for queries in self._isolations if subject in queries]:
+            del self._isolations[queries]
 
     def _add_subject(self, policy: Policy) -> None:
         self.cluster.index.register(policy.subject)
@@ -209,16 +224,16 @@ class NodeState:
         unknown = self._unknown()
         leaves: _Leaves = {(family, direction): {} for family in FAMILIES for direction in DIRECTIONS}
         used: dict[_ClassKey, None] = {}
-        known_classes: dict[frozenset[Query], dict[Direction, frozenset[Key]]] = {}
+        isolations: dict[frozenset[Query], _Isolation] = {}
         for pod in self._locals.values():
             queries = self.cluster.queries(pod)
-            isolating = known_classes.get(queries)
-            if isolating is None:
-                isolating = known_classes[queries] = self._isolating(queries)
+            isolation = isolations.get(queries)
+            if isolation is None:
+                isolation = isolations[queries] = self._isolations.get(queries) or self._isolation(queries)
             for direction in DIRECTIONS:
                 chains: Mapping[Family, ClassChain] | None = None
-                if isolating[direction]:
-                    key = self._class_key(direction, isolating[direction], pod)
+                if isolation.policies[direction]:
+                    key = _class_key(direction, isolation, pod)
                     used[key] = None
                     chains = self._class(key)
                 elif not unknown:
@@ -226,6 +241,7 @@ class NodeState:
                 for address in pod.addresses:
                     if self.cluster.holder(address) is pod:
                         leaves[family_of(address), direction][address] = chains[family_of(address)] if chains is not None else None
+        self._isolations = isolations
         self._classes = {key: self._classes[key] for key in used}
         self._chains = {family: self._family_chains(family, leaves, unknown) for family in FAMILIES}
         self._isolated = frozenset(a for found in leaves.values() for a, chain in found.items() if chain is not None)
@@ -243,16 +259,11 @@ class NodeState:
             return cidrs
         return ()
 
-    def _isolating(self, queries: frozenset[Query]) -> dict[Direction, frozenset[Key]]:
+    def _isolation(self, queries: frozenset[Query]) -> _Isolation:
         keys = [key for query in queries for key in self._subjects.get(query, ())]
         policies = self.cluster.policies
-        return {d: frozenset(key for key in keys if policies[key].rules(d) is not None) for d in DIRECTIONS}
-
-    def _class_key(self, direction: Direction, keys: frozenset[Key], pod: Pod) -> _ClassKey:
-        if direction == "egress":
-            return _ClassKey(direction, keys, ())
-        names = named_ports(self.cluster.policies[key] for key in keys)
-        return _ClassKey(direction, keys, tuple((name, _numbers(pod, name)) for name in names))
+        found = {d: frozenset(key for key in keys if policies[key].rules(d) is not None) for d in DIRECTIONS}
+        return _Isolation(found, named_ports(policies[key] for key in found["ingress"]))
 
     def _class(self, key: _ClassKey) -> dict[Family, ClassChain]:
         found = self._classes.get(key)
@@ -268,7 +279,11 @@ class NodeState:
         ranges = tuple(net for net in unknown if net.family == family)
         for direction in DIRECTIONS:
             targets = {address: found.chain.name if found is not None else None for address, found in leaves[family, direction].items()}
-            chains |= tree(direction, targets, ranges)
+            kept, branches = self._trees.get((family, direction), (None, {}))
+            if kept != (targets, ranges):
+                branches = tree(direction, targets, ranges)
+                self._trees[family, direction] = ((targets, ranges), branches)
+            chains |= branches
         return chains
 
     def _use_sets(self, leaves: _Leaves) -> None:
@@ -306,6 +321,11 @@ class NodeState:
                     found.discard(live)
                     if not found:
                         del users[query]
+
+
+def _class_key(direction: Direction, isolation: _Isolation, pod: Pod) -> _ClassKey:
+    names = isolation.names if direction == "ingress" else ()
+    return _ClassKey(direction, isolation.policies[direction], tuple((name, _numbers(pod, name)) for name in names))
 
 
 def _numbers(pod: Pod, name: tuple[int, str]) -> tuple[int, ...]:

@@ -5,7 +5,6 @@ Sets are shared by whatever selects the same, over all policies and both directi
 
 from __future__ import annotations
 
-from base64 import b32encode
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 
@@ -46,7 +45,7 @@ KINDS: dict[type[Selection], SetKind] = {PodSelection: "hash:ip", BlockSelection
 
 def content_hash(value: object, characters: int) -> str:
     """A name for a value: the same value gives the same name on every node and in every run."""
-    return b32encode(sha256(msgspec.msgpack.encode(value)).digest()).decode()[:characters]
+    return sha256(msgspec.msgpack.encode(value)).hexdigest()[:characters]
 
 
 def set_name(selection: Selection, family: Family) -> str:

@@ -1,0 +1,47 @@
+"""`make bench`: every case once, a table at the end and bench-results.json in the directory that pytest runs from.
+
+A missed goal is printed, not failed: it is a figure of this machine and this hour. A case that errs, or does not do what it should, fails.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from netpol.bench import Result
+from netpol.bench.report import FILE, resident, table, to_json
+from netpol.kernel import namespaces
+
+if os.geteuid() != 0:
+    namespaces.enter_private_world()
+
+LEAST_WIDTH = 120  # where there is no terminal, too
+
+RESULTS = pytest.StashKey[list[Result]]()
+LEAST_RSS = pytest.StashKey[float]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RESULTS] = []
+    config.stash[LEAST_RSS] = resident()
+
+
+@pytest.fixture
+def results(pytestconfig: pytest.Config) -> list[Result]:
+    """The rows so far."""
+    return pytestconfig.stash[RESULTS]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    rows = config.stash[RESULTS]
+    if not rows:
+        return
+    path = Path(config.invocation_params.dir) / FILE
+    path.write_bytes(to_json(rows))
+    width = max(LEAST_WIDTH, shutil.get_terminal_size().columns)
+    terminalreporter.write_line("")
+    terminalreporter.write(table(rows, config.stash[LEAST_RSS], width, terminalreporter.hasmarkup))
+    terminalreporter.write_line(f"written to {path}")

@@ -1,0 +1,84 @@
+"""The rows, and what is demanded of them: sizes of a busy cluster, ratios that the project holds itself to.
+
+A goal is a ratio to one peer. A row that misses one is still a row: whoever prints it says so.
+"""
+
+from __future__ import annotations
+
+from netpol.bench import changes, packets, sets, tables
+from netpol.bench.measure import Case
+from netpol.bench.members import networks, pod_addresses, scattered_addresses
+
+MEMBERS, FEW = 60_000, 1_000
+RULES = (1_000, 10_000)
+POLICIES, ISOLATED = 1_000, (10, 250, 2_000)
+CLUSTER = (10_000, 1_000, 250)  # pods, policies, pods on our node
+
+FILL_GOALS = {sets.RESTORE: 10.0, sets.RIGHT_SIZED: 9.0}
+LOAD_GOAL = 7.0
+# A new flow may cost so many times what it costs beside the peer; an event in a cluster of 8 times the size, too.
+POLICIES_GOAL, DISPATCH_GOAL, FREE_GOAL, FLAT_GOAL, LINEAR_GOAL = 1 / 1.3, 1 / 1.05, 1 / 1.05, 1 / 1.2, 1 / (8 * 1.2)
+
+
+def cases(
+    members: int = MEMBERS,
+    few: int = FEW,
+    rules: tuple[int, ...] = RULES,
+    policies: int = POLICIES,
+    isolated: tuple[int, ...] = ISOLATED,
+    cluster: tuple[int, int, int] = CLUSTER,
+) -> tuple[Case, ...]:
+    """All cases, in the order of the table. Sizes other than the defaults are for those who test them; `rules` are tens."""
+    return (*kernel_cases(members, few, rules), *packet_cases(policies, isolated), *change_cases(*cluster))
+
+
+def packet_cases(policies: int, isolated: tuple[int, ...]) -> tuple[Case, ...]:
+    """What a new flow pays, in milliseconds a packet."""
+    many = short(isolated[-1])
+    return (
+        packets.policies_on_one_pod(f"new flow, {short(policies)} policies", policies, 21, {"1 policy": POLICIES_GOAL}),
+        packets.isolated_pods(f"new flow, {many} isolated pods", isolated, 21, {f"{isolated[0]} pods": DISPATCH_GOAL}),
+        packets.free_pod(f"new flow, free among {many}", isolated[-1], 21, {"gate only": FREE_GOAL}),
+    )
+
+
+def change_cases(pods: int, policies: int, local: int) -> tuple[Case, ...]:
+    """What an event costs in decisions, and how that grows."""
+    first = f"at {pods} pods"
+    return (
+        changes.pod_event(f"pod event, {short(8 * pods)} pods", pods, policies, local, 7, {first: FLAT_GOAL}),
+        changes.status_event(f"status event, {short(8 * pods)} pods", pods, policies, local, 7, {first: FLAT_GOAL}),
+        changes.policy_event(
+            f"policy event, {short(8 * policies)} policies", pods, policies, local, 7, {f"at {policies} policies": FLAT_GOAL}
+        ),
+        changes.whole(f"whole compile, {short(8 * pods)} pods", pods, policies, local, 5, {first: LINEAR_GOAL}),
+    )
+
+
+def kernel_cases(members: int, few: int, rules: tuple[int, ...]) -> tuple[Case, ...]:
+    """What the kernel calls cost beside other ways to the same end."""
+    many, some, least = short(members), short(few), rules[0]
+    return (
+        sets.fill(f"{many} members into hash:ip", "hash:ip", pod_addresses, members, 15, FILL_GOALS),
+        sets.fill(f"{many} scattered members into hash:ip", "hash:ip", scattered_addresses, members, 15, FILL_GOALS),
+        sets.fill(f"{many} members into hash:net, 10% nomatch", "hash:net", networks, members, 15, FILL_GOALS),
+        sets.fill(f"{some} members into hash:ip", "hash:ip", pod_addresses, few, 9, {}, pyroute2=True),
+        sets.add_one(f"1 member added to {many}", members, 15),
+        sets.swap(f"2 sets swapped, one of {some}", few, 15),
+        sets.destroy(f"a set of {some} destroyed", few, 15),
+        sets.read(f"{many} members read", pod_addresses, members, 15),
+        *(tables.load(f"{short(count)} rules into a table", count, 4, _pairs(count), LOAD_GOAL) for count in rules),
+        *(tables.load(f"{short(count)} rules into a table, IPv6", count, 6, _pairs(count), LOAD_GOAL) for count in rules),
+        tables.change(f"1 chain changed in a table of {short(least)} rules", least, 21),
+        *(tables.read(f"a table of {short(count)} rules read", count, _pairs(count)) for count in rules),
+    )
+
+
+def short(count: int) -> str:
+    """60000 -> "60k"; what is no whole number of thousands stays as it is."""
+    return f"{count // 1000}k" if count and count % 1000 == 0 else str(count)
+
+
+def _pairs(rules: int) -> int:
+    """Rounds: fewer where one takes longer."""
+    return 21 if rules <= 1_000 else 11

@@ -1,0 +1,211 @@
+"""What a packet of a new flow pays: the same packets through the same node, under one ruleset and another in turn.
+
+A client sends UDP packets from prepared bytes, each the first of a flow, through a node to a network that throws them away. What a run
+takes is the sender's time, which is the whole way of the packet through the node. Tracked flows are flushed before each run,
+outside the clock. The rules are those of the compiler, for clusters made for the question.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from netpol.bench.measure import BenchError, Case, Contender, Contest
+from netpol.kernel.apply import Kernel
+from netpol.lab import Host, Lab
+from netpol.model import (
+    EVERYTHING,
+    UDP,
+    Address,
+    Namespace,
+    NumberedPort,
+    Pod,
+    Policy,
+    Query,
+    Requirement,
+    Selector,
+    format_address,
+    parse_address,
+)
+from netpol.model import Rule as PolicyRule
+from netpol.policy.cluster import Cluster
+from netpol.rules.compile import Settings, compiled
+from netpol.rules.diff import diff
+from netpol.rules.ruleset import ROOT, Chain, Ruleset
+
+NODE = "node"
+PACKETS = 8_000
+PORT = 80
+CLIENT, SINK = parse_address("172.20.0.2"), parse_address("172.20.0.3")
+PODS, PREFIX = 0x0AF50000, "10.245.0.0"  # 10.245.0.0/16, behind the sink
+PEERS = 0x0AF60000
+
+NOTHING = Ruleset({}, {})
+
+
+class Question(NamedTuple):
+    """A ruleset, and the packets to send through it: `passes` is whether they get through."""
+
+    ruleset: Ruleset
+    source: Address
+    destination: Address
+    passes: bool = True
+
+
+def policies_on_one_pod(row: str, count: int, pairs: int, goals: Mapping[str, float]) -> Case:
+    """A pod that `count` policies select, each allowing another peer on one port, beside a tenth of them, and so on to one."""
+    counts = [count // 10**i for i in range(len(str(count)) - 1, -1, -1)]
+    return Case(row, pairs, partial(_contest, {_policies(n): partial(_with_policies, n) for n in counts}, _policies(count)), goals)
+
+
+def isolated_pods(row: str, counts: tuple[int, ...], pairs: int, goals: Mapping[str, float]) -> Case:
+    """The last of so many isolated pods of one class, beside fewer, and beside no rules and the gate alone."""
+    questions: dict[str, Callable[[], Question]] = {_pods(n): partial(_among, n) for n in counts}
+    questions |= {"gate only": _gate_only, "no rules": _no_rules}
+    return Case(row, pairs, partial(_contest, questions, _pods(counts[-1])), goals)
+
+
+def free_pod(row: str, count: int, pairs: int, goals: Mapping[str, float]) -> Case:
+    """A pod without policy among so many isolated ones, beside the gate alone."""
+    questions: dict[str, Callable[[], Question]] = {row: partial(_free_among, count), "gate only": _gate_only}
+    return Case(row, pairs, partial(_contest, questions, row), goals)
+
+
+def _policies(count: int) -> str:
+    return f"{count} {'policy' if count == 1 else 'policies'}"
+
+
+def _pods(count: int) -> str:
+    return f"{count} pods"
+
+
+# -- clusters ----------------------------------------------------------------------------------------------------------
+
+
+def _address(base: int, number: int) -> Address:
+    return (base + 1 + number).to_bytes(4, "big")
+
+
+def _selector(key: str, value: str) -> Selector:
+    return Selector((Requirement(key, "In", (value,)),))
+
+
+def _compiled(*items: Namespace | Pod | Policy) -> Ruleset:
+    cluster = Cluster()
+    cluster.put(Namespace("bench"))
+    for item in items:
+        cluster.put(item)
+    return compiled(cluster, NODE, Settings(unknown_pods="allow"))
+
+
+def _with_policies(count: int) -> Question:
+    """The sender is the peer of the last policy."""
+    pods = [Pod("bench", "target", (("app", "target"),), NODE, (_address(PODS, 0),))]
+    pods += [Pod("bench", f"peer-{i}", (("peer", str(i)),), "elsewhere", (_address(PEERS, i),)) for i in range(count)]
+    rules = [PolicyRule((Query("bench", EVERYTHING, _selector("peer", str(i))),), (NumberedPort(UDP, PORT, PORT),)) for i in range(count)]
+    policies = [Policy("bench", f"policy-{i}", _selector("app", "target"), (rule,), None) for i, rule in enumerate(rules)]
+    return Question(_compiled(*pods, *policies), _address(PEERS, count - 1), _address(PODS, 0))
+
+
+def _among(count: int) -> Question:
+    """One class for all; the packets go to the last of them by address, from an address that the policy's block allows."""
+    pods = [Pod("bench", f"pod-{i}", (), NODE, (_address(PODS, i),)) for i in range(count)]
+    policy = Policy("bench", "ports", EVERYTHING, (PolicyRule(None, (NumberedPort(UDP, PORT, PORT),)),), None)
+    return Question(_compiled(*pods, policy), _address(PEERS, 0), _address(PODS, count - 1))
+
+
+def _free_among(count: int) -> Question:
+    question = _among(count)
+    return question._replace(destination=_address(PODS, count + 1))
+
+
+def _gate_only() -> Question:
+    chain = _compiled().chains[4][ROOT]
+    return Question(Ruleset({4: {ROOT: Chain(ROOT, chain.rules[:1])}}, {}, frozenset({4})), _address(PEERS, 0), _address(PODS, 0))
+
+
+def _no_rules() -> Question:
+    return Question(NOTHING, _address(PEERS, 0), _address(PODS, 0))
+
+
+# -- the road ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _contest(questions: Mapping[str, Callable[[], Question]], ours: str, directory: Path) -> Iterator[Contest]:
+    with Lab((Host("client", (CLIENT,)), Host("sink", (SINK,)))) as lab:
+        with lab.entered():
+            _route_pods_to_sink()
+            kernel = Kernel()
+        with lab.entered("client"):
+            raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        with kernel, raw:
+            runs = {name: _Run(lab, kernel, raw, ask()) for name, ask in questions.items()}
+            contenders = {name: Contender(run.prepare, run.send, run.verify) for name, run in runs.items()}
+            yield Contest(contenders.pop(ours), contenders, lambda: 0, PACKETS)
+
+
+def _route_pods_to_sink() -> None:
+    from pyroute2 import IPRoute  # type: ignore[import-untyped]  # it has no types
+
+    with IPRoute() as netlink:
+        host_route = next(iter(netlink.get_routes(family=socket.AF_INET, dst=format_address(SINK), dst_len=32)))
+        netlink.route("add", dst=f"{PREFIX}/16", gateway=format_address(SINK), oif=host_route.get_attr("RTA_OIF"), flags=["onlink"])
+
+
+class _Run:
+    """One ruleset and its packets."""
+
+    def __init__(self, lab: Lab, kernel: Kernel, raw: socket.socket, question: Question) -> None:
+        self.lab, self.kernel, self.raw, self.question = lab, kernel, raw, question
+        self.packets = [_packet(question.source, question.destination, 1024 + i) for i in range(PACKETS)]
+
+    def prepare(self) -> None:
+        with self.lab.entered():
+            found = self.kernel.read()
+            self.kernel.apply(diff(self.question.ruleset, found))
+            _flush_flows()
+            self.forwarded = _sent_to_sink()
+        self.raw.connect((format_address(self.question.destination), 0))
+
+    def send(self) -> None:
+        send = self.raw.send
+        for packet in self.packets:
+            send(packet)
+
+    def verify(self, outcome: object) -> None:
+        with self.lab.entered():
+            passed = _sent_to_sink() - self.forwarded
+            if self.kernel.read().chains != self.question.ruleset.chains:
+                raise BenchError("the rules are not those of the question")
+        if passed < PACKETS or passed > PACKETS + 100:
+            raise BenchError(f"{passed} of {PACKETS} packets went through")
+
+
+def _packet(source: Address, destination: Address, source_port: int) -> bytes:
+    """IPv4 and UDP headers; the kernel fills in the checksum of the first, and 0 is none for the second."""
+    header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 28, 0, 0, 64, UDP, 0, source, destination)
+    return header + struct.pack("!HHHH", source_port, PORT, 8, 0)
+
+
+def _sent_to_sink() -> int:
+    """Packets that the node has forwarded."""
+    with open("/proc/thread-self/net/snmp") as file:
+        names, values = (line.split() for line in file if line.startswith("Ip:"))
+    return int(values[names.index("ForwDatagrams")])
+
+
+def _flush_flows() -> None:
+    """Empties the node's table of tracked flows: one message of ctnetlink."""
+    delete = (1 << 8) | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 12) as netlink:
+        netlink.send(struct.pack("=IHHIIBBH", 20, delete, 5, 1, 0, socket.AF_UNSPEC, 0, 0))
+        (code,) = struct.unpack_from("=i", netlink.recv(4096), 16)
+    if code:
+        raise BenchError(f"cannot flush tracked flows: {os.strerror(-code)}")

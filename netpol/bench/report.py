@@ -1,0 +1,93 @@
+"""Results in words and in files: the table for people, bench-results.json for programs, and the machine they were measured on.
+
+Figures of two machines, or of two days, are not to be compared: ratios inside a row are what holds. So the machine stands above the table
+and not in the file, which holds rows only.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from netpol.bench.result import PeerResult, Result
+
+FILE = "bench-results.json"
+
+
+def to_json(results: Sequence[Result]) -> bytes:
+    """A list of rows: {"row", "ms", "peers": {name: {"ms", "ratio", "goal" where there is one}}, "system_calls", "pairs"}."""
+    return msgspec.json.format(msgspec.json.encode(list(results)), indent=2) + b"\n"
+
+
+def from_json(raw: bytes) -> list[Result]:
+    """What `to_json` wrote; msgspec.ValidationError for anything else."""
+    return msgspec.json.decode(raw, type=list[Result])
+
+
+def machine() -> str:
+    """Kernel, processors and Python, in a line."""
+    kernel, python = platform.uname(), platform.python_version()
+    count = len(os.sched_getaffinity(0))
+    processors = f"{count} CPU{'' if count == 1 else 's'}{_processor()}"
+    return f"{kernel.system} {kernel.release} {kernel.machine}, {processors}, {platform.python_implementation()} {python}"
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return f" ({value.strip()})"
+    return ""
+
+
+def resident() -> float:
+    """MiB of this process in memory now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / (1 << 20)
+
+
+def peak() -> float:
+    """The most MiB of this process that ever were in memory at once."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def table(results: Sequence[Result], least_rss: float, width: int, colours: bool) -> str:
+    """The table for a terminal of that width, a line for each peer, with the machine above it; least_rss -- MiB before the first case."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=width, force_terminal=colours, no_color=not colours)
+    drawn = Table("", "netpol, ms", "system calls", "beside", "ms", "ratio", "goal")
+    for column in drawn.columns[1:3] + drawn.columns[4:6]:
+        column.justify = "right"
+        column.no_wrap = True
+    for result in results:
+        mine = [result.row, _figure(result.ms), str(result.system_calls)]
+        for name, peer in result.peers.items():
+            drawn.add_row(*mine, name, _figure(peer.ms), f"{_figure(peer.ratio)}x", _goal(peer))
+            mine = ["", "", ""]
+        if not result.peers:
+            drawn.add_row(*mine, "nothing installed", "", "", "")
+        drawn.add_section()
+    with console.capture() as captured:
+        console.print(machine(), highlight=False)
+        console.print(f"{least_rss:.0f} MiB resident before the first case, {peak():.0f} MiB at most", highlight=False)
+        console.print(drawn)
+        console.print("Medians of runs in turn; a ratio is the median of the pairs' ratios. Above 1 netpol is faster.", highlight=False)
+    return captured.get()
+
+
+def _figure(number: float) -> str:
+    """Three digits that count, and no exponent."""
+    return f"{number:.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}" if number >= 0.1 else f"{number:.4f}"
+
+
+def _goal(peer: PeerResult) -> str:
+    if peer.goal is None:
+        return ""
+    return f">= {peer.goal:g}x [green]met[/]" if peer.met else f">= {peer.goal:g}x [red]missed[/]"

@@ -1,0 +1,57 @@
+"""The figures of a case, from times to values. Pure: clocks are `netpol.bench.measure`'s, words and files `netpol.bench.report`'s.
+
+Pairs, because a machine that others use drifts: what ours took is compared with what the peer took just before it. So a ratio is
+the median of the ratios of the pairs, which is not the ratio of the two medians beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from msgspec import Struct
+
+
+class PeerResult(Struct, frozen=True, omit_defaults=True):
+    """Another way to the same end: milliseconds (median), and how many times ours that is (median of the pairs' ratios).
+
+    goal -- the ratio that is demanded; None where none is.
+    """
+
+    ms: float
+    ratio: float
+    goal: float | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the ratio is what is demanded; None where nothing is."""
+        return None if self.goal is None else self.ratio >= self.goal
+
+
+class Result(Struct, frozen=True):
+    """One row: our milliseconds (median over `pairs` runs) and system calls for one operation, and the peers by name."""
+
+    row: str
+    ms: float
+    peers: dict[str, PeerResult]
+    system_calls: int
+    pairs: int
+
+
+def summarise(
+    row: str,
+    ours: Sequence[float],
+    peers: Mapping[str, Sequence[float]],
+    goals: Mapping[str, float],
+    system_calls: int,
+) -> Result:
+    """The row of these times, seconds for one operation; ours[i] and peers[name][i] are a pair. ValueError when they do not pair up."""
+    found: dict[str, PeerResult] = {}
+    for name, times in peers.items():
+        ratio = median(theirs / mine for theirs, mine in zip(times, ours, strict=True))
+        found[name] = PeerResult(_milliseconds(times), round(ratio, 2), goals.get(name))
+    return Result(row, _milliseconds(ours), found, system_calls, len(ours))
+
+
+def _milliseconds(times: Sequence[float]) -> float:
+    return round(median(times) * 1000, 4)
