@@ -155,19 +155,24 @@ int np_ipset_open(struct np_ipset *ipset, int protocol)
     return result;
 }
 
+/* Sends the one message that the buffer holds and receives its answer there. Returns the answer's size or -errno. */
+static int ask(struct np_ipset *ipset)
+{
+    const int result = flush(ipset);
+
+    return result < 0 ? result : np_sys_recv(ipset->fd, ipset->buffer, ipset->room, 0, &ipset->calls);
+}
+
 /* Asks which version of ipset's protocol the kernel speaks. Returns it, or -errno: -EINVAL has no ip_set, -EPERM may not ask. */
 int np_ipset_protocol(struct np_ipset *ipset, uint32_t seq)
 {
     struct np_nl_out out;
     int result = writer(ipset, &out);
 
-    if (result < 0)
-        return result;
-    result = keep(ipset, &out, begin(&out, IPSET_CMD_PROTOCOL, 0, seq));
     if (result >= 0)
-        result = flush(ipset);
+        result = keep(ipset, &out, begin(&out, IPSET_CMD_PROTOCOL, 0, seq));
     if (result >= 0)
-        result = np_sys_recv(ipset->fd, ipset->buffer, ipset->room, 0, &ipset->calls);
+        result = ask(ipset);
     return result < 0 ? result : np_ipset_parse_version(ipset->buffer, (size_t)result, seq);
 }
 
@@ -347,6 +352,16 @@ static int put_names(struct np_ipset *ipset, uint32_t seq, int command, const ch
     if (other)
         np_nl_put_string(&out, IPSET_ATTR_SETNAME2, other);
     return keep(ipset, &out, start);
+}
+
+/* Asks for the number by which rules refer to a set. Returns it, or -errno: -ENOENT there is no such set. */
+int np_ipset_number(struct np_ipset *ipset, uint32_t seq, const char *name)
+{
+    int result = put_names(ipset, seq, IPSET_CMD_GET_BYNAME, name, NULL);
+
+    if (result >= 0)
+        result = ask(ipset);
+    return result < 0 ? result : np_ipset_parse_number(ipset->buffer, (size_t)result, seq);
 }
 
 /* Destroys a set. Returns 0 or -errno. */

@@ -79,10 +79,12 @@ int np_ipset_members(struct np_ipset *ipset, uint32_t seq, int command, const ch
                      const uint8_t *members, size_t size, uint8_t *scratch);
 int np_ipset_destroy(struct np_ipset *ipset, uint32_t seq, const char *name);
 int np_ipset_swap(struct np_ipset *ipset, uint32_t seq, const char *name, const char *other);
+int np_ipset_number(struct np_ipset *ipset, uint32_t seq, const char *name);
 int np_ipset_finish(struct np_ipset *ipset, struct np_ipset_outcome *outcome);
 int np_ipset_list(struct np_ipset *ipset, uint32_t seq, const char *name);
 int np_ipset_receive(struct np_ipset *ipset, struct np_ipset_dump *dump);
 int np_ipset_parse_version(const uint8_t *data, size_t size, uint32_t seq);
+int np_ipset_parse_number(const uint8_t *data, size_t size, uint32_t seq);
 int np_ipset_parse_answers(const uint8_t *data, size_t size, struct np_ipset_outcome *outcome);
 int np_ipset_parse_dump(const uint8_t *data, size_t size, struct np_ipset_dump *dump);
 /* cdef: end */

@@ -1,6 +1,7 @@
 #include "np_ipset.h"
 #include "np_nl.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <linux/netfilter.h>
 #include <linux/netfilter/ipset/ip_set.h>
@@ -43,10 +44,10 @@ static int error_of(const struct np_nl_in *body)
     return error > 0 || error < -NP_ERROR_MAX ? -EBADMSG : error;
 }
 
-/* The version in the answer to IPSET_CMD_PROTOCOL. Returns it, or -errno. */
-int np_ipset_parse_version(const uint8_t *data, size_t size, uint32_t seq)
+/* One attribute of `size` bytes, at most 2, out of the answer to a command that asks one thing. Returns 0 or -errno. */
+static int answer_to(const uint8_t *data, size_t length, uint32_t seq, int command, int type, void *value, size_t size)
 {
-    struct np_nl_in in = {data, size};
+    struct np_nl_in in = {data, length};
     struct np_nl_message message;
     struct np_nl_attribute attribute;
     int result = np_nl_next_message(&in, &message);
@@ -57,15 +58,30 @@ int np_ipset_parse_version(const uint8_t *data, size_t size, uint32_t seq)
         result = error_of(&message.body);
         return result < 0 ? result : -EBADMSG;
     }
-    if (message.type != type_of(IPSET_CMD_PROTOCOL) || skip(&message.body, sizeof(struct nfgenmsg)) < 0)
+    if (message.type != type_of(command) || skip(&message.body, sizeof(struct nfgenmsg)) < 0)
         return -EBADMSG;
-    while ((result = np_nl_next_attribute(&message.body, &attribute)) > 0) {
-        uint8_t version = 0;
-
-        if (attribute.type == IPSET_ATTR_PROTOCOL)
-            return np_nl_get(&attribute, &version, sizeof(version)) < 0 ? -EBADMSG : version;
-    }
+    while ((result = np_nl_next_attribute(&message.body, &attribute)) > 0)
+        if (attribute.type == type)
+            return np_nl_get(&attribute, value, size) < 0 ? -EBADMSG : 0;
     return -EBADMSG;
+}
+
+/* The version in the answer to IPSET_CMD_PROTOCOL. Returns it, or -errno. */
+int np_ipset_parse_version(const uint8_t *data, size_t size, uint32_t seq)
+{
+    uint8_t version = 0;
+    const int result = answer_to(data, size, seq, IPSET_CMD_PROTOCOL, IPSET_ATTR_PROTOCOL, &version, sizeof(version));
+
+    return result < 0 ? result : version;
+}
+
+/* The number of a set in the answer to IPSET_CMD_GET_BYNAME. Returns it, or -errno. */
+int np_ipset_parse_number(const uint8_t *data, size_t size, uint32_t seq)
+{
+    uint16_t number = 0;
+    const int result = answer_to(data, size, seq, IPSET_CMD_GET_BYNAME, IPSET_ATTR_INDEX, &number, sizeof(number));
+
+    return result < 0 ? result : ntohs(number);
 }
 
 /* The number of the member that failed, out of the request that an error repeats; 0 where it repeats none. */

@@ -173,6 +173,16 @@ class IpsetSocket:
         headers, _ = self._dump(None)
         return {header.name: header for header in headers}
 
+    def number(self, name: str) -> int:
+        """The number by which rules refer to a set. A listing of all sets walks every bucket of each; this does not."""
+        check_name(name)
+        number = int(lib.np_ipset_number(self._native, self._next(1), name.encode()))
+        if number == -errno.EBADMSG:
+            raise MalformedKernelData(f"ipset number {name}: the kernel's answer has no such form")
+        if number < 0:
+            raise translate(-number, "number", name)
+        return number
+
     def members(self, name: str) -> bytes:
         """The packed members of a set, sorted. Unsupported where netpol does not read its type."""
         return self._members(name)[1]

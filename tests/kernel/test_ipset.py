@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from netpol.errors import KernelError
 from netpol.kernel.ipset import Add, Command, Create, Delete, Destroy, Header, IpsetSocket, Swap, member_text, pack
 from netpol.model import Family, parse_address, parse_network
 from netpol.rules.ruleset import Set, SetKind, net_member, net_port_member, port_member
@@ -269,3 +270,15 @@ def test_closing_twice() -> None:
     assert ipset.fileno() == -1
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
+
+
+def test_a_set_s_number_is_the_one_that_a_listing_shows(netns: int) -> None:
+    """Asked for by name, in two calls; of a set that is not there it is an error that names it."""
+    with IpsetSocket() as ipset:
+        ipset.run([Create(f"NETPOL4-{i}", "hash:ip", 4) for i in range(5)])
+        headers = ipset.headers()
+        before = ipset.calls
+        assert {name: ipset.number(name) for name in headers} == {name: header.index for name, header in headers.items()}
+        assert ipset.calls - before == 2 * len(headers)
+        with pytest.raises(KernelError, match="ipset number NETPOL4-9: there is no set of this name"):
+            ipset.number("NETPOL4-9")

@@ -65,7 +65,18 @@ def parse_version(data: bytes) -> int:
     return code
 
 
-PARSERS: dict[str, Callable[[bytes], int]] = {"dump": parse_dump, "answers": parse_answers, "version": parse_version}
+def parse_number(data: bytes) -> int:
+    code = int(lib.np_ipset_parse_number(copy(data), len(data), SEQ))
+    assert -65535 <= code < 1 << 16
+    return code
+
+
+PARSERS: dict[str, Callable[[bytes], int]] = {
+    "dump": parse_dump,
+    "answers": parse_answers,
+    "version": parse_version,
+    "number": parse_number,
+}
 
 
 def message(type: int, flags: int, body: bytes, seq: int = SEQ) -> bytes:
