@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
-from netpol.model import parse_network
+from netpol.model import Object, Pod, parse_network
 
 if TYPE_CHECKING:
     from netpol.policy.cluster import Cluster
@@ -28,9 +28,9 @@ def read_cluster(paths: Sequence[str], cidrs: Sequence[str]) -> Cluster:
     return cluster
 
 
-def only_node(cluster: "Cluster") -> str:  # noqa: UP037
-    """The node that all pods are on; pods that name none are on one implicit node, called ""."""
-    names = sorted({pod.node for pod in cluster.all_pods()})
-    if len(names) > 1:
+def node_name(objects: Iterable[Object], asked: str | None) -> str:
+    """The node that was asked for, or the one that all pods are on; pods that name none are on one implicit node, called ""."""
+    names = sorted({item.node for item in objects if isinstance(item, Pod)})
+    if asked is None and len(names) > 1:
         raise click.UsageError(f"the pods are on several nodes: say which with --node ({', '.join(repr(name) for name in names)})")
-    return names[0] if names else ""
+    return asked if asked is not None else names[0] if names else ""

@@ -20,9 +20,12 @@ from netpol import __version__
 from netpol.errors import InvalidManifests, InvalidObject, NetpolError
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "apply": ("netpol.cli.apply", "Program this host's kernel from manifests on disk."),
+    "cleanup": ("netpol.cli.cleanup", "Take everything of netpol's out of this host's kernel."),
     "demo": ("netpol.cli.demo", "Enforce policies on real packets in a private world, and show what happens."),
     "matrix": ("netpol.cli.matrix", "Show which pods reach which: by the specification, the rules, or real packets."),
     "render": ("netpol.cli.render", "Print the sets and rules that a node's kernel should hold."),
+    "status": ("netpol.cli.status", "Show what netpol has programmed in this host's kernel."),
 }
 
 

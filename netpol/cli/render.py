@@ -33,11 +33,11 @@ def render(files: tuple[str, ...], node: str | None, cidrs: tuple[str, ...], tab
     """
     import msgspec
 
-    from netpol.cli.files import only_node, read_cluster
+    from netpol.cli.files import node_name, read_cluster
     from netpol.rules.compile import Settings, compiled
 
     cluster = read_cluster(files, cidrs)
-    name = only_node(cluster) if node is None else node
+    name = node_name(cluster.all_pods(), node)
     ruleset = compiled(cluster, name, Settings(table=table))  # type: ignore[arg-type]  # one of the choices
     if form == "json":
         click.echo(msgspec.json.format(msgspec.json.encode(as_data(ruleset, name))).decode())

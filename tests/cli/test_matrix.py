@@ -68,8 +68,14 @@ def test_the_specification_tells_the_sides_apart(corners: str) -> None:
     """A named port is another number on another pod, and egress of b is not ingress of a."""
     by_key = {(f["from"], f["to"], f["port"], f["family"]): f for f in flows("-f", corners)}
     assert by_key["x/a", "x/b", 81, 4] == {
-        "from": "x/a", "to": "x/b", "protocol": "TCP", "port": 81, "family": 4, "allowed": True,
-        "egress": "not isolated", "ingress": "allowed",
+        "from": "x/a",
+        "to": "x/b",
+        "protocol": "TCP",
+        "port": 81,
+        "family": 4,
+        "allowed": True,
+        "egress": "not isolated",
+        "ingress": "allowed",
     }
     assert by_key["x/a", "x/b", 80, 6]["ingress"] == "denied"
     assert by_key["x/b", "x/a", 80, 6]["egress"] == "allowed"
@@ -134,7 +140,9 @@ def test_grids_group_ports_that_behave_alike_and_stay_narrow(tmp_path: Path) -> 
         for i in range(50)
     ]
     deny = {
-        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny", "namespace": "ns3"},
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "deny", "namespace": "ns3"},
         "spec": {"podSelector": {}, "policyTypes": ["Ingress"]},
     }
     (tmp_path / "many.json").write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": [*pods, deny]}))

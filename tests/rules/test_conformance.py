@@ -57,8 +57,8 @@ def test_every_step_as_events(suite: str) -> None:
         if case["source"] != suite:
             continue
         cluster = Cluster()
-        for item in conformance.objects(case["initial"], []):
-            cluster.put(item)
+        for first in conformance.objects(case["initial"], []):
+            cluster.put(first)
         state = NodeState(cluster, NODE)
         for step in case["steps"]:
             for item, kind, namespace, name in conformance.play(step):
@@ -67,8 +67,8 @@ def test_every_step_as_events(suite: str) -> None:
                         state.follow(cluster.drop(Pod, pod, name))
                 state.follow(cluster.put(item) if item is not None else cluster.drop(kind, name, namespace))
             fresh = Cluster()
-            for item in conformance.objects(step["state"], step["policies"]):
-                fresh.put(item)
+            for whole in conformance.objects(step["state"], step["policies"]):
+                fresh.put(whole)
             assert state.wanted() == compiled(fresh, NODE), case["id"]
             count += check(cluster, step)
     assert count > 200

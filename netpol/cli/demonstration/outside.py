@@ -27,15 +27,14 @@ BEHIND = (1, 0)
 
 def around(block: IPBlock, taken: Set[Address]) -> tuple[Address, ...]:
     """The addresses for one block, the one inside first."""
-    starts = (block.cidr, *block.excepts)
     inside = (
         *(address for address in ELSEWHERE[block.cidr.family] if block.cidr.length < 8),
         *_offsets(_first(block.cidr), block.cidr, INSIDE),
         *(address for net in block.excepts for address in _offsets(_behind(net), block.cidr, INSIDE)),
     )
     found = [_choose((a for a in inside if a in block.cidr and not any(a in net for net in block.excepts)), taken)]
-    found += [_choose((a for a in _offsets(_first(net), net, INSIDE) if a in net), taken) for net in starts[1:]]
-    found.append(_choose((a for a in _offsets(_behind(block.cidr), block.cidr, BEHIND) if a not in block.cidr), taken))
+    found += [_choose((a for a in _offsets(_first(net), net, INSIDE) if a in net), taken) for net in block.excepts]
+    found.append(_choose(_offsets(_behind(block.cidr), block.cidr, BEHIND), taken))
     return tuple(dict.fromkeys(address for address in found if address is not None))
 
 
@@ -50,11 +49,12 @@ def _choose(candidates: Iterable[Address], taken: Set[Address]) -> Address | Non
 
 
 def _is_possible(address: Address) -> bool:
+    """Whether a host can have it. IPv6 addresses that begin with 80 zeros stand for IPv4 ones, and no kernel routes them."""
     try:
         check_address("", address)
     except LabError:
         return False
-    return True
+    return address[:10] != bytes(10)
 
 
 def _first(net: Network) -> int:

@@ -1,0 +1,1 @@
+"""The loop of a node: events in, kernel made so, and looked after."""

@@ -1,0 +1,130 @@
+"""One node, without threads or clocks: the cluster it follows, the kernel it writes, and what became of the two.
+
+`enforce` brings pending changes into the kernel. After a step has failed nobody knows exactly what the kernel holds: the next
+`enforce` then reads everything back and plans from there, as `adopt` does at a start. Rules of before stay in force meanwhile.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from netpol.errors import KernelError, MalformedKernelData
+from netpol.kernel.apply import Kernel
+from netpol.model import FAMILIES, Object
+from netpol.policy.cluster import Cluster
+from netpol.rules.compile import NodeState, Settings
+from netpol.rules.diff import diff
+from netpol.rules.ruleset import DestroySet, Ruleset, Step
+
+
+class Report(Struct, frozen=True):
+    """What an enforcement did: the steps, and how many system calls they took."""
+
+    steps: tuple[Step, ...]
+    system_calls: int
+
+
+class Drift(Struct, frozen=True):
+    """How the kernel differed from what was written, by kind. All empty: it did not.
+
+    hooks -- families whose FORWARD does not begin with our jump; chains -- "IPv4 NETPOL-..." that are edited, missing or not ours to
+    have; sets -- (name, members missing, members too many); lost_sets, stray_sets -- names.
+    """
+
+    hooks: tuple[str, ...] = ()
+    chains: tuple[str, ...] = ()
+    sets: tuple[tuple[str, int, int], ...] = ()
+    lost_sets: tuple[str, ...] = ()
+    stray_sets: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self != NO_DRIFT
+
+
+NO_DRIFT = Drift()
+
+
+class Enforcer:
+    """See the module. For one thread at a time."""
+
+    def __init__(self, kernel: Kernel, node: str, settings: Settings | None = None) -> None:
+        self.kernel = kernel
+        self.cluster = Cluster()
+        self.state = NodeState(self.cluster, node, settings)
+        self._sure = False
+
+    def put(self, *objects: Object) -> None:
+        """Objects are there, or are different now."""
+        for item in objects:
+            self.state.follow(self.cluster.put(item))
+
+    def drop(self, kind: type[Object], name: str, namespace: str = "") -> None:
+        """An object is gone."""
+        self.state.follow(self.cluster.drop(kind, name, namespace))
+
+    def enforce(self) -> Report:
+        """Makes the kernel hold what it should.
+
+        KernelError names what failed: the steps before it are in force, as the law of `netpol.rules.diff` has it, and the next call
+        tries again from what is there.
+        """
+        before = self.kernel.calls
+        try:
+            steps = diff(*self.state.pending()) if self._sure else diff(self.state.wanted(), self.kernel.read())
+            self._sure = False
+            self.kernel.apply(steps)
+        except (KernelError, MalformedKernelData):
+            self._sure = False
+            raise
+        self.state.applied()
+        self._sure = True
+        return Report(steps, self.kernel.calls - before)
+
+    def adopt(self) -> Report:
+        """Takes over whatever the kernel holds: reads all of it and changes only what differs."""
+        self._sure = False
+        return self.enforce()
+
+    def audit(self) -> tuple[Drift, Report]:
+        """Reads everything back, compares it with what should be there, and repairs it."""
+        found = self.kernel.read()
+        drift = compare(self.state.wanted(), found)
+        return drift, self.adopt() if drift else Report((), 0)
+
+
+def compare(wanted: Ruleset, found: Ruleset) -> Drift:
+    """How `found` differs from `wanted`."""
+    sets = []
+    for name in sorted(wanted.sets.keys() & found.sets.keys()):
+        want, have = wanted.sets[name].members, found.sets[name].members
+        if want != have:
+            sets.append((name, len(want - have), len(have - want)))
+    chains = []
+    for family in FAMILIES:
+        want_chains, have_chains = wanted.chains.get(family, {}), found.chains.get(family, {})
+        names = sorted(want_chains.keys() | have_chains.keys())
+        chains += [f"IPv{family} {name}" for name in names if want_chains.get(name) != have_chains.get(name)]
+    return Drift(
+        hooks=tuple(f"IPv{family}" for family in sorted(wanted.hooked ^ found.hooked)),
+        chains=tuple(chains),
+        sets=tuple(sets),
+        lost_sets=tuple(sorted(wanted.sets.keys() - found.sets.keys())),
+        stray_sets=tuple(sorted(found.sets.keys() - wanted.sets.keys())),
+    )
+
+
+def clean(*kernels: Kernel) -> tuple[Step, ...]:
+    """Removes everything of ours from the kernels' tables, and nothing else; works on half of a state too. The steps that it took.
+
+    All tables go before any set: a set cannot be destroyed while a rule of another table refers to it.
+    """
+    steps: list[Step] = []
+    for kernel in kernels:
+        found = kernel.read()
+        replaced = diff(Ruleset({}, {}, frozenset(), kernel.table), replace(found, sets={}))
+        kernel.apply(replaced)
+        steps += replaced
+    destroyed = [DestroySet(name) for name in sorted(kernels[0].read().sets)]
+    kernels[0].apply(destroyed)
+    return (*steps, *destroyed)

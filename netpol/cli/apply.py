@@ -1,0 +1,40 @@
+"""`netpol apply`: a host without Kubernetes; manifests on disk are the cluster."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.option(
+    "-f", "--file", "files", multiple=True, required=True, metavar="PATH", help="Manifests: a file, a directory, or - (repeatable)."
+)
+@click.option("--node", default=None, help="This node's name.  [default: the only one that the pods name]")
+@click.option("--table", type=click.Choice(["mangle", "filter"]), default="mangle", show_default=True, help="The table to program.")
+@click.option(
+    "--unknown-pods",
+    type=click.Choice(["auto", "deny", "allow"]),
+    default="auto",
+    show_default=True,
+    help="What happens to unknown addresses of the node's pod CIDRs.",
+)
+def apply(files: tuple[str, ...], node: str | None, table: str, unknown_pods: str) -> None:
+    """Program this host's kernel for the pods that the manifests put on this node.
+
+    What is there already is adopted: only what differs is changed, without a moment in which neither the old nor the new holds. Bad
+    manifests change nothing. `netpol cleanup` takes it all away again.
+    """
+    from netpol.agent.enforcer import Enforcer
+    from netpol.cli.files import node_name
+    from netpol.kernel.apply import Kernel
+    from netpol.kube.manifests import load
+    from netpol.rules.compile import Settings
+
+    objects = load(files)
+    settings = Settings(table=table, unknown_pods=unknown_pods)  # type: ignore[arg-type]  # both are of the choices
+    with Kernel(settings.table) as kernel:
+        enforcer = Enforcer(kernel, node_name(objects, node), settings)
+        enforcer.put(*objects)
+        report = enforcer.enforce()
+    done = f"{len(report.steps)} steps" if report.steps else "nothing to change"
+    click.echo(f"{done}, {report.system_calls} system calls")
