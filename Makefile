@@ -18,7 +18,7 @@ export PYTHON
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint format bench sanitize build clean
+.PHONY: help demo test lint format bench soak sanitize build clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "make %-9s %s\n", $$1, $$2 }'
@@ -50,6 +50,10 @@ format: $(VENV)/.dev  ## Rewrite the sources in the house style
 bench: $(NATIVE) $(VENV)/.dev  ## Measure, and write bench-results.json
 	@.ci/needs referees
 	@$(BIN)/pytest bench --benchmark-quiet $(ARGS)
+
+soak: $(NATIVE) $(VENV)/.dev  ## Run the long tests of changes under traffic whole
+	@.ci/needs referees
+	@NETPOL_SOAK=1 $(BIN)/pytest tests/test_hitless_packets.py $(ARGS)
 
 # --capture=sys: a sanitizer's report goes to the real standard error, for it ends the process that would have shown it.
 sanitize: $(VENV)/.dev  ## Run the tests of the native boundary under ASan and UBSan, in a tree of their own

@@ -18,13 +18,17 @@ import click
     show_default=True,
     help="What happens to unknown addresses of the node's pod CIDRs.",
 )
-def apply(files: tuple[str, ...], node: str | None, table: str, unknown_pods: str) -> None:
+@click.option("--state", default=None, metavar="FILE", help="Save what was written there, for `netpol restore`.  [default: not saved]")
+def apply(files: tuple[str, ...], node: str | None, table: str, unknown_pods: str, state: str | None) -> None:
     """Program this host's kernel for the pods that the manifests put on this node.
 
     What is there already is adopted: only what differs is changed, without a moment in which neither the old nor the new holds. Bad
     manifests change nothing. `netpol cleanup` takes it all away again.
     """
+    from pathlib import Path
+
     from netpol.agent.enforcer import Enforcer
+    from netpol.agent.saved import save
     from netpol.cli.files import node_name
     from netpol.kernel.apply import Kernel
     from netpol.kube.manifests import load
@@ -36,5 +40,7 @@ def apply(files: tuple[str, ...], node: str | None, table: str, unknown_pods: st
         enforcer = Enforcer(kernel, node_name(objects, node), settings)
         enforcer.put(*objects)
         report = enforcer.enforce()
+    if state is not None:
+        save(Path(state), enforcer.state.wanted())
     done = f"{len(report.steps)} steps" if report.steps else "nothing to change"
     click.echo(f"{done}, {report.system_calls} system calls")

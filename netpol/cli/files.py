@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from netpol.model import Object, Pod, parse_network
+from netpol.model import Network, Object, Pod, parse_network
 
 if TYPE_CHECKING:
     from netpol.policy.cluster import Cluster
@@ -18,14 +18,18 @@ def read_cluster(paths: Sequence[str], cidrs: Sequence[str]) -> Cluster:
     from netpol.kube.manifests import assign_addresses, load
     from netpol.policy.cluster import Cluster
 
-    try:
-        ranges = [parse_network(text) for text in cidrs]
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--pod-cidr") from None
     cluster = Cluster()
-    for item in assign_addresses(load(paths), ranges):
+    for item in assign_addresses(load(paths), parse_ranges(cidrs)):
         cluster.put(item)
     return cluster
+
+
+def parse_ranges(cidrs: Sequence[str]) -> list[Network]:
+    """The values of --pod-cidr."""
+    try:
+        return [parse_network(text) for text in cidrs]
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--pod-cidr") from None
 
 
 def node_name(objects: Iterable[Object], asked: str | None) -> str:

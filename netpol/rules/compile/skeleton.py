@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from netpol.model import ICMPV6, Family, Network
+from netpol.model import FAMILIES, ICMPV6, Family, Network
 from netpol.rules.ruleset import (
     DENY,
     DROP,
@@ -23,6 +23,7 @@ from netpol.rules.ruleset import (
     Jump,
     Nflog,
     Rule,
+    Ruleset,
     TableName,
 )
 
@@ -59,6 +60,17 @@ def skeleton(family: Family, settings: Settings, isolated: bool) -> dict[str, Ch
         root.append(Rule(Goto(DENY), source=LINK_LOCAL, destination=LINK_LOCAL))
     root += [Rule(Jump(EGRESS)), Rule(Jump(INGRESS))]
     return {ROOT: Chain(ROOT, tuple(root)), DENY: Chain(DENY, (*_exceptions(family), *_log(settings, family), Rule(DROP)))}
+
+
+def closed(settings: Settings, ranges: tuple[Network, ...]) -> Ruleset:
+    """Everything from and to these ranges denied: a node whose state is not known yet. Established flows and neighbour discovery pass."""
+    chains: dict[Family, dict[str, Chain]] = {}
+    for family in FAMILIES:
+        own = [net for net in ranges if net.family == family]
+        chains[family] = skeleton(family, settings, isolated=bool(own))
+        chains[family][EGRESS] = Chain(EGRESS, tuple(Rule(Goto(DENY), source=net) for net in own))
+        chains[family][INGRESS] = Chain(INGRESS, tuple(Rule(Goto(DENY), destination=net) for net in own))
+    return Ruleset(chains, {}, frozenset(FAMILIES), settings.table)
 
 
 def _exceptions(family: Family) -> tuple[Rule, ...]:

@@ -1,0 +1,84 @@
+"""The last written state on disk, so that a node that boots is closed before its first pod starts.
+
+A file is a line that names the format and its version, the SHA-256 of what follows, and the ruleset. It is written beside the old
+one and renamed over it, so that there is always a whole one. A file that is damaged, cut off or of another version is refused by name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from netpol.errors import NetpolError
+from netpol.model import Family
+from netpol.rules.ruleset import Chain, Ruleset, Set, SetKind, TableName
+
+FORMAT = b"netpol state 1\n"
+_DIGEST = 32
+
+
+class SavedStateError(NetpolError):
+    """A saved state that cannot be used; says which file, and why."""
+
+
+class _Set(Struct, frozen=True, array_like=True):
+    kind: SetKind
+    family: Family
+    members: list[bytes]
+
+
+class _Content(Struct, frozen=True):
+    table: TableName
+    hooked: list[Family]
+    chains: dict[Family, dict[str, Chain]]
+    sets: dict[str, _Set]
+
+
+def save(path: Path, ruleset: Ruleset) -> None:
+    """Writes the ruleset to a file, atomically and durably. The same ruleset gives the same bytes. OSError where the file cannot be."""
+    content = _Content(
+        ruleset.table,
+        sorted(ruleset.hooked),
+        {family: dict(sorted(chains.items())) for family, chains in sorted(ruleset.chains.items())},
+        {name: _Set(found.kind, found.family, sorted(found.members)) for name, found in sorted(ruleset.sets.items())},
+    )
+    payload = msgspec.msgpack.encode(content)
+    new = path.with_name(f".{path.name}.new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(FORMAT + sha256(payload).digest() + payload)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def load(path: Path) -> Ruleset | None:
+    """The ruleset of a file; None where there is no file. SavedStateError names the file and what is wrong with it."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SavedStateError(f"{path}: {error.strerror}") from error
+    if not data.startswith(FORMAT):
+        raise SavedStateError(f"{path}: not a state that this version of netpol wrote")
+    digest, payload = data[len(FORMAT) : len(FORMAT) + _DIGEST], data[len(FORMAT) + _DIGEST :]
+    if sha256(payload).digest() != digest:
+        raise SavedStateError(f"{path}: damaged: its checksum does not fit")
+    try:
+        content = msgspec.msgpack.decode(payload, type=_Content)
+    except msgspec.DecodeError as error:
+        raise SavedStateError(f"{path}: {error}") from error
+    chains: Mapping[Family, Mapping[str, Chain]] = content.chains
+    sets = {name: Set(name, found.kind, found.family, frozenset(found.members)) for name, found in content.sets.items()}
+    return Ruleset(chains, sets, frozenset(content.hooked), content.table)

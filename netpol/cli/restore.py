@@ -1,0 +1,43 @@
+"""`netpol restore`: puts the last written state back at boot, before any pod starts."""
+
+from __future__ import annotations
+
+import click
+
+STATE = "/var/lib/netpol/state"
+
+
+@click.command()
+@click.option("--state", default=STATE, show_default=True, metavar="FILE", help="Where the last written state was saved.")
+@click.option(
+    "--boot", type=click.Choice(["open", "closed"]), default="open", show_default=True, help="What to do where no state was saved."
+)
+@click.option("--pod-cidr", "cidrs", multiple=True, metavar="CIDR", help="Ranges that --boot=closed denies (repeatable).")
+def restore(state: str, boot: str, cidrs: tuple[str, ...]) -> None:
+    """Load the saved state into this host's kernel, without a cluster; the agent adopts it when it comes.
+
+    With no saved state, `--boot=open` programs nothing, and `--boot=closed` denies what is forwarded from and to the pod ranges. A state
+    that is damaged is refused by name, and nothing is programmed.
+    """
+    from pathlib import Path
+
+    from netpol.agent.saved import load
+    from netpol.cli.files import parse_ranges
+    from netpol.kernel.apply import Kernel
+    from netpol.rules.compile import Settings
+    from netpol.rules.compile.skeleton import closed
+    from netpol.rules.diff import diff
+
+    ranges = parse_ranges(cidrs)
+    wanted = load(Path(state))
+    if wanted is None and boot == "closed":
+        if not ranges:
+            raise click.UsageError("--boot=closed needs the ranges to deny: --pod-cidr")
+        wanted = closed(Settings(), tuple(ranges))
+    if wanted is None:
+        click.echo(f"{state}: no state was saved; nothing to do")
+        return
+    with Kernel(wanted.table) as kernel:
+        steps = diff(wanted, kernel.read())
+        kernel.apply(steps)
+    click.echo(f"restored {sum(len(chains) for chains in wanted.chains.values())} chains and {len(wanted.sets)} sets in {len(steps)} steps")

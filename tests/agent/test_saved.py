@@ -1,0 +1,120 @@
+"""The saved state: the same again, refused when damaged, put back at boot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from netpol.agent.saved import FORMAT, SavedStateError, load, save
+from netpol.cli.main import main
+from netpol.model import Object, parse_address
+from netpol.rules.compile import compiled
+from netpol.rules.interpret import Packet, interpret
+from netpol.rules.ruleset import Ruleset
+from tests import clusters
+from tests.referees import run
+
+EXAMPLE = str(Path(__file__).parents[2] / "examples" / "kubernetes-docs.yaml")
+several = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+
+
+def netpol(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+@several
+@given(clusters.clusters())
+def test_what_was_saved_is_loaded(tmp_path: Path, items: tuple[Object, ...]) -> None:
+    """Any ruleset comes back equal; saving it again gives the same bytes, and no other file stays behind."""
+    ruleset = compiled(clusters.build(items), clusters.NODE)
+    path = tmp_path / "state"
+    save(path, ruleset)
+    first = path.read_bytes()
+    found = load(path)
+    assert found == ruleset
+    save(path, ruleset)
+    assert path.read_bytes() == first
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state"]
+
+
+@several
+@given(st.data())
+def test_a_file_with_any_byte_wrong_is_refused_by_name(tmp_path: Path, data: st.DataObject) -> None:
+    """One bit flipped, or cut off anywhere: an error that names the file, never another ruleset."""
+    path = tmp_path / "state"
+    save(path, compiled(clusters.build(()), clusters.NODE))
+    good = path.read_bytes()
+    at = data.draw(st.integers(0, len(good) - 1))
+    flipped = good[:at] + bytes([good[at] ^ 1 << data.draw(st.integers(0, 7))]) + good[at + 1 :]
+    for bad in (flipped, good[:at]):
+        path.write_bytes(bad)
+        with pytest.raises(SavedStateError, match=str(path)):
+            load(path)
+
+
+def test_no_file_is_no_state_and_another_version_is_refused(tmp_path: Path) -> None:
+    """Absent is None; a file of a later format says that it is not this version's; a directory in its place is an error too."""
+    assert load(tmp_path / "state") is None
+    (tmp_path / "state").write_bytes(FORMAT.replace(b"1", b"2") + bytes(64))
+    with pytest.raises(SavedStateError, match="not a state that this version"):
+        load(tmp_path / "state")
+    with pytest.raises(SavedStateError, match="directory"):
+        load(tmp_path)
+
+
+@pytest.mark.usefixtures("netns")
+def test_a_boot_brings_back_what_was_written(tmp_path: Path) -> None:
+    """apply saves, the kernel forgets all, restore brings the same rules and sets back; then there is nothing left for apply to do."""
+    path = str(tmp_path / "state")
+    assert netpol("apply", "-f", EXAMPLE, "--state", path).exit_code == 0
+    before = run("iptables-legacy-save", "-t", "mangle"), run("ipset", "save")
+    assert netpol("cleanup").exit_code == 0
+    assert "NETPOL" not in run("iptables-legacy-save", "-t", "mangle")
+    assert netpol("restore", "--state", path).exit_code == 0
+    after = run("iptables-legacy-save", "-t", "mangle"), run("ipset", "save")
+    for old, new in zip(before, after, strict=True):
+        assert [line for line in old.splitlines() if line[:1] in "-:*ca"] == [line for line in new.splitlines() if line[:1] in "-:*ca"]
+    assert "nothing to change" in netpol("apply", "-f", EXAMPLE).output
+
+
+@pytest.mark.usefixtures("netns")
+def test_without_a_saved_state_boot_decides(tmp_path: Path) -> None:
+    """open programs nothing; closed denies the pod ranges in both directions, and needs to know them."""
+    missing = str(tmp_path / "state")
+    assert netpol("restore", "--state", missing).exit_code == 0
+    assert "NETPOL" not in run("iptables-legacy-save")
+    assert netpol("restore", "--state", missing, "--boot", "closed").exit_code == 2
+    assert netpol("restore", "--state", missing, "--boot", "closed", "--pod-cidr", "10.244.0.0/24").exit_code == 0
+    saved = run("iptables-legacy-save", "-t", "mangle")
+    assert "-A NETPOL-EGRESS -s 10.244.0.0/24 -g NETPOL-DENY" in saved
+    assert "-A NETPOL-INGRESS -d 10.244.0.0/24 -g NETPOL-DENY" in saved
+
+
+@pytest.mark.usefixtures("netns")
+def test_a_damaged_state_programs_nothing(tmp_path: Path) -> None:
+    """restore exits 1 and names the file."""
+    (tmp_path / "state").write_text("nonsense")
+    result = netpol("restore", "--state", str(tmp_path / "state"), "--boot", "closed", "--pod-cidr", "10.0.0.0/8")
+    assert result.exit_code == 1
+    assert str(tmp_path / "state") in result.stderr
+    assert "NETPOL" not in run("iptables-legacy-save", "-t", "mangle")
+
+
+def test_closed_is_closed_for_both_families_and_new_flows_only() -> None:
+    """From and to the ranges nothing new passes; what is established does, and so does neighbour discovery."""
+    from netpol.model import ICMPV6, TCP, parse_network
+    from netpol.rules.compile import Settings
+    from netpol.rules.compile.skeleton import closed
+
+    ruleset: Ruleset = closed(Settings(), (parse_network("10.244.0.0/24"), parse_network("fd00::/64")))
+    for pod, other in (("10.244.0.9", "192.0.2.1"), ("fd00::9", "2001:db8::1")):
+        there, back = parse_address(pod), parse_address(other)
+        assert not interpret(ruleset, Packet(there, back, TCP, 80, 1)).passes
+        assert not interpret(ruleset, Packet(back, there, TCP, 80, 1)).passes
+        assert interpret(ruleset, Packet(back, there, TCP, 80, 1, state="ESTABLISHED")).passes
+        assert interpret(ruleset, Packet(back, back, TCP, 80, 1)).passes
+    assert interpret(ruleset, Packet(there, back, ICMPV6, icmp_type=135)).passes
