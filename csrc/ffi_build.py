@@ -24,7 +24,18 @@ def declarations() -> str:
     return DEFINE.sub(r"\1 ...", "\n".join(regions))
 
 
-compile_args = ["-O3", "-std=gnu11", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-fvisibility=hidden", "-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3"]
+compile_args = [
+    "-O3",
+    "-std=gnu11",
+    "-Wall",
+    "-Wextra",
+    "-Wconversion",
+    "-Wshadow",
+    "-fvisibility=hidden",
+    "-fstack-protector-strong",
+    "-U_FORTIFY_SOURCE",
+    "-D_FORTIFY_SOURCE=3",
+]
 link_args = ["-Wl,-z,relro,-z,now"]
 if os.environ.get("NETPOL_SANITIZE") == "1":
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]

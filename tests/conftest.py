@@ -1,6 +1,7 @@
-"""What all tests share: a network namespace of their own.
+"""What all tests share: a network namespace of their own, and how long hypothesis may look.
 
 Without root the whole run moves into its own user namespace before anything else happens (it must still have one thread).
+NETPOL_HYPOTHESIS_PROFILE=mutants is for `make mutants`: the same few examples each time, and none made simpler.
 """
 
 from __future__ import annotations
@@ -10,11 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import Phase, settings
 
 from netpol.kernel import namespaces
 
 if os.geteuid() != 0:
     namespaces.enter_private_world()
+
+MADE = (Phase.explicit, Phase.generate)
+settings.register_profile("mutants", max_examples=20, derandomize=True, database=None, deadline=None, phases=MADE)
+if profile := os.environ.get("NETPOL_HYPOTHESIS_PROFILE"):
+    settings.load_profile(profile)
 
 
 @pytest.fixture

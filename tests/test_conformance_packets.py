@@ -58,8 +58,8 @@ def run_case(lab: Lab, kernel: Kernel, case: conformance.Case) -> int:
     state.applied()
     count = 0
     for number, step in enumerate(case["steps"]):
-        for item, kind, namespace, name in conformance.play(step):
-            state.follow(cluster.put(item) if item is not None else cluster.drop(kind, name, namespace))
+        for event, kind, namespace, name in conformance.play(step):
+            state.follow(cluster.put(event) if event is not None else cluster.drop(kind, name, namespace))
         with lab.entered():
             kernel.apply(diff(*state.pending()))
         state.applied()

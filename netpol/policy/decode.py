@@ -89,13 +89,12 @@ class _Invalid(Exception):
 
     def __init__(self, path: str, reason: str) -> None:
         self.path, self.reason = path, reason
-        super().__init__(path, reason)
 
 
 def _split_message(error: Exception) -> tuple[str, str]:
     """msgspec's "Expected `int`, got `str` - at `$.a[0]`" as (".a[0]", reason)."""
-    reason, at, path = str(error).partition(" - at `$")
-    return (path.rstrip("`").replace("[...]", "[*]") if at else ""), reason
+    reason, _, path = str(error).partition(" - at `$")
+    return path.removesuffix("`").replace("[...]", "[*]"), reason
 
 
 def _read(data: bytes | Raw, kind: type[T], path: str) -> T:
@@ -241,12 +240,9 @@ def _decode(data: bytes, kind: str, build: Callable[[Report], T]) -> Decoded[T]:
         meta = msgspec.json.decode(data, type=WireNamed).metadata
         title = f"{kind} {meta.namespace}/{meta.name}" if meta.namespace else f"{kind} {meta.name}"
         value: T | None = build(lambda field, reason: errors.append(InvalidObject(title, field, reason)))
-    except _Invalid as invalid:
-        errors.append(InvalidObject(title, invalid.path.lstrip("."), invalid.reason))
-        value = None
     except UNREADABLE as error:
         path, reason = _split_message(error)
-        errors.append(InvalidObject(title, path.lstrip("."), reason))
+        errors.append(InvalidObject(title, path.removeprefix("."), reason))
         value = None
     return Decoded(value, tuple(errors))
 
@@ -332,14 +328,14 @@ def decode_pod(data: bytes) -> Decoded[Pod]:
 
 def _pod_addresses(status: WirePodStatus, report: Report) -> tuple[Address, ...]:
     texts = [(f"status.podIPs[{i}].ip", item.ip) for i, item in enumerate(status.podIPs or ())] or [("status.podIP", status.podIP)]
-    addresses: dict[Address, None] = {}
+    addresses: list[Address] = []
     for field, text in texts:
         if text:
             try:
-                addresses[parse_address(text)] = None
+                addresses.append(parse_address(text))
             except ValueError as error:
                 report(field, str(error))
-    return tuple(addresses)
+    return tuple(dict.fromkeys(addresses))
 
 
 def _container_ports(spec: WirePodSpec, report: Report) -> set[ContainerPort]:

@@ -93,7 +93,7 @@ class QueryIndex:
 
     def is_empty(self) -> bool:
         """Whether no pod, no known namespace and no query is left in any of the tables."""
-        return not (self._spaces or self._pairs or self._uses or self._filed or self._selectors)
+        return not any((self._spaces, self._pairs, self._uses, self._filed, self._selectors))
 
     # -- pods ----------------------------------------------------------------------------------------------------------
 
@@ -219,10 +219,9 @@ class QueryIndex:
 
     def _candidates(self, query: Query) -> Iterable[Profile]:
         """Profiles among which all that the query selects are: by a label pair where one helps, else by namespace."""
-        pairs = lookup_keys(query.pods)
-        by_pair = [self._pairs.get((key, value)) for key, value in pairs if value is not None]
+        by_pair = [self._pairs.get((key, value)) for key, value in lookup_keys(query.pods) if value is not None]
         spaces = self._scope_spaces(query)
-        if by_pair and len(by_pair) == len(pairs):
+        if by_pair:
             found = sum(len(_each(held)) for held in by_pair)
             if query.namespace == "" or found <= sum(len(space.profiles) for space in spaces):
                 return (profile for held in by_pair for profile in _each(held))

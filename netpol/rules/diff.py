@@ -122,7 +122,7 @@ def _small_sets(change: _Change) -> Iterator[Set]:
 
 def _small_name(name: str, letter: str) -> str:
     """NETPOL4-... -> NETPOL4a... for what is added, NETPOL4r... for what is removed: as long, and no selection's."""
-    return name.replace("-", letter, 1)
+    return name.replace("-", letter)
 
 
 def _replace(wanted: Ruleset, family: Family, beside: Iterable[_Change]) -> ReplaceTable:
@@ -156,7 +156,7 @@ def _rules_beside(rule: Rule, changes: Mapping[str, _Change]) -> Iterator[Rule]:
 
 def _without_flips(losses: frozenset[bytes], gains: frozenset[bytes], found: Set) -> frozenset[bytes]:
     """What is left to delete: a prefix that only changes its nomatch flag is changed in place by the add; deleting it would lose it."""
-    if not losses or not gains or not is_flagged(found.kind):
+    if not is_flagged(found.kind):
         return losses
     at = 5 if found.family == 4 else 17
     kept = {member[:at] + member[at + 1 :] for member in gains}

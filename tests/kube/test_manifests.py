@@ -391,7 +391,11 @@ def test_the_same_object_twice_names_both_files(write: Write) -> None:
     ]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=3 * settings().max_examples,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     st.binary(max_size=60)
     | st.text(alphabet="{}[]\"':,&*!|>-?%@<~ \n\tab1.\\\ud800", max_size=40).map(lambda t: t.encode("utf-8", "surrogatepass"))

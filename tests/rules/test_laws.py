@@ -17,7 +17,8 @@ from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, ReplaceTable, R
 from tests import clusters
 
 ALLOW = Settings(unknown_pods="allow")
-slow = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+MANY = settings().max_examples  # as many as the profile allows
+slow = settings(max_examples=MANY * 3 // 2, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 def here(cluster: Cluster, said: Verdict, source: bytes, destination: bytes) -> bool:
@@ -108,7 +109,7 @@ def test_the_order_of_unrelated_objects_does_not_matter(items: tuple[Object, ...
     assert cluster.index.is_empty()
 
 
-@settings(slow, max_examples=100)
+@settings(slow, max_examples=MANY)
 @given(clusters.clusters(), st.data())
 def test_a_change_is_never_a_window(items: tuple[Object, ...], data: st.DataObject) -> None:
     """Between any two steps of any batch: what old and new both allow passes, what both deny does not (SEMANTICS 30)."""

@@ -68,7 +68,7 @@ class NodeState:
         self._port_users: dict[Query, set[_LiveSet]] = {}
         self._chains: dict[Family, dict[str, Chain]] = {}
         self._isolated: frozenset[Address] = frozenset()
-        self._applied: Ruleset = Ruleset({}, {}, frozenset(), self.settings.table)
+        self._applied: Mapping[Family, Mapping[str, Chain]] = {}
         self._stale = True
         for policy in cluster.policies.values():
             self._add_subject(policy)
@@ -91,7 +91,7 @@ class NodeState:
             self._touch(move)
             # Another pod, of any node, may take or give back the address of one of ours.
             holders = {standing.pod.key for standing in (move.before, move.after) if standing is not None}
-            if len(holders) == 2 and not holders.isdisjoint(self._locals):
+            if not holders.isdisjoint(self._locals):
                 self._stale = True
         for before, after in change.pods:
             if (before is not None and self._is_local(before)) or (after is not None and self._is_local(after)):
@@ -127,9 +127,8 @@ class NodeState:
 
     def _replace_policy(self, before: Policy | None, after: Policy | None) -> None:
         """Registers the new subject before the old one goes, so that one that stays is not searched for again."""
-        concerned = False
+        concerned = before is not None and self._concerns(before)
         if before is not None:
-            concerned = self._concerns(before)
             self._forget_isolations(before.subject)
             for key in [key for key in self._classes if before.key in key.policies]:
                 del self._classes[key]
@@ -190,13 +189,13 @@ class NodeState:
             found[live.name] = as_set(live.selection, live.family, frozenset())
         return (
             Ruleset(self._chains, wanted, frozenset(FAMILIES), self.settings.table),
-            Ruleset(self._applied.chains, found, self._applied.hooked, self.settings.table),
+            Ruleset(self._applied, found, frozenset(self._applied), self.settings.table),
             self._isolated,
         )
 
     def applied(self) -> None:
         """What `pending` or `wanted` said last is in the kernel now."""
-        self._applied = Ruleset(self._chains, {}, frozenset(FAMILIES), self.settings.table)
+        self._applied = self._chains
         for live in self._sets.values():
             live.new = False
             live.touched = {}

@@ -99,8 +99,8 @@ def as_set(selection: Selection, family: Family, content: frozenset[bytes]) -> S
 
 def covers(prefixes: Prefixes, address: Address) -> bool:
     """Whether the longest of the prefixes that cover an address matches it."""
-    best = max(((net.length, nomatch) for net, nomatch in prefixes if address in net), default=(0, True))
-    return not best[1]
+    best = max(((net.length, nomatch) for net, nomatch in prefixes if address in net), default=None)
+    return best is not None and not best[1]
 
 
 def _addresses(cluster: Cluster, queries: Iterable[Query], family: Family) -> Iterator[tuple[Address, Pod]]:

@@ -1,0 +1,89 @@
+"""The batches of a node's state: they hold what was touched and no more, and what concerns nobody here computes nothing again."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec import structs
+
+from netpol.model import FAMILIES, TCP, ContainerPort, NamedPort, Object, Pod, Policy
+from netpol.rules.compile import Settings
+from netpol.rules.ruleset import GrowSet, Set, TableName
+from tests.rules.watched import THERE, A, B, C, D, Watched, app, own, peers, pod, policy, port
+
+SQL = peers(own("db"), ports=(NamedPort(TCP, "sql"),))
+
+
+def deny(name: str, target: str) -> Policy:
+    return policy(name, target)
+
+
+@pytest.mark.parametrize(
+    ("before", "events"),
+    [
+        pytest.param((), (deny("q", "nobody"),), id="a policy for nobody here"),
+        pytest.param((deny("q", "nobody"),), (policy("q", "nobody", peers()),), id="such a policy changes"),
+        pytest.param((), (pod("web2", B, node=THERE),), id="an address goes from one remote pod to another"),
+        pytest.param((), (pod("web1", B, node=THERE, label="x"),), id="a remote pod's labels change"),
+        pytest.param((), (pod("api", C, node=THERE),), id="a remote pod comes"),
+    ],
+)
+def test_what_changes_no_chain_computes_none(before: tuple[Object, ...], events: tuple[Object, ...]) -> None:
+    """The chains are the very same object: nothing of this node was looked at again."""
+    state = Watched(pod("db", A), policy("p", "db", peers(own("web"))), pod("web1", B, node=THERE), *before)
+    state.steps()
+    chains = state.state.pending()[0].chains
+    state.put(*events)
+    assert state.state.pending()[0].chains is chains
+
+
+def test_the_only_policy_that_changes_for_nobody_computes_no_chain() -> None:
+    """Neither the first nor the last: it was one and is one."""
+    state = Watched(pod("db", A), deny("q", "nobody"))
+    state.steps()
+    chains = state.state.pending()[0].chains
+    state.put(policy("q", "nobody", peers()))
+    assert state.state.pending()[0].chains is chains
+
+
+def test_a_change_of_no_member_is_in_no_batch() -> None:
+    """A pod that stays in its sets, by address and by port, is not even compared."""
+    sql = (ContainerPort("sql", TCP, 3306),)
+    state = Watched(pod("web", A), Policy("ns", "p", app("web"), None, (SQL, peers(own("db")))), pod("db", B, node=THERE, ports=sql))
+    state.steps()
+    changed = pod("db", B, node=THERE, ports=sql)
+    state.put(structs.replace(changed, labels=(*changed.labels, ("extra", ""))))
+    wanted, found, _ = state.state.pending()
+    assert (wanted.sets, found.sets) == ({}, {})
+
+
+def test_one_event_touches_sets_of_addresses_and_sets_of_ports() -> None:
+    """A pod that comes with ports is a member of both."""
+    state = Watched(pod("web", A), Policy("ns", "p", app("web"), None, (SQL, peers(own("api"), ports=(port(80),)))))
+    state.steps()
+    state.put(pod("api", C, node=THERE, ports=(ContainerPort("x", TCP, 1),)))
+    assert [step.members for step in state.steps() if isinstance(step, GrowSet)] == [frozenset({C})]
+    state.put(pod("db", D, node=THERE, ports=(ContainerPort("sql", TCP, 3306),)))
+    assert [step.kind for step in state.steps() if isinstance(step, GrowSet)] == ["hash:ip,port"]
+
+
+@pytest.mark.parametrize("table", ["mangle", "filter"])
+def test_what_a_batch_holds(table: TableName) -> None:
+    """Of a live set the members that were touched, of a leaving one its name, of a new one all; both sides of one table and hooked."""
+    state = Watched(pod("db", A), policy("p", "db", peers(own("web"))), pod("web1", B, node=THERE), settings=Settings(table=table))
+    empty = state.state.pending()[1]
+    assert (empty.chains, empty.sets, empty.hooked, empty.table) == ({}, {}, frozenset(), table)
+    state.steps()
+    (live,) = (one for one in state.wanted().sets.values() if one.family == 4)
+    state.put(pod("web2", C, node=THERE))
+    state.drop(Pod, "web1")
+    wanted, found, isolated = state.state.pending()
+    assert (wanted.table, found.table, isolated) == (table, table, frozenset({A}))
+    assert wanted.hooked == found.hooked == frozenset(FAMILIES)
+    assert wanted.sets == {live.name: Set(live.name, "hash:ip", 4, frozenset({C}))}
+    assert found.sets == {live.name: Set(live.name, "hash:ip", 4, frozenset({B}))}
+    state.steps()
+    leaving = state.wanted().sets
+    state.put(policy("p", "db", peers(own("api"))), pod("api", D, node=THERE))
+    wanted, found, _ = state.state.pending()
+    assert found.sets == {name: structs.replace(one, members=frozenset()) for name, one in leaving.items()}
+    assert [sorted(one.members) for one in wanted.sets.values() if one.family == 4] == [[D]]

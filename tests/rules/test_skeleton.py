@@ -1,0 +1,169 @@
+"""The chains that are always there, rule by rule, and the selections behind sets: their names, their members."""
+
+from __future__ import annotations
+
+import pytest
+
+from netpol.model import EVERYONE, FAMILIES, TCP, UDP, Address, ContainerPort, Family, Namespace, Pod, parse_address, parse_network
+from netpol.policy.cluster import Cluster, Standing
+from netpol.rules.compile.selections import (
+    BlockSelection,
+    PodSelection,
+    PortSelection,
+    Selection,
+    as_set,
+    content_hash,
+    covers,
+    members,
+    members_at,
+    queries_of,
+    set_name,
+)
+from netpol.rules.compile.skeleton import Settings, skeleton
+from netpol.rules.ruleset import (
+    DENY,
+    DROP,
+    EGRESS,
+    INGRESS,
+    RETURN,
+    ROOT,
+    Chain,
+    Connmark,
+    Conntrack,
+    Goto,
+    Hashlimit,
+    Icmp,
+    Jump,
+    Nflog,
+    Rule,
+    Set,
+    SetKind,
+    net_member,
+    port_member,
+)
+from tests.rules.watched import own
+
+BIT = 0x10000000
+GATE = (
+    Rule(RETURN, (Conntrack(("RELATED", "ESTABLISHED")), Connmark(BIT, BIT, invert=True))),
+    Rule(Goto(DENY), (Connmark(BIT, BIT),)),
+)
+SIDES = (Rule(Jump(EGRESS)), Rule(Jump(INGRESS)))
+LINK_LOCAL = Rule(Goto(DENY), source=parse_network("fe80::/10"), destination=parse_network("fe80::/10"))
+DISCOVERY = tuple(Rule(RETURN, (Icmp(number),), protocol=58) for number in (130, 131, 132, 133, 134, 135, 136, 137, 143))
+
+
+@pytest.mark.parametrize(
+    ("family", "isolated", "root", "deny"),
+    [
+        pytest.param(4, False, (*GATE, *SIDES), (Rule(DROP),), id="IPv4"),
+        pytest.param(4, True, (*GATE, *SIDES), (Rule(DROP),), id="IPv4, isolated pods"),
+        pytest.param(6, False, (*GATE, *SIDES), (*DISCOVERY, Rule(DROP)), id="IPv6"),
+        pytest.param(6, True, (*GATE, LINK_LOCAL, *SIDES), (*DISCOVERY, Rule(DROP)), id="IPv6, isolated pods"),
+    ],
+)
+def test_the_skeleton(family: Family, isolated: bool, root: tuple[Rule, ...], deny: tuple[Rule, ...]) -> None:
+    """As ARCHITECTURE draws it: the gate, link-local addresses, both sides; what always passes, and the end."""
+    assert skeleton(family, Settings(), isolated) == {ROOT: Chain(ROOT, root), DENY: Chain(DENY, deny)}
+
+
+@pytest.mark.parametrize(("family", "width"), [(4, 32), (6, 128)])
+def test_the_log_stands_before_the_drop(family: Family, width: int) -> None:
+    """Ten a second for each pair of whole addresses, in a table of its family; the group that was asked for."""
+    limit = Hashlimit(f"netpol-deny{family}", 100_000, 20, ("dstip", "srcip"), source_length=width, destination_length=width)
+    rules = skeleton(family, Settings(log_group=0), False)[DENY].rules
+    assert rules[-2:] == (Rule(Nflog(0, "netpol", size=128), (limit,)), Rule(DROP))
+
+
+def test_the_cut_bit_is_a_setting() -> None:
+    """It is matched with its own mask, and its absence too."""
+    rules = skeleton(4, Settings(cut_bit=4), False)[ROOT].rules
+    assert rules[0].matches[1] == Connmark(4, 4, invert=True)
+    assert rules[1].matches == (Connmark(4, 4),)
+
+
+# -- selections --------------------------------------------------------------------------------------------------------
+
+NET, NET_6 = parse_network("10.0.0.0/24"), parse_network("fd00::/64")
+PREFIXES = ((parse_network("10.0.0.0/24"), False), (parse_network("10.0.0.0/30"), True), (parse_network("10.0.0.1/32"), False))
+A, B, C, A6 = (parse_address(text) for text in ("10.0.0.1", "10.0.0.2", "10.0.0.9", "fd00::1"))
+PORTS = (ContainerPort("sql", TCP, 3306), ContainerPort("sql", TCP, 3307), ContainerPort("sql", UDP, 1), ContainerPort("x", TCP, 2))
+WEBS, BLOCK = PodSelection((own("web"), own("api"))), BlockSelection(PREFIXES)
+SQL = PortSelection(TCP, "sql", (own("web"),), ())
+SQL_INSIDE = PortSelection(TCP, "sql", (own("web"),), PREFIXES)
+KINDS: tuple[tuple[Selection, SetKind], ...] = ((WEBS, "hash:ip"), (BLOCK, "hash:net"), (SQL, "hash:ip,port"))
+
+
+def test_names_that_other_versions_gave() -> None:
+    """A name is made of content alone: one that changes would replace every set and every chain at the next start."""
+    assert content_hash(("x", 1), 19) == "2f4a4d5cf3e1c1e5a5a"
+    assert set_name(WEBS, 4) == "NETPOL4-"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("selection", "kind"), KINDS)
+def test_the_set_of_a_selection(selection: Selection, kind: SetKind, family: Family) -> None:
+    """Its type follows what is selected; its name fits, and begins with its family's."""
+    made = as_set(selection, family, frozenset((b"x",)))
+    assert made == Set(set_name(selection, family), kind, family, frozenset((b"x",)))
+    assert len(made.name) == 31
+    assert made.name.startswith(f"NETPOL{family}-")
+
+
+def test_queries_that_must_be_known() -> None:
+    """Those that are asked for; and everyone, where a block has named ports."""
+    assert queries_of(WEBS) == (own("web"), own("api"))
+    assert queries_of(BLOCK) == ()
+    assert queries_of(SQL) == (own("web"),)
+    assert queries_of(SQL_INSIDE) == (own("web"), EVERYONE)
+
+
+@pytest.mark.parametrize(("address", "covered"), [(A, True), (B, False), (C, True), (parse_address("10.0.1.1"), False), (A6, False)])
+def test_the_longest_prefix_decides(address: Address, covered: bool) -> None:
+    """As in a hash:net set."""
+    assert covers(PREFIXES, address) == covered
+
+
+def standing(*queries: str, ports: tuple[ContainerPort, ...] = PORTS, everyone: bool = True) -> Standing:
+    pod = Pod("ns", "p", (("app", queries[0] if queries else ""),), ports=ports)
+    return Standing(pod, frozenset(own(name) for name in queries) | ({EVERYONE} if everyone else frozenset()))
+
+
+MEMBERS = {port_member(A, TCP, 3306), port_member(A, TCP, 3307)}
+
+
+@pytest.mark.parametrize(
+    ("selection", "address", "stands", "expected"),
+    [
+        pytest.param(WEBS, A, None, set(), id="nobody has the address"),
+        pytest.param(WEBS, A, standing("web"), {A}, id="one query selects it"),
+        pytest.param(WEBS, A, standing("db"), set(), id="no query selects it"),
+        pytest.param(BLOCK, A, standing("web"), set(), id="a block does not look at pods"),
+        pytest.param(SQL, A, standing("web"), MEMBERS, id="its ports of that name and protocol"),
+        pytest.param(SQL, A, standing("web", ports=PORTS[2:]), set(), id="it has no such port"),
+        pytest.param(SQL, A, standing("db"), set(), id="no query selects it, ports"),
+        pytest.param(SQL_INSIDE, A, standing("db"), MEMBERS, id="inside the block"),
+        pytest.param(SQL_INSIDE, B, standing("db"), set(), id="outside of it"),
+        pytest.param(SQL_INSIDE, A, standing("db", everyone=False), set(), id="inside, but of a namespace that is not known"),
+    ],
+)
+def test_what_an_address_accounts_for(selection: Selection, address: Address, stands: Standing | None, expected: set[bytes]) -> None:
+    """The members that come and go with it."""
+    assert members_at(selection, address, stands) == expected
+
+
+def test_all_members() -> None:
+    """Of one family each; of pods once, however many queries select them; of a block with named ports every pod inside it."""
+    cluster = Cluster()
+    cluster.put(Namespace("ns"))
+    for query in (own("web"), own("api"), EVERYONE):
+        cluster.index.register(query)
+    cluster.put(Pod("ns", "p", (("app", "web"),), addresses=(A, A6), ports=PORTS))
+    cluster.put(Pod("ns", "q", (("app", "db"),), addresses=(C,), ports=PORTS[:1]))
+    cluster.put(Pod("ns", "r", (("app", "api"),), addresses=(B,), ports=PORTS[2:]))
+    assert members(WEBS, 4, cluster) == {A, B}
+    assert members(WEBS, 6, cluster) == {A6}
+    assert members(BLOCK, 4, cluster) == {net_member(net, nomatch) for net, nomatch in PREFIXES}
+    assert members(SQL, 4, cluster) == MEMBERS
+    assert members(SQL, 6, cluster) == {port_member(A6, TCP, 3306), port_member(A6, TCP, 3307)}
+    assert members(SQL_INSIDE, 4, cluster) == {*MEMBERS, port_member(C, TCP, 3306)}
