@@ -177,7 +177,8 @@ static int np_find_chains(const uint8_t *blob, size_t size, const struct np_xt_s
                 hooks |= 1U << hook;
             else
                 memcpy(chain->name, blob + entry.target + NP_TARGET, XT_FUNCTION_MAXNAMELEN);
-            if ((hook >= 0) == entry.is_error || memchr(chain->name, 0, XT_FUNCTION_MAXNAMELEN) == NULL)
+            if ((hook >= 0) == entry.is_error || (hook < 0 && !chain->name[0]) ||
+                memchr(chain->name, 0, XT_FUNCTION_MAXNAMELEN) == NULL)
                 return -EBADMSG;
             count++;
         } else if (!count) {
@@ -272,12 +273,10 @@ int np_xt_normalise(uint8_t *blob, size_t size, int family, uint8_t *counters, s
     return (int)count;
 }
 
-/* Copies the jumps whose verdicts stand in [from, to), sorted by place, for bytes that now begin at `target`; renumber[old chain] is the
- * new index, or -1 where there is none. Returns their number; -ENOENT when one goes to a chain that is no more, -ENOBUFS. */
-int np_xt_relocate(const struct np_xt_jump *jumps, size_t count, uint32_t from, uint32_t to, uint32_t target,
-                   const int32_t *renumber, size_t chain_count, struct np_xt_jump *out, size_t room)
+/* The first of the jumps, sorted by place, whose verdict does not stand before `from`. */
+static size_t np_first_jump(const struct np_xt_jump *jumps, size_t count, uint32_t from)
 {
-    size_t low = 0, high = count, done = 0;
+    size_t low = 0, high = count;
 
     while (low < high) {
         size_t middle = low + (high - low) / 2;
@@ -287,8 +286,18 @@ int np_xt_relocate(const struct np_xt_jump *jumps, size_t count, uint32_t from, 
         else
             high = middle;
     }
-    for (; low < count && jumps[low].at < to; low++, done++) {
-        int32_t chain = jumps[low].chain;
+    return low;
+}
+
+/* Copies the jumps whose verdicts stand in [from, to), sorted by place, for bytes that now begin at `target`; renumber[old chain] is the
+ * new index, or -1 where there is none. Returns their number; -ENOENT when one goes to a chain that is no more, -ENOBUFS. */
+int np_xt_relocate(const struct np_xt_jump *jumps, size_t count, uint32_t from, uint32_t to, uint32_t target,
+                   const int32_t *renumber, size_t chain_count, struct np_xt_jump *out, size_t room)
+{
+    size_t done = 0;
+
+    for (size_t i = np_first_jump(jumps, count, from); i < count && jumps[i].at < to; i++, done++) {
+        int32_t chain = jumps[i].chain;
 
         if (done == room)
             return -ENOBUFS;
@@ -298,7 +307,7 @@ int np_xt_relocate(const struct np_xt_jump *jumps, size_t count, uint32_t from, 
             chain = renumber[chain];
         }
         out[done] = (struct np_xt_jump){
-            .at = jumps[low].at - from + target, .entry = jumps[low].entry - from + target, .chain = chain};
+            .at = jumps[i].at - from + target, .entry = jumps[i].entry - from + target, .chain = chain};
     }
     return (int)done;
 }
@@ -338,4 +347,61 @@ int np_xt_link(uint8_t *blob, size_t size, int family, const struct np_xt_chain 
         memcpy(blob + jump->at, &verdict, sizeof(verdict));
     }
     return 0;
+}
+
+/* Whether a chain has the same entries in two tables, wherever it and the chains it jumps to stand in them. */
+static int np_same_chain(const struct np_xt_view *old, const struct np_xt_chain *was, const struct np_xt_view *now,
+                         const struct np_xt_chain *is, const int32_t *renumber)
+{
+    size_t i = np_first_jump(old->jumps, old->jump_count, was->offset);
+    size_t j = np_first_jump(now->jumps, now->jump_count, is->offset);
+    uint32_t done = 0;
+
+    if (was->size != is->size || was->entries != is->entries)
+        return 0;
+    for (;; i++, j++) {
+        int is_more = i < old->jump_count && old->jumps[i].at - was->offset < was->size;
+        uint32_t next = is_more ? old->jumps[i].at - was->offset : was->size;
+        int32_t to;
+
+        if (is_more != (j < now->jump_count && now->jumps[j].at - is->offset < is->size) || next < done ||
+            memcmp(old->blob + was->offset + done, now->blob + is->offset + done, next - done) != 0)
+            return 0;
+        if (!is_more)
+            return 1;
+        to = old->jumps[i].chain;
+        if (now->jumps[j].at - is->offset != next || was->size - next < sizeof(to) ||
+            (to < 0 ? to : renumber[to]) != now->jumps[j].chain || (to >= 0 && renumber[to] < 0))
+            return 0;
+        done = next + (uint32_t)sizeof(to);
+    }
+}
+
+/* Moves the counters (struct xt_counters) of all chains that are in both tables with the same entries: renumber[chain of old] is
+ * its index in `now`, or -1. same[chain of now] becomes 1 for each that was moved. The chains of both lie within their blobs. Returns how
+ * many, or -EINVAL when something would lie outside. */
+int np_xt_carry(const struct np_xt_view *old, const struct np_xt_view *now, const int32_t *renumber,
+                const uint8_t *counters, uint8_t *carried, uint8_t *same)
+{
+    const size_t each = sizeof(struct xt_counters);
+    int count = 0;
+
+    for (uint32_t o = 0; o < old->chain_count; o++) {
+        const struct np_xt_chain *was = &old->chains[o], *is;
+
+        if (renumber[o] < 0)
+            continue;
+        if ((uint32_t)renumber[o] >= now->chain_count)
+            return -EINVAL;
+        is = &now->chains[renumber[o]];
+        if ((uint64_t)was->first + was->entries > old->entries || (uint64_t)is->first + is->entries > now->entries ||
+            (uint64_t)was->offset + was->size > old->size || (uint64_t)is->offset + is->size > now->size)
+            return -EINVAL;
+        if (!np_same_chain(old, was, now, is, renumber))
+            continue;
+        memcpy(carried + is->first * each, counters + was->first * each, was->entries * each);
+        same[renumber[o]] = 1;
+        count++;
+    }
+    return count;
 }

@@ -33,6 +33,17 @@ struct np_xt_table {
     uint32_t entries;
 };
 
+/* A table with its chains, and its jumps in the order of their places. */
+struct np_xt_view {
+    const uint8_t *blob;
+    const struct np_xt_chain *chains;
+    const struct np_xt_jump *jumps;
+    uint32_t size;
+    uint32_t chain_count;
+    uint32_t jump_count;
+    uint32_t entries;
+};
+
 struct np_xt_sizes {
     uint32_t entry;
     uint32_t counters_at;
@@ -77,6 +88,8 @@ int np_xt_relocate(const struct np_xt_jump *jumps, size_t count, uint32_t from, 
                    const int32_t *renumber, size_t chain_count, struct np_xt_jump *out, size_t room);
 int np_xt_link(uint8_t *blob, size_t size, int family, const struct np_xt_chain *chains, size_t chain_count,
                const struct np_xt_jump *jumps, size_t jump_count, struct np_xt_table *table);
+int np_xt_carry(const struct np_xt_view *old, const struct np_xt_view *now, const int32_t *renumber,
+                const uint8_t *counters, uint8_t *carried, uint8_t *same);
 /* cdef: end */
 
 #endif

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
-from msgspec import Struct
-
-from netpol.kernel.entries import EncodedChain, encode_chain
+from netpol.kernel.encode import SetNumbers, encode_chains
 from netpol.kernel.ipset import Add, Command, Create, Delete, Destroy, IpsetSocket, pack
-from netpol.kernel.xtables import TableSocket, read_ours
+from netpol.kernel.xtables import Counts, Known, TableSocket, read_ours
 from netpol.model import FAMILIES, Family
 from netpol.rules.ruleset import (
     DENY,
@@ -28,12 +26,7 @@ from netpol.rules.ruleset import (
     is_our_set,
 )
 
-Counters = Mapping[str, tuple[tuple[int, int], ...]]
-
-
-class _Kept(Struct):
-    chain: Chain
-    encoded: EncodedChain
+Counters = Mapping[str, Counts]
 
 
 class Kernel:
@@ -46,11 +39,11 @@ class Kernel:
         try:
             for family in FAMILIES:
                 self._sockets[family] = TableSocket(family)
-            self._numbers = {name: header.index for name, header in self._ipset.headers().items()}
+            self._ask_numbers()
         except BaseException:
             self.close()
             raise
-        self._kept: dict[Family, dict[str, _Kept]] = {4: {}, 6: {}}
+        self._known: dict[Family, dict[str, Known]] = {4: {}, 6: {}}
 
     def __enter__(self) -> Kernel:
         return self
@@ -83,9 +76,8 @@ class Kernel:
 
     def read(self) -> Ruleset:
         """What of ours the kernel holds: all sets by name, and the chains of both families. Creates nothing."""
-        headers = self._ipset.headers()
-        self._numbers = {name: header.index for name, header in headers.items()}
-        sets = {name: self._ipset.read(name) for name in headers if is_our_set(name)}
+        self._ask_numbers()
+        sets = {name: self._ipset.read(name) for name, _ in self._sets.pairs if is_our_set(name)}
         chains: dict[Family, Mapping[str, Chain]] = {}
         hooked: set[Family] = set()
         for family in FAMILIES:
@@ -109,30 +101,40 @@ class Kernel:
         socket = self._sockets[family]
         if not socket.exists(self.table):
             return {}, {}, False
-        return read_ours(socket.read(self.table), {number: name for name, number in self._numbers.items()})
+        return read_ours(socket.read(self.table), self._sets, self._known[family])
+
+    def _ask_numbers(self) -> None:
+        self._sets = SetNumbers({name: header.index for name, header in self._ipset.headers().items()})
 
     def _run(self, commands: list[Command]) -> None:
         if not commands:
             return
-        self._ipset.run(commands)
-        for command in commands:
-            if isinstance(command, Destroy):
-                self._numbers.pop(command.name, None)
+        try:
+            self._ipset.run(commands)
+        except BaseException:
+            # Some of them may have been carried out.
+            self._ask_numbers()
+            raise
+        gone = {command.name for command in commands if isinstance(command, Destroy)}
         if any(isinstance(command, Create) for command in commands):
-            self._numbers = {name: header.index for name, header in self._ipset.headers().items()}
+            self._ask_numbers()
+        elif gone:
+            self._sets = SetNumbers({name: number for name, number in self._sets.pairs if name not in gone})
 
     def _replace(self, step: ReplaceTable) -> None:
-        kept = self._kept[step.family]
-        encoded = {name: self._encode(kept.get(name), chain, step.family) for name, chain in step.chains.items()}
-        self._sockets[step.family].change(step.table, {name: found.encoded for name, found in encoded.items()}, step.hooked)
-        self._kept[step.family] = encoded
+        known = self._known[step.family]
+        found = {name: self._unchanged(known.get(name), chain) for name, chain in step.chains.items()}
+        missing = [step.chains[name] for name, kept in found.items() if kept is None]
+        for chain, encoded in zip(missing, encode_chains(missing, step.family, self._sets), strict=True):
+            found[chain.name] = Known(chain, encoded)
+        written = {name: kept for name, kept in found.items() if kept is not None}
+        self._sockets[step.family].change(step.table, {name: kept.encoded for name, kept in written.items()}, step.hooked)
+        self._known[step.family] = written
 
-    def _encode(self, kept: _Kept | None, chain: Chain, family: Family) -> _Kept:
-        """The chain as bytes: those of last time, where it is the same and its sets have the numbers they had."""
-        same = kept is not None and (kept.chain is chain or kept.chain == chain)
-        if kept is not None and same and all(self._numbers.get(name) == number for name, number in kept.encoded.sets):
-            return kept
-        return _Kept(chain, encode_chain(chain, family, self._numbers))
+    def _unchanged(self, known: Known | None, chain: Chain) -> Known | None:
+        """What was written last time, where it is the same chain and its sets have the numbers they had."""
+        same = known is not None and (known.chain is chain or known.chain == chain)
+        return known if known is not None and same and known.is_of(self._sets) else None
 
 
 def _command(step: Step) -> Command:

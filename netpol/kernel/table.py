@@ -1,250 +1,316 @@
 """A table of x_tables as it was read, and how our chains are put into it beside everybody else's.
 
 `Snapshot` knows where the chains stand and where each jump goes, and nothing of what the rules mean: foreign rules stay bytes.
-`splice` lays out a new table: built-in chains by hook, then user chains by name, as iptables does. Foreign chains go in as they were
-(only the offsets in their jumps move); ours are dropped and the given ones put in; `-j NETPOL` is FORWARD's first rule and stands
-nowhere else in it. A chain of ours that a foreign rule still jumps to stays until that rule is gone: somebody else's
-stray rule must not stop us, nor point into nothing.
+`splice` lays out a new table: built-in chains by hook, then user chains. Foreign chains go in as they were and in the order they had
+(only the offsets in their jumps move), ours among them by name, as iptables sorts them. `-j NETPOL` is FORWARD's first rule and
+stands nowhere else in it. A chain of ours that a foreign rule still jumps to stays until that rule is gone: somebody else's stray rule
+must not stop us, nor point into nothing.
 
 Counters are moved too: those of foreign rules always, ours as long as a rule of the same bytes stays in a chain of the same name.
+
+The lock of all tables is held while this runs, so the work is a share of each chain, and of each rule only in C: neighbours that stay
+are copied together, and single rules are compared only in chains that changed.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+import errno
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from heapq import merge
+from struct import Struct as Packing
 from typing import Any
 
 from msgspec import Struct
 
-from netpol.errors import MalformedKernelData
+from netpol.errors import KernelError, MalformedKernelData
 from netpol.kernel._native import ffi, lib
-from netpol.kernel.entries import EncodedChain, entry, entry_end
-from netpol.kernel.targets import error_target, standard
-from netpol.model import Family
-from netpol.rules.ruleset import HOOK, ROOT, TableName
+from netpol.kernel.encode import EncodedChain, encode_chain
+from netpol.kernel.entries import ENTRY, entry_end
+from netpol.kernel.matches import HEADER
+from netpol.model import FAMILIES, Family
+from netpol.rules.ruleset import HOOK, ROOT, Chain, Jump, Rule
 
 HOOK_NAMES = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 FORWARD = HOOK_NAMES.index(HOOK)
 COUNTER = 16  # bytes: packets and bytes, 64 bits each
 
+_allocate = ffi.new_allocator(should_clear_after_alloc=False)
+_CHAIN = Packing("=32siIIII")
+_JUMP = Packing("=IIIi")
+_REPLACE: int = ffi.sizeof("struct np_xt_replace")
+_VERDICT = 8  # bytes of a standard target behind its header
 
-def sizes(family: Family) -> Any:
-    """struct np_xt_sizes of a family. Stays in this room."""
-    found = ffi.new("struct np_xt_sizes *")
-    lib.np_xt_sizes(family, found)
-    return found
-
-
-_SIZES: dict[Family, Any] = {4: sizes(4), 6: sizes(6)}
+_END = {family: encode_chain(Chain("ERROR", ()), family).data[: ENTRY[family] + HEADER.size + 32] for family in FAMILIES}
+_HOOK_RULE = {
+    family: encode_chain(Chain("-", (Rule(Jump(ROOT)),)), family).data[len(_END[family]) :][: ENTRY[family] + HEADER.size + _VERDICT]
+    for family in FAMILIES
+}
 
 
 class Span(Struct, frozen=True):
-    """A chain in a table: `data` without counters, from head to tail; its place, and the index of its first entry."""
+    """A chain in a table: where it stands, from head to tail, and the index of its first entry. `hook` is -1 for a user chain."""
 
     name: str
     hook: int
     offset: int
-    data: bytes
-    first: int
+    size: int
     entries: int
+    first: int
 
 
 class Snapshot:
     """A table as the kernel handed it out.
 
-    blob -- its entries, cleared of counters; spans -- its chains in order; counters -- packed (packets, bytes) of every entry.
-    MalformedKernelData when the bytes do not have the form that every writer of tables gives them.
+    blob -- its entries, cleared of counters, as a buffer whose slices are bytes; spans -- its chains in order; counters -- packed (packets,
+    bytes) of every entry. MalformedKernelData when the bytes do not have the form that every writer of tables gives them.
     """
 
-    def __init__(self, family: Family, table: TableName, info: Any, blob: bytearray) -> None:
+    def __init__(self, family: Family, table: str, info: Any, native: Any) -> None:
+        """`info` is a struct np_xt_info, `native` the entries that belong to it, as an array, which is changed here and kept."""
         self.family, self.table = family, table
-        self.valid_hooks, self.entries, self.size = int(info.valid_hooks), int(info.num_entries), len(blob)
-        layout = ffi.new(
-            "struct np_xt_table *",
-            {
-                "valid_hooks": info.valid_hooks,
-                "hook_entry": list(info.hook_entry),
-                "underflow": list(info.underflow),
-                "entries": info.num_entries,
-            },
-        )
-        self._chains = ffi.new("struct np_xt_chain[]", self.entries + 1)
-        self._jumps = ffi.new("struct np_xt_jump[]", self.entries + 1)
+        self.valid_hooks, self.entries, self.size = int(info.valid_hooks), int(info.num_entries), len(native)
+        if self.entries * (ENTRY[family] + HEADER.size) > self.size:
+            raise self._malformed("more entries than bytes")
+        layout = ffi.new("struct np_xt_table *", {"valid_hooks": info.valid_hooks, "entries": info.num_entries})
+        layout.hook_entry, layout.underflow = info.hook_entry, info.underflow
+        room = self.entries + 1
+        self.chains, self.jumps = _allocate("struct np_xt_chain[]", room), _allocate("struct np_xt_jump[]", room)
         count, where = ffi.new("uint32_t *"), ffi.new("uint32_t *")
-        native = ffi.from_buffer(blob)
-        chains = lib.np_xt_split(
-            *(native, len(blob), family, layout, self._chains, self.entries + 1, self._jumps, self.entries + 1, count, where)
-        )
-        if chains < 0:
-            raise MalformedKernelData(f"the {table} table of IPv{family} has no such form as iptables writes, at byte {where[0]}")
+        found = lib.np_xt_split(native, self.size, family, layout, self.chains, room, self.jumps, room, count, where)
+        if found < 0:
+            raise self._malformed(f"an entry of another form, at byte {where[0]}")
         self.jump_count = int(count[0])
         counters = bytearray(self.entries * COUNTER)
-        lib.np_xt_normalise(native, len(blob), family, ffi.from_buffer(counters), self.entries)
+        lib.np_xt_normalise(native, self.size, family, ffi.from_buffer(counters), self.entries)
         self.counters = bytes(counters)
-        self.blob = bytes(blob)
-        self.spans = tuple(self._span(i) for i in range(chains))
+        self.native, self.blob = native, ffi.buffer(native)
+        raw = ffi.buffer(self.chains, found * _CHAIN.size)
+        self.spans = tuple([_span(*fields) for fields in _CHAIN.iter_unpack(raw)])
+        self.by_name = {span.name: span for span in self.spans}
+        if len(self.by_name) != len(self.spans):
+            raise self._malformed("two chains of one name")
 
-    def _span(self, i: int) -> Span:
-        chain = self._chains[i]
-        name = HOOK_NAMES[chain.hook] if chain.hook >= 0 else ffi.string(chain.name).decode("latin-1")
-        data = self.blob[chain.offset : chain.offset + chain.size]
-        return Span(name, int(chain.hook), int(chain.offset), data, int(chain.first), int(chain.entries))
+    def _malformed(self, what: str) -> MalformedKernelData:
+        return MalformedKernelData(f"the {self.table} table of IPv{self.family} has no such form as iptables writes: {what}")
 
-    def jumps(self, span: Span | None = None) -> Iterator[tuple[int, int, int, str]]:
-        """(offset of the verdict, offset of the entry, its index, chain it goes to or "") of all jumps, or those of one chain."""
-        start, end = (0, self.size) if span is None else (span.offset, span.offset + len(span.data))
-        for i in range(bisect_left(range(self.jump_count), start, key=lambda i: self._jumps[i].at), self.jump_count):
-            jump = self._jumps[i]
-            if jump.at >= end:
-                return
-            yield int(jump.at), int(jump.entry), int(jump.index), self.spans[jump.chain].name if jump.chain >= 0 else ""
+    def data(self, span: Span) -> bytes:
+        """A chain's bytes, from its head to its tail."""
+        return bytes(self.blob[span.offset : span.offset + span.size])
 
-    def relocate(self, start: int, end: int, target: int, renumber: Any, out: Any, room: int) -> int:
-        """Copies the jumps of [start, end) for bytes that stand at `target` now; how many."""
-        done = int(
-            lib.np_xt_relocate(self._jumps, self.jump_count, start, end, target, renumber, len(self.spans), out, room),
-        )
-        if done < 0:
-            raise MalformedKernelData(f"a rule of the {self.table} table jumps to a chain that is not there")
-        return done
+    def jumps_of(self, span: Span) -> list[tuple[int, int, int, str]]:
+        """(offset of the verdict, offset of the entry, its index, chain it goes to or "") of all jumps of a chain."""
+        first = bisect_left(range(self.jump_count), span.offset, key=lambda i: self.jumps[i].at)
+        last = bisect_left(range(self.jump_count), span.offset + span.size, lo=first, key=lambda i: self.jumps[i].at)
+        raw = ffi.buffer(self.jumps + first, (last - first) * _JUMP.size)
+        return [(at, entry, index, self.spans[to].name if to >= 0 else "") for at, entry, index, to in _JUMP.iter_unpack(raw)]
+
+    def places_of(self, span: Span) -> dict[int, str]:
+        """Offset in the chain of each verdict that is a jump -> the chain it goes to, or ""."""
+        return {at - span.offset: to for at, _, _, to in self.jumps_of(span)}
+
+    def jumps_to(self, chains: Collection[int]) -> Iterator[tuple[int, int]]:
+        """(chain a jump stands in, chain it goes to), by number, for all jumps to these chains."""
+        starts = [span.offset for span in self.spans]
+        for at, _, _, to in _JUMP.iter_unpack(ffi.buffer(self.jumps, self.jump_count * _JUMP.size)):
+            if to in chains:
+                yield bisect_right(starts, at) - 1, to
+
+    def hooks(self, span: Span) -> list[int]:
+        """Where in a built-in chain the jump to NETPOL stands that `netpol` puts there: no condition, no other target."""
+        bare = _HOOK_RULE[self.family][:-_VERDICT]
+        return [where for _, where, _, to in self.jumps_of(span) if to == ROOT and self.blob[where : where + len(bare)] == bare]
+
+    @property
+    def is_hooked(self) -> bool:
+        """Whether FORWARD begins with the jump to NETPOL, and has no other."""
+        span = self.by_name.get(HOOK)
+        return span is not None and span.hook == FORWARD and self.hooks(span) == [span.offset]
 
 
-class _Piece(Struct, frozen=True):
-    """Bytes of the new table: of the old one from `start`, with its jumps and counters; or ours, with jumps by name."""
-
-    data: bytes
-    entries: int
-    start: int = -1
-    first: int = -1
-    jumps: tuple[tuple[int, str], ...] = ()
+def _span(raw: bytes, hook: int, offset: int, size: int, entries: int, first: int) -> Span:
+    name = HOOK_NAMES[hook] if hook >= 0 else raw.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    return Span(name, hook, offset, size, entries, first)
 
 
 class Layout:
-    """A new table, ready to be written: its bytes, and its struct np_xt_table in `native`."""
+    """A new table, as it is being put together from its beginning to its end, and then ready to be written.
 
-    def __init__(self, old: Snapshot, names: list[str], pieces: list[list[_Piece]], blob: bytes, native: Any) -> None:
-        self._old, self._names, self._pieces, self.blob, self.native = old, names, pieces, blob, native
+    request -- a struct np_xt_replace, and the entries behind it, once `finish` was called; table -- the struct np_xt_table of it.
+    """
 
-    def move_counters(self, counters: bytes) -> bytes:
-        """The counters of the old entries, packed, as those of the new ones: 0 where an entry is new."""
-        parts = [
-            counters[first * COUNTER : (first + count) * COUNTER] if first >= 0 else bytes(count * COUNTER)
-            for first, count in _sources(self._old, self._names, self._pieces)
-        ]
-        return b"".join((*parts, counters[-COUNTER:]))
+    def __init__(self, old: Snapshot, names: list[str], jumps: int) -> None:
+        self._old, self._number = old, {name: i for i, name in enumerate(names)}
+        self._renumber = ffi.new("int32_t[]", [self._number.get(span.name, -1) for span in old.spans] or 1)
+        self._room = old.jump_count + jumps
+        self._jumps, self._jump_count = _allocate("struct np_xt_jump[]", self._room), 0
+        self._parts: list[bytes] = [bytes(_REPLACE)]
+        self._chains: list[bytes] = []
+        self._size = self._first = 0
+        self._start = self._end = 0  # of what is to be copied from the old table next
+
+    def begin(self, hook: int, size: int, entries: int) -> None:
+        """A chain of which the bytes come next."""
+        offset = self._size + self._end - self._start
+        self._chains.append(_CHAIN.pack(b"", hook, offset, size, entries, self._first))
+        self._first += entries
+
+    def keep(self, start: int, end: int) -> None:
+        """Bytes of the old table, from `start` to `end`, with its jumps."""
+        if start != self._end:
+            self._copy()
+            self._start = start
+        self._end = end
+
+    def _copy(self) -> None:
+        start, end, self._start, self._end = self._start, self._end, 0, 0
+        if start == end:
+            return
+        old, rest = self._old, (self._jumps + self._jump_count, self._room - self._jump_count)
+        moved = lib.np_xt_relocate(old.jumps, old.jump_count, start, end, self._size, self._renumber, len(old.spans), *rest)
+        if moved < 0:
+            raise MalformedKernelData(f"a rule of the {old.table} table jumps to a chain that is not there")
+        self._jump_count += moved
+        self._append(old.blob[start:end])
+
+    def put(self, data: bytes, jumps: tuple[tuple[int, str], ...]) -> None:
+        """Bytes of ours."""
+        self._copy()
+        if jumps:
+            raw = b"".join([_JUMP.pack(self._size + at, 0, 0, self._number[to] if to else -1) for at, to in jumps])
+            ffi.memmove(self._jumps + self._jump_count, raw, len(raw))
+            self._jump_count += len(jumps)
+        self._append(data)
+
+    def _append(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._size += len(data)
+
+    def finish(self) -> None:
+        """Writes the verdicts of all jumps into the bytes."""
+        self._copy()
+        self._append(_END[self._old.family])
+        self.request = bytearray().join(self._parts)
+        self._packed = b"".join(self._chains)
+        chains = ffi.from_buffer("struct np_xt_chain[]", self._packed)
+        entries = ffi.from_buffer(self.request) + _REPLACE
+        self.table = ffi.new("struct np_xt_table *")
+        family = self._old.family
+        if lib.np_xt_link(entries, self._size, family, chains, len(chains), self._jumps, self._jump_count, self.table) < 0:
+            raise MalformedKernelData(f"the {self._old.table} table of IPv{family} could not be put together")
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it differs from the old table."""
+        return self._size != self._old.size or not self.request.endswith(self._old.blob)
+
+    def carry(self, counters: Any, carried: Any) -> None:
+        """Adds to `carried`, which has room for the counters of all entries and holds zeros, those that the old entries had."""
+        old, chains = self._old, ffi.from_buffer("struct np_xt_chain[]", self._packed)
+        entries = ffi.from_buffer(self.request) + _REPLACE
+        was = {"blob": old.native, "size": old.size, "chains": old.chains, "chain_count": len(old.spans), "entries": old.entries}
+        now = {"blob": entries, "size": self._size, "chains": chains, "chain_count": len(chains), "entries": self.table.entries}
+        before = ffi.new("struct np_xt_view *", {**was, "jumps": old.jumps, "jump_count": old.jump_count})
+        after = ffi.new("struct np_xt_view *", {**now, "jumps": self._jumps, "jump_count": self._jump_count})
+        same = ffi.new("uint8_t[]", len(chains) + 1)
+        if lib.np_xt_carry(before, after, self._renumber, counters, carried, same) < 0:
+            raise MalformedKernelData(f"the counters of the {old.table} table of IPv{old.family} do not fit it")
+        for number, span in zip(self._renumber, old.spans, strict=False):
+            if number >= 0 and not same[number]:
+                for index, source in self._same_rules(span, number):
+                    ffi.memmove(carried + index * COUNTER, counters + source * COUNTER, COUNTER)
+        # What the table ends with is reached by no packet, but may have been given counters.
+        ffi.memmove(carried + (self.table.entries - 1) * COUNTER, counters + (old.entries - 1) * COUNTER, COUNTER)
+
+    def _same_rules(self, span: Span, number: int) -> Iterator[tuple[int, int]]:
+        """(index in the new table, index in the old one) of the rules that a changed chain kept. Of equal rules, the first is the first."""
+        family, names = self._old.family, list(self._number)
+        before: defaultdict[tuple[bytes, str | None], list[int]] = defaultdict(list)
+        for i, key in enumerate(_rule_keys(self._old.data(span), self._old.places_of(span), family)):
+            before[key].append(span.first + i)
+        _, _, offset, size, _, first = _CHAIN.unpack_from(self._packed, number * _CHAIN.size)
+        raw = _JUMP.iter_unpack(ffi.buffer(self._jumps, self._jump_count * _JUMP.size))
+        places = {at - offset: names[to] if to >= 0 else "" for at, _, _, to in raw if offset <= at < offset + size}
+        data = bytes(self.request[_REPLACE + offset : _REPLACE + offset + size])
+        for i, key in enumerate(_rule_keys(data, places, family)):
+            if before[key]:
+                yield first + i, before[key].pop(0)
 
 
 def splice(old: Snapshot, chains: Mapping[str, EncodedChain], hooked: bool, owns: Callable[[str], bool]) -> Layout:
-    """The table with all chains that we own (by name) replaced by the given ones, everything else as it was."""
-    kept = {span.name: span for span in old.spans if span.hook >= 0 or not owns(span.name)}
-    _keep_referenced(old, kept, chains)
-    built_in = sorted((span for span in kept.values() if span.hook >= 0), key=lambda span: span.hook)
-    users = sorted({span.name for span in kept.values() if span.hook < 0} | chains.keys(), key=lambda name: name.encode("latin-1"))
-    names = [span.name for span in built_in] + users
-    pieces = [_forward(old, span, hooked) if span.hook == FORWARD else [_whole(span)] for span in built_in]
-    pieces += [[_ours(chains[name]) if name in chains else _whole(kept[name])] for name in users]
-    return _link(old, names, [span.hook for span in built_in] + [-1] * len(users), pieces)
+    """The table with all chains that we own (by name) replaced by the given ones, everything else as it was.
+
+    KernelError when a chain of ours jumps to one that is not there, or when FORWARD is to be hooked and there is none, or no NETPOL.
+    """
+    owned = {i for i, span in enumerate(old.spans) if span.hook < 0 and owns(span.name)}
+    foreign = [span for i, span in enumerate(old.spans) if span.hook < 0 and i not in owned]
+    ours = _saved(old, chains, owned) | dict(chains)
+    built_in = sorted((span for span in old.spans if span.hook >= 0), key=lambda span: span.hook)
+    sources: list[Span | EncodedChain] = [*built_in]
+    sources += merge(foreign, sorted(ours.values(), key=lambda source: source.name), key=lambda source: source.name)
+    names = [source.name for source in sources]
+    _check(old, chains, names, hooked)
+    layout = Layout(old, names, sum([len(chain.jumps) for chain in chains.values()]) + 1)
+    for source in sources:
+        if isinstance(source, EncodedChain):
+            layout.begin(-1, len(source.data), source.entries)
+            layout.put(source.data, source.jumps)
+        elif source.hook == FORWARD and old.hooks(source) != [source.offset] * hooked:
+            _put_forward(layout, old, source, hooked)
+        else:
+            layout.begin(source.hook, source.size, source.entries)
+            layout.keep(source.offset, source.offset + source.size)
+    layout.finish()
+    return layout
 
 
-def _keep_referenced(old: Snapshot, kept: dict[str, Span], chains: Mapping[str, EncodedChain]) -> None:
-    """Adds to `kept` the chains of ours that go, but that a kept rule (or one that is kept for it) jumps to."""
-    by_name = {span.name: span for span in old.spans}
-    waiting = list(kept.values())
-    while waiting:
-        span = waiting.pop()
-        for _, _, _, destination in old.jumps(span):
-            hooks_us = span.hook == FORWARD and destination == ROOT
-            if destination and destination not in kept and destination not in chains and not hooks_us:
-                kept[destination] = by_name[destination]
-                waiting.append(kept[destination])
+def _saved(old: Snapshot, chains: Mapping[str, EncodedChain], ours: set[int]) -> dict[str, Span | EncodedChain]:
+    """The chains of ours that go, but that a rule of somebody else (or one in a chain that is kept for it) jumps to."""
+    gone = {i for i in ours if old.spans[i].name not in chains}
+    forward = next((i for i, span in enumerate(old.spans) if span.hook == FORWARD), -1)
+    hooks = len(old.hooks(old.spans[forward])) if forward >= 0 else 0
+    root = old.spans.index(old.by_name[ROOT]) if ROOT in old.by_name else -1
+    saved: dict[str, Span | EncodedChain] = {}
+    jumps = list(old.jumps_to(gone)) if gone else []
+    staying = set(range(len(old.spans))) - ours
+    while True:
+        wanted = [(source, to) for source, to in jumps if source in staying and to not in staying]
+        # The hooks themselves go with the chain.
+        wanted = [pair for pair in wanted if pair != (forward, root)] + [pair for pair in wanted if pair == (forward, root)][hooks:]
+        if not wanted:
+            return saved
+        for _, to in wanted:
+            staying.add(to)
+            saved[old.spans[to].name] = old.spans[to]
 
 
-def _whole(span: Span) -> _Piece:
-    return _Piece(span.data, span.entries, span.offset, span.first)
+def _check(old: Snapshot, chains: Mapping[str, EncodedChain], names: Collection[str], hooked: bool) -> None:
+    op = f"{'iptables' if old.family == 4 else 'ip6tables'} replace"
+    known = set(names)
+    if len(known) != len(names):
+        taken = ", ".join(sorted(name for name in chains if list(names).count(name) > 1))
+        raise KernelError(errno.EEXIST, op, old.table, f"the chain {taken} is there already, and is not ours")
+    for chain in chains.values():
+        for _, to in chain.jumps:
+            if to and (to not in known or to in HOOK_NAMES):
+                raise KernelError(errno.ENOENT, op, old.table, f"the chain {chain.name} jumps to {to}, which is not there")
+    if hooked and (ROOT not in chains or HOOK not in known):
+        raise KernelError(errno.ENOENT, op, old.table, f"there is no chain {ROOT if HOOK in known else HOOK} for {HOOK} to jump to {ROOT}")
 
 
-def _forward(old: Snapshot, span: Span, hooked: bool) -> list[_Piece]:
-    """FORWARD with the jump to NETPOL first, or without one. A first rule that is that jump already keeps its counters."""
-    family = old.family
-    hook_rule = entry(family, standard(0))
-    pieces: list[_Piece] = []
-    ours = [(at, where, index) for at, where, index, destination in old.jumps(span) if destination == ROOT]
+def _put_forward(layout: Layout, old: Snapshot, span: Span, hooked: bool) -> None:
+    """FORWARD with the jump to NETPOL first, or without one."""
+    rule, hooks = _HOOK_RULE[old.family], old.hooks(span)
+    count = hooked - len(hooks)
+    layout.begin(span.hook, span.size + count * len(rule), span.entries + count)
     if hooked:
-        source = next((index for _, where, index in ours if where == span.offset), -1)
-        pieces.append(_Piece(hook_rule, 1, -1, source, ((len(hook_rule) - 8, ROOT),)))
-    start, first = span.offset, span.first
-    for _, where, index in ours:
-        pieces.append(_part(old, start, where, first, index - first))
-        start, first = entry_end(old.blob, where, family), index + 1
-    pieces.append(_part(old, start, span.offset + len(span.data), first, span.first + span.entries - first))
-    return [piece for piece in pieces if piece.entries]
-
-
-def _part(old: Snapshot, start: int, end: int, first: int, entries: int) -> _Piece:
-    return _Piece(old.blob[start:end], entries, start, first)
-
-
-def _ours(chain: EncodedChain) -> _Piece:
-    return _Piece(chain.data, chain.entries, -1, -1, chain.jumps)
-
-
-def _link(old: Snapshot, names: list[str], hooks: list[int], pieces: list[list[_Piece]]) -> Layout:
-    number = {name: i for i, name in enumerate(names)}
-    renumber = ffi.new("int32_t[]", [number.get(span.name, -1) for span in old.spans] or [-1])
-    chains = ffi.new("struct np_xt_chain[]", max(1, len(names)))
-    room = old.jump_count + sum(len(piece.jumps) for parts in pieces for piece in parts) + 1
-    jumps = ffi.new("struct np_xt_jump[]", room)
-    count = offset = 0
-    for i, (hook, parts) in enumerate(zip(hooks, pieces, strict=True)):
-        chain = chains[i]
-        chain.hook, chain.offset = hook, offset
-        for piece in parts:
-            if piece.start >= 0:
-                end = piece.start + len(piece.data)
-                count += old.relocate(piece.start, end, offset, renumber, jumps + count, room - count)
-            for at, destination in piece.jumps:
-                jump = jumps[count]
-                jump.at, jump.chain = offset + at, number[destination] if destination else -1
-                count += 1
-            offset += len(piece.data)
-            chain.entries += piece.entries
-        chain.size = offset - chain.offset
-    last = entry(old.family, error_target("ERROR"))
-    blob = bytearray(b"".join(piece.data for parts in pieces for piece in parts) + last)
-    native = ffi.new("struct np_xt_table *")
-    if lib.np_xt_link(ffi.from_buffer(blob), len(blob), old.family, chains, len(names), jumps, count, native) < 0:
-        raise MalformedKernelData(f"the {old.table} table of IPv{old.family} could not be put together")
-    return Layout(old, names, pieces, bytes(blob), native)
-
-
-def _sources(old: Snapshot, names: list[str], pieces: list[list[_Piece]]) -> Iterator[tuple[int, int]]:
-    """Where counters come from: kept bytes from where they stood, ours from the old chain of that name, rule by rule."""
-    by_name = {span.name: span for span in old.spans}
-    for name, parts in zip(names, pieces, strict=True):
-        for piece in parts:
-            before = by_name.get(name)
-            if piece.first >= 0 or before is None or before.hook >= 0:
-                yield piece.first, piece.entries
-            else:
-                yield from _same_rules(old, before, piece)
-
-
-def _same_rules(old: Snapshot, span: Span, piece: _Piece) -> Iterator[tuple[int, int]]:
-    places = {at - span.offset: destination for at, _, _, destination in old.jumps(span)}
-    if places == dict(piece.jumps) and _without_verdicts(span.data, places) == piece.data:
-        yield span.first, span.entries
-        return
-    before = {key: span.first + i for i, key in enumerate(_rule_keys(span.data, places, old.family))}
-    for key in _rule_keys(piece.data, dict(piece.jumps), old.family):
-        yield before.get(key, -1), 1
-
-
-def _without_verdicts(data: bytes, places: Mapping[int, str]) -> bytearray:
-    cleared = bytearray(data)
-    for at in places:
-        cleared[at : at + 4] = bytes(4)
-    return cleared
+        layout.put(rule, ((len(rule) - _VERDICT, ROOT),))
+    start = span.offset
+    for where in hooks:
+        layout.keep(start, where)
+        start = where + len(rule)
+    layout.keep(start, span.offset + span.size)
 
 
 def _rule_keys(data: bytes, jumps: Mapping[int, str], family: Family) -> Iterator[tuple[bytes, str | None]]:
@@ -252,6 +318,6 @@ def _rule_keys(data: bytes, jumps: Mapping[int, str], family: Family) -> Iterato
     offset = 0
     while offset < len(data):
         end = entry_end(data, offset, family)
-        destination = jumps.get(end - 8)
-        yield (data[offset:end] if destination is None else data[offset : end - 8]), destination
+        to = jumps.get(end - _VERDICT)
+        yield (data[offset:end] if to is None else data[offset : end - _VERDICT]), to
         offset = end

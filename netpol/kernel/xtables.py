@@ -20,20 +20,26 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from struct import Struct as Packing
+from types import MappingProxyType, TracebackType
+from typing import Any, NamedTuple
 
 from netpol.errors import Contended, KernelError, MalformedKernelData, NotPermitted, Unsupported
 from netpol.kernel import matches, targets
 from netpol.kernel._native import ffi, lib
-from netpol.kernel.entries import EncodedChain, decode_chain
-from netpol.kernel.table import COUNTER, Layout, Snapshot, splice
+from netpol.kernel.encode import EncodedChain, SetNumbers
+from netpol.kernel.entries import decode_chain, extensions, without_verdicts
+from netpol.kernel.table import COUNTER, Layout, Snapshot, Span, splice
 from netpol.model import Family
-from netpol.rules.ruleset import HOOK, ROOT, Chain, OpaqueTarget, Rule, TableName, is_ours
+from netpol.rules.ruleset import Chain, OpaqueTarget, Rule, TableName, is_ours
+
+Counts = tuple[tuple[int, int], ...]
 
 TRIES = 10
 LOCK_WAIT_MS = 10_000
 
+_COUNTS = Packing("=QQ")
+HEADER = Packing("=32sI4x")  # struct ipt_get_entries, and struct xt_counters_info
 AF: dict[Family, int] = {4: 2, 6: 10}
 LEVEL: dict[Family, int] = {4: 0, 6: 41}  # IPPROTO_IP, IPPROTO_IPV6
 GET_INFO = SET_REPLACE = 64
@@ -41,10 +47,17 @@ GET_ENTRIES = SET_ADD_COUNTERS = 65
 GET_REVISION: dict[Family, tuple[int, int]] = {4: (66, 67), 6: (68, 69)}  # match, target
 
 _NO_XTABLES = (
-    "this kernel has no legacy {tool}: load the modules (modprobe {tool}_tables {tool}table_{table}), "
+    "this kernel has no legacy {tool}tables: load the modules (modprobe {tool}_tables {tool}table_{table}), "
     "or use a kernel built with CONFIG_{option}; nf_tables is not used"
 )
 _GRANT = "run netpol as root, or with CAP_NET_ADMIN in the user namespace that owns this network namespace"
+
+
+_allocate = ffi.new_allocator(should_clear_after_alloc=False)
+_WORDS = {
+    (errno.EINVAL, "replace"): "the kernel refuses a rule, and says in its log (dmesg) which; REJECT is legal in the filter table only",
+    (errno.ELOOP, "replace"): "its chains jump in a circle",
+}
 
 
 def lock_path() -> str:
@@ -53,10 +66,13 @@ def lock_path() -> str:
 
 
 class TableSocket:
-    """A socket for the tables of one family in the calling thread's network namespace."""
+    """A socket for the tables of one family in the calling thread's network namespace.
 
-    def __init__(self, family: Family) -> None:
-        self.family: Family = family
+    wait_ms -- how long at most it waits for iptables' lock.
+    """
+
+    def __init__(self, family: Family, wait_ms: int = LOCK_WAIT_MS) -> None:
+        self.family, self._wait_ms = family, wait_ms
         self._calls = ffi.new("uint64_t *")
         self._fd = int(lib.np_sys_inet_socket(AF[family], self._calls))
         if self._fd < 0:
@@ -86,6 +102,9 @@ class TableSocket:
         name = "ip_tables_names" if self.family == 4 else "ip6_tables_names"
         try:
             return table in Path(f"/proc/thread-self/net/{name}").read_text().split()
+        except PermissionError:
+            # In a user namespace that was made together with its network namespace, the file is nobody's.
+            return True
         except OSError:
             return False
 
@@ -93,11 +112,13 @@ class TableSocket:
         """The table as it is now; read again while somebody changes it, `TRIES` times at most."""
         for _ in range(TRIES):
             info = self._info(table)
-            size = ffi.new("uint32_t *", 40 + info.size)
-            request = bytearray(table.encode().ljust(32, b"\0") + int(info.size).to_bytes(4, "little") + bytes(4)) + bytearray(info.size)
-            code = lib.np_sys_getsockopt(self._fd, LEVEL[self.family], GET_ENTRIES, ffi.from_buffer(request), size, self._calls)
+            room = HEADER.size + int(info.size)
+            # Cleared: behind the name of a match or target the kernel leaves what was there.
+            request, size = ffi.new("uint8_t[]", room), ffi.new("uint32_t *", room)
+            ffi.memmove(request, HEADER.pack(table.encode(), info.size), HEADER.size)
+            code = lib.np_sys_getsockopt(self._fd, LEVEL[self.family], GET_ENTRIES, request, size, self._calls)
             if code == 0:
-                return Snapshot(self.family, table, info, request[40:])
+                return Snapshot(self.family, table, info, ffi.from_buffer("uint8_t[]", memoryview(ffi.buffer(request))[HEADER.size :]))
             if code != -errno.EAGAIN:
                 raise self._error(-code, "read", table)
         raise Contended(errno.EAGAIN, self._op("read"), table, f"somebody changed it {TRIES} times while it was being read")
@@ -114,11 +135,11 @@ class TableSocket:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """iptables' lock is ours inside the block. Contended when someone keeps it for `LOCK_WAIT_MS` milliseconds."""
+        """iptables' lock is ours inside the block. Contended when someone keeps it for as long as this socket waits."""
         path = lock_path()
-        fd = int(lib.np_sys_lock(path.encode(), LOCK_WAIT_MS, self._calls))
+        fd = int(lib.np_sys_lock(os.fsencode(path), self._wait_ms, self._calls))
         if fd == -errno.EAGAIN:
-            raise Contended(errno.EAGAIN, self._op("lock"), path, f"another program has held it for {LOCK_WAIT_MS // 1000} s")
+            raise Contended(errno.EAGAIN, self._op("lock"), path, f"another program has held it for {self._wait_ms / 1000:g} s")
         if fd < 0:
             raise KernelError(-fd, self._op("lock"), path, f"{os.strerror(-fd)}: XTABLES_LOCKFILE can name another file")
         try:
@@ -136,7 +157,7 @@ class TableSocket:
             with self.locked():
                 old = self.read(table)
                 new = splice(old, chains, hooked, owns)
-                if new.blob == old.blob:
+                if not new.is_new:
                     return False
                 if self._replace(old, new, chains):
                     return True
@@ -144,29 +165,32 @@ class TableSocket:
 
     def _replace(self, old: Snapshot, new: Layout, chains: Mapping[str, EncodedChain]) -> bool:
         """One replace; False when the table changed since it was read."""
-        counters = ffi.new("uint8_t[]", old.entries * COUNTER)
-        request = ffi.new("struct np_xt_replace *", {"name": old.table.encode(), "valid_hooks": old.valid_hooks})
-        request.num_entries, request.size = new.native.entries, len(new.blob)
-        request.hook_entry, request.underflow = list(new.native.hook_entry), list(new.native.underflow)
+        counters = _allocate("uint8_t[]", old.entries * COUNTER)
+        data = ffi.from_buffer(new.request)
+        request = ffi.cast("struct np_xt_replace *", data)
+        request.name, request.valid_hooks, request.num_entries = old.table.encode(), old.valid_hooks, new.table.entries
+        request.size = len(new.request) - ffi.sizeof("struct np_xt_replace")
+        request.hook_entry, request.underflow = new.table.hook_entry, new.table.underflow
         request.num_counters, request.counters = old.entries, counters
-        data = bytes(ffi.buffer(request)) + new.blob
-        code = lib.np_sys_setsockopt(self._fd, LEVEL[self.family], SET_REPLACE, ffi.from_buffer(data), len(data), self._calls)
+        code = lib.np_sys_setsockopt(self._fd, LEVEL[self.family], SET_REPLACE, data, len(data), self._calls)
         if code == -errno.EAGAIN:
             return False
-        if code == -errno.ENOENT:
-            raise self._missing_extension(old.table, chains)
+        if code in (-errno.ENOENT, -errno.EPROTOTYPE):
+            raise self._missing(old.table, chains)
         if code < 0:
             raise self._error(-code, "replace", old.table)
-        self._give_back(old, new, bytes(ffi.buffer(counters)))
+        self._give_back(old, new, counters)
         return True
 
-    def _give_back(self, old: Snapshot, new: Layout, counters: bytes) -> None:
+    def _give_back(self, old: Snapshot, new: Layout, counters: Any) -> None:
         """Adds what the old entries had counted, at the instant of the replace, to what the new ones count."""
-        if counters.count(0) == len(counters):
+        counted = bytes(ffi.buffer(counters))
+        if counted.count(0) == len(counted):
             return
-        head = old.table.encode().ljust(32, b"\0") + int(new.native.entries).to_bytes(4, "little") + bytes(4)
-        data = head + new.move_counters(counters)
-        code = lib.np_sys_setsockopt(self._fd, LEVEL[self.family], SET_ADD_COUNTERS, ffi.from_buffer(data), len(data), self._calls)
+        data = ffi.new("uint8_t[]", HEADER.size + new.table.entries * COUNTER)
+        ffi.memmove(data, HEADER.pack(old.table.encode(), new.table.entries), HEADER.size)
+        new.carry(counters, data + HEADER.size)
+        code = lib.np_sys_setsockopt(self._fd, LEVEL[self.family], SET_ADD_COUNTERS, data, len(data), self._calls)
         if code < 0:
             raise self._error(-code, "give counters back to", old.table)
 
@@ -191,11 +215,17 @@ class TableSocket:
             f"{kind} {name} revision {number}" for kind, name, number in wanted if not self.has_revision(name, number, kind == "target")
         )
 
-    def _missing_extension(self, table: TableName, chains: Mapping[str, EncodedChain]) -> KernelError:
-        missing = ", ".join(self.missing_revisions())
-        if missing:
-            return Unsupported(errno.ENOENT, self._op("replace"), table, f"this kernel lacks {missing}: load its module (modprobe xt_...)")
-        return KernelError(errno.ENOENT, self._op("replace"), table, "a set, or a match of another program, that its rules use is gone")
+    def _missing(self, table: str, chains: Mapping[str, EncodedChain]) -> KernelError:
+        """Why the kernel found something missing: extensions that it lacks, or else a set that was destroyed since it was looked up."""
+        used = sorted({extension for chain in chains.values() for extension in extensions(chain.data, self.family)})
+        lacking = [
+            f"{kind} {name} revision {number}" for kind, name, number in used if not self.has_revision(name, number, kind == "target")
+        ]
+        if lacking:
+            words = f"this kernel lacks {', '.join(lacking)}: load its module (modprobe xt_...)"
+            return Unsupported(errno.ENOENT, self._op("replace"), table, words)
+        sets = ", ".join(sorted({name for chain in chains.values() for name, _ in chain.sets}))
+        return KernelError(errno.ENOENT, self._op("replace"), table, f"a set that its rules use is gone: one of {sets}")
 
     def _op(self, verb: str) -> str:
         return f"{'iptables' if self.family == 4 else 'ip6tables'} {verb}"
@@ -204,36 +234,53 @@ class TableSocket:
         op = self._op(verb)
         if code in (errno.EPERM, errno.EACCES):
             return NotPermitted(code, op, object, f"not permitted: {_GRANT}")
-        if code in (errno.ENOPROTOOPT, errno.ENOENT, errno.EAFNOSUPPORT):
+        if code == errno.EAFNOSUPPORT:
+            return Unsupported(code, op, object, f"this kernel has no IPv{self.family}")
+        if code in (errno.ENOPROTOOPT, errno.ENOENT):
             tool, option = ("ip", "IP_NF_IPTABLES_LEGACY") if self.family == 4 else ("ip6", "IP6_NF_IPTABLES_LEGACY")
             return Unsupported(code, op, object, _NO_XTABLES.format(tool=tool, option=option, table=object))
-        return KernelError(code, op, object, os.strerror(code))
+        return KernelError(code, op, object, _WORDS.get((code, verb), os.strerror(code)))
 
 
-def read_ours(snapshot: Snapshot, set_names: Mapping[int, str]) -> tuple[dict[str, Chain], dict[str, tuple[tuple[int, int], ...]], bool]:
+class Known(NamedTuple):
+    """A chain that was written, and its bytes: where they are found again, nothing needs to be decoded."""
+
+    chain: Chain
+    encoded: EncodedChain
+
+    def is_of(self, sets: SetNumbers) -> bool:
+        """Whether its sets have the numbers that they had."""
+        return all(sets.get(name) == number for name, number in self.encoded.sets)
+
+
+def read_ours(
+    snapshot: Snapshot, sets: SetNumbers, known: Mapping[str, Known] = MappingProxyType({})
+) -> tuple[dict[str, Chain], dict[str, Counts], bool]:
     """Our chains in a table as values, the (packets, bytes) of their rules, and whether FORWARD begins with the jump to NETPOL.
 
     A chain that holds what netpol does not write (someone edited it) is one opaque rule here, and so equal to none that is wanted.
     """
     chains: dict[str, Chain] = {}
-    counters: dict[str, tuple[tuple[int, int], ...]] = {}
-    hooked = False
+    counters: dict[str, Counts] = {}
     for span in snapshot.spans:
         if span.hook < 0 and is_ours(span.name):
-            places = {at - span.offset: destination for at, _, _, destination in snapshot.jumps(span)}
-            try:
-                chains[span.name] = decode_chain(span.name, span.data, snapshot.family, places, set_names)
-            except MalformedKernelData:
-                chains[span.name] = Chain(span.name, (Rule(OpaqueTarget("", 0, span.data)),))
-            counters[span.name] = rule_counters(snapshot, span.name)
-        elif span.hook >= 0 and span.name == HOOK:
-            hooked = any(where == span.offset and destination == ROOT for _, where, _, destination in snapshot.jumps(span))
-    return chains, counters, hooked
+            chains[span.name] = _decode(snapshot, span, sets, known.get(span.name))
+            counters[span.name] = rule_counters(snapshot, span)
+    return chains, counters, snapshot.is_hooked
 
 
-def rule_counters(snapshot: Snapshot, chain: str) -> tuple[tuple[int, int], ...]:
+def _decode(snapshot: Snapshot, span: Span, sets: SetNumbers, known: Known | None) -> Chain:
+    data, places = snapshot.data(span), snapshot.places_of(span)
+    same = known is not None and known.is_of(sets) and known.encoded.jumps == tuple(places.items())
+    if known is not None and same and known.encoded.data == without_verdicts(data, places):
+        return known.chain
+    try:
+        return decode_chain(span.name, data, snapshot.family, places, sets)
+    except MalformedKernelData:
+        return Chain(span.name, (Rule(OpaqueTarget("", 0, data)),))
+
+
+def rule_counters(snapshot: Snapshot, span: Span) -> Counts:
     """(packets, bytes) of each rule of a chain, its head and tail left out."""
-    span = next(span for span in snapshot.spans if span.name == chain)
-    first, last = (span.first + 1, span.first + span.entries - 1) if span.hook < 0 else (span.first, span.first + span.entries - 1)
-    numbers = memoryview(snapshot.counters).cast("Q")
-    return tuple((numbers[2 * i], numbers[2 * i + 1]) for i in range(first, last))
+    first, last = span.first + (span.hook < 0), span.first + span.entries - 1
+    return tuple(_COUNTS.iter_unpack(memoryview(snapshot.counters)[first * COUNTER : last * COUNTER]))

@@ -1,0 +1,468 @@
+#include "np_xt_encode.h"
+
+#include <errno.h>
+#include <linux/netfilter/x_tables.h>
+#include <linux/netfilter/xt_NFLOG.h>
+#include <linux/netfilter_ipv4/ip_tables.h>
+#include <linux/netfilter_ipv4/ipt_REJECT.h>
+#include <linux/netfilter_ipv6/ip6_tables.h>
+#include <linux/netfilter_ipv6/ip6t_REJECT.h>
+
+_Static_assert(sizeof(struct xt_nflog_info) == 76, "struct xt_nflog_info");
+_Static_assert(sizeof(struct ipt_reject_info) == 4 && sizeof(struct ip6t_reject_info) == 4, "struct ipt_reject_info");
+_Static_assert(sizeof(((struct np_xt_payload *)0)->own) >= sizeof(struct xt_nflog_info), "payloads");
+_Static_assert(IPT_INV_VIA_IN == IP6T_INV_VIA_IN && IPT_INV_VIA_OUT == IP6T_INV_VIA_OUT &&
+                   IPT_INV_SRCIP == IP6T_INV_SRCIP && IPT_INV_DSTIP == IP6T_INV_DSTIP &&
+                   IPT_INV_PROTO == IP6T_INV_PROTO,
+               "inverse flags");
+
+/* The longest name of a chain that iptables takes. */
+enum { NP_CHAIN_NAME = XT_EXTENSION_MAXNAMELEN - 1 };
+
+/* What of a rule stands in the entry itself, in the wider of the two families' forms. Addresses in network order. */
+struct np_xt_head {
+    uint8_t source[16], destination[16], source_mask[16], destination_mask[16];
+    char in[IFNAMSIZ], out[IFNAMSIZ];
+    uint8_t in_mask[IFNAMSIZ], out_mask[IFNAMSIZ];
+    uint16_t protocol;
+    uint8_t inverted;
+    uint8_t fragment;
+};
+
+/* The next `size` bytes of the output, zeros; NULL when there is no room. */
+uint8_t *np_xt_reserve(struct np_pack *pack, struct np_xt_encoding *out, size_t size)
+{
+    uint8_t *at;
+
+    if (pack->error)
+        return NULL;
+    if (size > out->data_room - out->data_size) {
+        np_pack_fail(pack, -ENOBUFS);
+        return NULL;
+    }
+    at = out->data + out->data_size;
+    memset(at, 0, size);
+    out->data_size += size;
+    return at;
+}
+
+/* Writes a match or target: header and data, filled up to the kernel's alignment. `name` has at most 28 characters. */
+void np_xt_put(struct np_pack *pack, struct np_xt_encoding *out, const char *name, uint8_t revision, const void *data,
+               size_t size)
+{
+    struct xt_entry_match header = {.u.user.revision = revision};
+    size_t whole = sizeof(header) + XT_ALIGN(size);
+    uint8_t *at;
+
+    if (whole > UINT16_MAX) {
+        np_pack_fail(pack, -ERANGE);
+        return;
+    }
+    at = np_xt_reserve(pack, out, whole);
+    if (!at)
+        return;
+    header.u.user.match_size = (uint16_t)whole;
+    memcpy(header.u.user.name, name, strlen(name));
+    memcpy(at, &header, sizeof(header));
+    memcpy(at + sizeof(header), data, size);
+}
+
+/* A standard target, with a verdict. */
+static void np_standard(struct np_xt_payload *payload, int32_t verdict)
+{
+    memcpy(payload->own, &verdict, sizeof(verdict));
+    payload->data = (struct np_pack_text){.at = payload->own, .size = sizeof(verdict)};
+}
+
+static void np_verdict(struct np_pack *pack, uint32_t fields, struct np_xt_payload *payload)
+{
+    while (fields-- && np_pack_key(pack)) {
+        struct np_pack_text name = np_pack_text(pack);
+
+        if (np_pack_same(name, "ACCEPT"))
+            np_standard(payload, -NF_ACCEPT - 1);
+        else if (np_pack_same(name, "DROP"))
+            np_standard(payload, -NF_DROP - 1);
+        else if (np_pack_same(name, "RETURN"))
+            np_standard(payload, XT_RETURN);
+        else
+            np_pack_fail(pack, -ERANGE);
+    }
+}
+
+/* A jump or goto: the place is filled in by whoever knows it. */
+static void np_jump(struct np_pack *pack, uint32_t fields, struct np_xt_payload *payload)
+{
+    while (fields-- && np_pack_key(pack)) {
+        payload->to = np_pack_text(pack);
+        if (payload->to.size > NP_CHAIN_NAME)
+            np_pack_fail(pack, -ERANGE);
+    }
+    if (!payload->to.size)
+        np_pack_fail(pack, -ERANGE);
+    payload->is_open = 1;
+    np_standard(payload, 0);
+}
+
+static void np_reject(struct np_pack *pack, uint32_t fields, struct np_xt_payload *payload, int family)
+{
+    static const struct {
+        const char *name;
+        int family;
+        uint32_t with;
+    } answers[] = {
+        {"icmp-net-unreachable", 4, IPT_ICMP_NET_UNREACHABLE},
+        {"icmp-host-unreachable", 4, IPT_ICMP_HOST_UNREACHABLE},
+        {"icmp-proto-unreachable", 4, IPT_ICMP_PROT_UNREACHABLE},
+        {"icmp-port-unreachable", 4, IPT_ICMP_PORT_UNREACHABLE},
+        {"icmp-net-prohibited", 4, IPT_ICMP_NET_PROHIBITED},
+        {"icmp-host-prohibited", 4, IPT_ICMP_HOST_PROHIBITED},
+        {"icmp-admin-prohibited", 4, IPT_ICMP_ADMIN_PROHIBITED},
+        {"tcp-reset", 4, IPT_TCP_RESET},
+        {"icmp6-no-route", 6, IP6T_ICMP6_NO_ROUTE},
+        {"icmp6-adm-prohibited", 6, IP6T_ICMP6_ADM_PROHIBITED},
+        {"icmp6-addr-unreachable", 6, IP6T_ICMP6_ADDR_UNREACH},
+        {"icmp6-port-unreachable", 6, IP6T_ICMP6_PORT_UNREACH},
+        {"icmp6-policy-fail", 6, IP6T_ICMP6_POLICY_FAIL},
+        {"icmp6-reject-route", 6, IP6T_ICMP6_REJECT_ROUTE},
+        {"tcp-reset", 6, IP6T_TCP_RESET},
+    };
+
+    while (fields-- && np_pack_key(pack)) {
+        struct np_pack_text name = np_pack_text(pack);
+        size_t i = 0;
+
+        while (i < sizeof(answers) / sizeof(answers[0]) &&
+               !(answers[i].family == family && np_pack_same(name, answers[i].name)))
+            i++;
+        if (i == sizeof(answers) / sizeof(answers[0])) {
+            np_pack_fail(pack, -ERANGE);
+            return;
+        }
+        memcpy(payload->name, "REJECT", sizeof("REJECT"));
+        memcpy(payload->own, &answers[i].with, sizeof(answers[i].with));
+        payload->data = (struct np_pack_text){.at = payload->own, .size = sizeof(struct ipt_reject_info)};
+    }
+}
+
+static void np_nflog(struct np_pack *pack, uint32_t fields, struct np_xt_payload *payload)
+{
+    struct xt_nflog_info info = {0};
+
+    while (fields-- && np_pack_key(pack))
+        if (np_pack_is(pack, "group"))
+            info.group = (uint16_t)np_pack_int(pack, 0, UINT16_MAX);
+        else if (np_pack_is(pack, "prefix"))
+            np_xt_copy_text(pack, info.prefix, sizeof(info.prefix) - 1);
+        else if (np_pack_is(pack, "size"))
+            info.len = (uint32_t)np_pack_int(pack, 0, UINT32_MAX);
+        else if (np_pack_is(pack, "threshold"))
+            info.threshold = (uint16_t)np_pack_int(pack, 0, UINT16_MAX);
+        else
+            np_pack_fail(pack, -EPROTO);
+    info.flags = info.len ? XT_NFLOG_F_COPY_LEN : 0;
+    memcpy(payload->name, "NFLOG", sizeof("NFLOG"));
+    memcpy(payload->own, &info, sizeof(info));
+    payload->data = (struct np_pack_text){.at = payload->own, .size = sizeof(info)};
+}
+
+/* Reads a target, which is written when the matches are there. `payload` must stay where it is. */
+static void np_read_target(struct np_pack *pack, int family, struct np_xt_payload *payload)
+{
+    uint32_t fields;
+    struct np_pack_text kind = np_xt_kind(pack, &fields);
+
+    if (np_pack_same(kind, "Verdict")) {
+        np_verdict(pack, fields, payload);
+    } else if (np_pack_same(kind, "Jump")) {
+        np_jump(pack, fields, payload);
+    } else if (np_pack_same(kind, "Goto")) {
+        payload->is_goto = 1;
+        np_jump(pack, fields, payload);
+    } else if (np_pack_same(kind, "Continue") && !fields) {
+        payload->is_open = 1;
+        np_standard(payload, 0);
+    } else if (np_pack_same(kind, "Reject")) {
+        np_reject(pack, fields, payload, family);
+    } else if (np_pack_same(kind, "Nflog")) {
+        np_nflog(pack, fields, payload);
+    } else if (np_pack_same(kind, "OpaqueTarget")) {
+        np_xt_read_opaque(pack, fields, payload);
+    } else {
+        np_pack_fail(pack, -EPROTO);
+    }
+    if (!payload->data.at)
+        np_pack_fail(pack, -EPROTO);
+}
+
+/* An address and its mask, `width` bytes each, from nil or a map of the packed address and the length of its prefix. */
+static void np_network(struct np_pack *pack, unsigned width, uint8_t *address, uint8_t *mask)
+{
+    if (np_pack_nil(pack))
+        return;
+    for (uint32_t fields = np_pack_map(pack); fields-- && np_pack_key(pack);) {
+        if (np_pack_is(pack, "address")) {
+            struct np_pack_text text = np_pack_text(pack);
+
+            if (text.size != width)
+                np_pack_fail(pack, -ERANGE);
+            else
+                memcpy(address, text.at, width);
+        } else if (np_pack_is(pack, "length")) {
+            unsigned length = (unsigned)np_pack_int(pack, 0, width * 8);
+
+            memset(mask, 0xff, length / 8);
+            if (length % 8)
+                mask[length / 8] = (uint8_t)(0xff00U >> length % 8);
+        } else {
+            np_pack_fail(pack, -EPROTO);
+        }
+    }
+}
+
+/* An interface: the mask covers its name and the end of it, or, where it ends in +, what stands before. */
+static void np_interface(struct np_pack *pack, char name[IFNAMSIZ], uint8_t mask[IFNAMSIZ])
+{
+    size_t size;
+
+    np_xt_copy_text(pack, name, IFNAMSIZ - 1);
+    size = strlen(name);
+    if (size)
+        memset(mask, 0xff, name[size - 1] == '+' ? size - 1 : size + 1);
+}
+
+/* Fills in a field of the entry, the key of which was read. */
+static void np_head_field(struct np_pack *pack, int family, struct np_xt_head *head)
+{
+    static const struct {
+        const char *name;
+        uint8_t bit;
+    } inverses[] = {{"not_source", IPT_INV_SRCIP},          {"not_destination", IPT_INV_DSTIP},
+                    {"not_protocol", IPT_INV_PROTO},        {"not_in_interface", IPT_INV_VIA_IN},
+                    {"not_out_interface", IPT_INV_VIA_OUT}, {"not_fragment", IPT_INV_FRAG}};
+    unsigned width = family == 4 ? 4 : 16;
+
+    if (np_pack_is(pack, "source"))
+        np_network(pack, width, head->source, head->source_mask);
+    else if (np_pack_is(pack, "destination"))
+        np_network(pack, width, head->destination, head->destination_mask);
+    else if (np_pack_is(pack, "protocol"))
+        head->protocol = (uint16_t)np_pack_int(pack, 0, UINT8_MAX);
+    else if (np_pack_is(pack, "in_interface"))
+        np_interface(pack, head->in, head->in_mask);
+    else if (np_pack_is(pack, "out_interface"))
+        np_interface(pack, head->out, head->out_mask);
+    else if (np_pack_is(pack, "fragment"))
+        head->fragment = (uint8_t)np_pack_bool(pack);
+    else {
+        size_t i = 0;
+
+        while (i < sizeof(inverses) / sizeof(inverses[0]) && !np_pack_is(pack, inverses[i].name))
+            i++;
+        if (i == sizeof(inverses) / sizeof(inverses[0]))
+            np_pack_fail(pack, -EPROTO);
+        else if (np_pack_bool(pack))
+            head->inverted |= inverses[i].bit;
+    }
+    if (family == 6 && (head->fragment || head->inverted & IPT_INV_FRAG))
+        np_pack_fail(pack, -ERANGE);
+}
+
+/* Writes the entry itself at `at`: its target stands `target` bytes behind it and the next entry `next`. */
+static void np_put_entry(uint8_t *at, int family, const struct np_xt_head *head, uint16_t is_goto, uint16_t target,
+                         uint16_t next)
+{
+    if (family == 4) {
+        struct ipt_entry entry = {.target_offset = target, .next_offset = next};
+
+        memcpy(&entry.ip.src, head->source, 4);
+        memcpy(&entry.ip.dst, head->destination, 4);
+        memcpy(&entry.ip.smsk, head->source_mask, 4);
+        memcpy(&entry.ip.dmsk, head->destination_mask, 4);
+        memcpy(entry.ip.iniface, head->in, IFNAMSIZ);
+        memcpy(entry.ip.outiface, head->out, IFNAMSIZ);
+        memcpy(entry.ip.iniface_mask, head->in_mask, IFNAMSIZ);
+        memcpy(entry.ip.outiface_mask, head->out_mask, IFNAMSIZ);
+        entry.ip.proto = head->protocol;
+        entry.ip.flags = (uint8_t)((head->fragment ? IPT_F_FRAG : 0) | (is_goto ? IPT_F_GOTO : 0));
+        entry.ip.invflags = head->inverted;
+        memcpy(at, &entry, sizeof(entry));
+    } else {
+        struct ip6t_entry entry = {.target_offset = target, .next_offset = next};
+
+        memcpy(&entry.ipv6.src, head->source, 16);
+        memcpy(&entry.ipv6.dst, head->destination, 16);
+        memcpy(&entry.ipv6.smsk, head->source_mask, 16);
+        memcpy(&entry.ipv6.dmsk, head->destination_mask, 16);
+        memcpy(entry.ipv6.iniface, head->in, IFNAMSIZ);
+        memcpy(entry.ipv6.outiface, head->out, IFNAMSIZ);
+        memcpy(entry.ipv6.iniface_mask, head->in_mask, IFNAMSIZ);
+        memcpy(entry.ipv6.outiface_mask, head->out_mask, IFNAMSIZ);
+        entry.ipv6.proto = head->protocol;
+        entry.ipv6.flags = (uint8_t)((head->protocol ? IP6T_F_PROTO : 0) | (is_goto ? IP6T_F_GOTO : 0));
+        entry.ipv6.invflags = head->inverted;
+        memcpy(at, &entry, sizeof(entry));
+    }
+}
+
+/* An entry that matches every packet, with this target. */
+static void np_put_plain(struct np_pack *pack, struct np_xt_encoding *out, const char *target, const void *data,
+                         size_t size)
+{
+    struct np_xt_sizes sizes;
+    struct np_xt_head head = {.protocol = 0};
+    uint8_t *at;
+
+    np_xt_sizes(out->family, &sizes);
+    at = np_xt_reserve(pack, out, sizes.entry);
+    np_xt_put(pack, out, target, 0, data, size);
+    if (!pack->error)
+        np_put_entry(at, out->family, &head, 0, (uint16_t)sizes.entry,
+                     (uint16_t)(sizes.entry + sizeof(struct xt_entry_target) + XT_ALIGN(size)));
+}
+
+/* Notes a verdict that is to be filled in. `at` is its place in the output, `packed` where the packed chains begin. */
+static void np_note_open(struct np_pack *pack, struct np_xt_encoding *out, const uint8_t *packed, size_t at,
+                         struct np_pack_text to)
+{
+    if (out->jump_count == out->jump_room) {
+        np_pack_fail(pack, -ENOBUFS);
+        return;
+    }
+    out->jumps[out->jump_count++] = (struct np_xt_open){.chain = out->chain_count,
+                                                        .at = (uint32_t)at - out->chains[out->chain_count].offset,
+                                                        .name = to.size ? (uint32_t)(to.at - packed) : 0,
+                                                        .size = to.size};
+}
+
+/* Reads one rule and writes it. */
+static void np_put_rule(struct np_pack *pack, struct np_xt_encoding *out, const uint8_t *packed, uint32_t entry)
+{
+    struct np_xt_payload payload = {.is_open = 0};
+    struct np_xt_head head = {.protocol = 0};
+    size_t start = out->data_size, target;
+
+    np_xt_reserve(pack, out, entry);
+    for (uint32_t fields = np_pack_map(pack); fields-- && np_pack_key(pack);)
+        if (np_pack_is(pack, "target"))
+            np_read_target(pack, out->family, &payload);
+        else if (np_pack_is(pack, "matches"))
+            for (uint32_t left = np_pack_array(pack); left && !pack->error; left--)
+                np_xt_put_match(pack, out);
+        else
+            np_head_field(pack, out->family, &head);
+    target = out->data_size;
+    if (!payload.data.at)
+        np_pack_fail(pack, -EPROTO);
+    else
+        np_xt_put(pack, out, payload.name, payload.revision, payload.data.at, payload.data.size);
+    if (out->data_size - start > UINT16_MAX && !pack->error) {
+        pack->key_size = 0;
+        np_pack_fail(pack, -ERANGE);
+    }
+    if (pack->error)
+        return;
+    np_put_entry(out->data + start, out->family, &head, payload.is_goto, (uint16_t)(target - start),
+                 (uint16_t)(out->data_size - start));
+    if (payload.is_open)
+        np_note_open(pack, out, packed, target + sizeof(struct xt_entry_target), payload.to);
+}
+
+/* Reads one chain and writes it: its ERROR head, its rules, and the RETURN that every user chain ends with. */
+static void np_put_chain(struct np_pack *pack, struct np_xt_encoding *out, const uint8_t *packed)
+{
+    static const int32_t fall_off = XT_RETURN;
+    char name[XT_FUNCTION_MAXNAMELEN] = {0};
+    size_t start = out->data_size, after;
+    struct np_xt_sizes sizes;
+    struct np_xt_chain *chain;
+
+    np_xt_sizes(out->family, &sizes);
+    if (out->chain_count == out->chain_room) {
+        np_pack_fail(pack, -ENOBUFS);
+        return;
+    }
+    chain = &out->chains[out->chain_count];
+    *chain = (struct np_xt_chain){.hook = -1, .offset = (uint32_t)start, .entries = 2};
+    out->rule = UINT32_MAX;
+    np_xt_reserve(pack, out, sizes.head);
+    for (uint32_t fields = np_pack_map(pack); fields-- && np_pack_key(pack);)
+        if (np_pack_is(pack, "name"))
+            np_xt_copy_text(pack, name, NP_CHAIN_NAME);
+        else if (np_pack_is(pack, "rules"))
+            for (uint32_t left = np_pack_array(pack); left && !pack->error; left--, chain->entries++) {
+                out->rule = chain->entries - 2;
+                np_put_rule(pack, out, packed, sizes.entry);
+            }
+        else
+            np_pack_fail(pack, -EPROTO);
+    np_put_plain(pack, out, "", &fall_off, sizeof(fall_off));
+    if (!name[0] && !pack->error) {
+        out->rule = UINT32_MAX;
+        np_pack_fail(pack, -ERANGE);
+    }
+    if (pack->error)
+        return;
+    after = out->data_size;
+    out->data_size = start;
+    np_put_plain(pack, out, XT_ERROR_TARGET, name, sizeof(name));
+    out->data_size = after;
+    memcpy(chain->name, name, sizeof(name));
+    chain->size = (uint32_t)(after - start);
+    out->chain_count++;
+}
+
+/* Begins to read; the output is as the caller gave it, with nothing in it. */
+static struct np_pack np_begin(const uint8_t *packed, size_t size, struct np_xt_encoding *out)
+{
+    struct np_pack pack = {.at = packed, .end = packed + size, .key = packed};
+
+    out->data_size = 0;
+    out->chain_count = out->jump_count = out->use_count = out->rule = out->field = out->field_size = 0;
+    if (size > INT32_MAX || out->data_room > INT32_MAX || (out->family != 4 && out->family != 6))
+        np_pack_fail(&pack, -EINVAL);
+    return pack;
+}
+
+/* Ends reading: 0, or the error, and where it is. */
+static int np_end(struct np_pack *pack, const uint8_t *packed, struct np_xt_encoding *out)
+{
+    if (pack->at != pack->end)
+        np_pack_fail(pack, -EPROTO);
+    out->field = (uint32_t)(pack->key - packed);
+    out->field_size = pack->key_size;
+    return pack->error;
+}
+
+/* Encodes an array of chains. The caller gives the family, the sets and the room of each part of *out. Returns 0; -ENOBUFS: not enough
+ * room; -ENOENT: no set of that name; -ERANGE: a value that the kernel's form cannot hold; -EPROTO: what came has another form than our
+ * values. An error tells the chain (chain_count), the rule and the field. */
+int np_xt_encode(const uint8_t *packed, size_t size, struct np_xt_encoding *out)
+{
+    struct np_pack pack = np_begin(packed, size, out);
+
+    for (uint32_t left = np_pack_array(&pack); left && !pack.error; left--)
+        np_put_chain(&pack, out, packed);
+    return np_end(&pack, packed, out);
+}
+
+/* Encodes one match into out->data, with its header. Returns as np_xt_encode does. */
+int np_xt_encode_match(const uint8_t *packed, size_t size, struct np_xt_encoding *out)
+{
+    struct np_pack pack = np_begin(packed, size, out);
+
+    np_xt_put_match(&pack, out);
+    return np_end(&pack, packed, out);
+}
+
+/* Encodes one target into out->data, with its header; a jump with a verdict of 0. Returns as np_xt_encode does. */
+int np_xt_encode_target(const uint8_t *packed, size_t size, struct np_xt_encoding *out)
+{
+    struct np_pack pack = np_begin(packed, size, out);
+    struct np_xt_payload payload = {.is_open = 0};
+
+    np_read_target(&pack, out->family, &payload);
+    if (!pack.error)
+        np_xt_put(&pack, out, payload.name, payload.revision, payload.data.at, payload.data.size);
+    return np_end(&pack, packed, out);
+}
