@@ -14,8 +14,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -84,7 +84,7 @@ class Session:
     def __enter__(self) -> Session:
         with ExitStack() as stack:
             directory = Path(stack.enter_context(TemporaryDirectory(prefix="netpol-bench-")))
-            stack.enter_context(_private_lock(directory / "xtables.lock"))
+            stack.enter_context(namespaces.private_lock())
             namespace = namespaces.create()
             stack.callback(os.close, namespace)
             stack.enter_context(namespaces.entered(namespace))
@@ -155,17 +155,3 @@ def forget() -> None:
             clear = getattr(value, "cache_clear", None)
             if clear is not None:
                 clear()
-
-
-@contextmanager
-def _private_lock(path: Path) -> Iterator[None]:
-    """The lock that iptables and we take is this file inside the block."""
-    before = os.environ.get("XTABLES_LOCKFILE")
-    os.environ["XTABLES_LOCKFILE"] = str(path)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["XTABLES_LOCKFILE"]
-        else:
-            os.environ["XTABLES_LOCKFILE"] = before

@@ -10,7 +10,6 @@ Exit codes: 0 when all agrees, 1 when it does not or the system lacks something,
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -70,13 +69,14 @@ def demo(ctx: click.Context, files: tuple[str, ...], cidrs: tuple[str, ...], eve
     from netpol.cli.demonstration.run import Clock, play, record
     from netpol.cli.demonstration.scene import scene
     from netpol.cli.files import read_cluster
+    from netpol.kernel.namespaces import private_lock
     from netpol.lab import Lab, become_private
 
     stage = scene(read_cluster(files or (example(),), cidrs))
     # Before anything that starts a thread.
     become_private()
     clock = Clock()
-    with own_lock(), ExitStack() as world:
+    with private_lock(), ExitStack() as world:
         with progress() as say:
             with clock.phase("lab"):
                 lab = world.enter_context(Lab(stage.hosts, progress=lambda done, count: say(f"building host {done} of {count}")))
@@ -95,20 +95,6 @@ def example() -> str:
     """The file of the example: inside the package where that was installed, else in the repository beside it."""
     package = Path(__file__).parent.parent
     return str(next(folder / EXAMPLE for folder in (package / "examples", package.parent / "examples") if (folder / EXAMPLE).exists()))
-
-
-@contextmanager
-def own_lock() -> Iterator[None]:
-    """Inside, iptables' lock is a file of our own: the tables of a private namespace are no business of the host's lock."""
-    before = os.environ.get("XTABLES_LOCKFILE")
-    with tempfile.TemporaryDirectory(prefix="netpol-demo-") as folder:
-        os.environ["XTABLES_LOCKFILE"] = f"{folder}/xtables.lock"
-        try:
-            yield
-        finally:
-            del os.environ["XTABLES_LOCKFILE"]
-            if before is not None:
-                os.environ["XTABLES_LOCKFILE"] = before
 
 
 @contextmanager

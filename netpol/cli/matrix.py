@@ -69,12 +69,10 @@ def matrix(files: tuple[str, ...], node: str | None, ports: tuple[str, ...], by:
 
 
 def _judge(engine: Engine, cluster: object, asked: Sequence[Connection]) -> list[Judgement]:
-    import os
-    import tempfile
-
     from rich.console import Console
 
     from netpol.cli import connections as judging
+    from netpol.kernel.namespaces import private_lock
     from netpol.policy.cluster import Cluster
     from netpol.rules.compile import Settings
 
@@ -85,9 +83,7 @@ def _judge(engine: Engine, cluster: object, asked: Sequence[Connection]) -> list
         return judging.by_spec(cluster, asked)
     if engine == "rules":
         return judging.by_rules(cluster, asked, settings)
-    with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status("building the lab") as status:
-        # The tables of a private namespace need no lock that the host's iptables would wait for.
-        os.environ["XTABLES_LOCKFILE"] = os.path.join(folder, "xtables.lock")
+    with private_lock(), Console(stderr=True).status("building the lab") as status:
         return judging.by_packets(cluster, asked, settings, status.update)
 
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from netpol.kernel.encode import SetNumbers, encode_chains
+from netpol.kernel.entries import Known
 from netpol.kernel.ipset import Add, Command, Create, Delete, Destroy, IpsetSocket, pack
-from netpol.kernel.xtables import Counts, Known, TableSocket, read_ours
+from netpol.kernel.xtables import Counts, Ours, TableSocket, read_ours
 from netpol.model import FAMILIES, Family
 from netpol.rules.ruleset import (
     DENY,
@@ -25,6 +26,9 @@ from netpol.rules.ruleset import (
     TableName,
     is_our_set,
 )
+
+# From so many new sets on, one listing of all is cheaper than asking for the number of each: it walks every bucket of every set.
+MANY = 64
 
 Counters = Mapping[str, Counts]
 
@@ -81,26 +85,28 @@ class Kernel:
         chains: dict[Family, Mapping[str, Chain]] = {}
         hooked: set[Family] = set()
         for family in FAMILIES:
-            found, _, is_hooked = self._read_table(family)
-            if found:
-                chains[family] = found
-            if is_hooked:
+            ours = self._read_table(family)
+            # What a predecessor wrote need not be decoded more than once, nor encoded again.
+            self._known[family] = ours.known
+            if ours.chains:
+                chains[family] = ours.chains
+            if ours.is_hooked:
                 hooked.add(family)
         return Ruleset(chains, sets, frozenset(hooked), self.table)
 
     def counters(self, family: Family) -> Counters:
         """(packets, bytes) of each rule of our chains, by chain."""
-        return self._read_table(family)[1]
+        return self._read_table(family).counters
 
     def dropped(self) -> int:
         """Packets that the last rule of NETPOL-DENY dropped, both families, as long as the chain has been there."""
         chains = (self.counters(family).get(DENY) for family in FAMILIES)
         return sum(chain[-1][0] for chain in chains if chain)
 
-    def _read_table(self, family: Family) -> tuple[Mapping[str, Chain], Counters, bool]:
+    def _read_table(self, family: Family) -> Ours:
         socket = self._sockets[family]
         if not socket.exists(self.table):
-            return {}, {}, False
+            return Ours({}, {}, False, {})
         return read_ours(socket.read(self.table), self._sets, self._known[family])
 
     def _ask_numbers(self) -> None:
@@ -116,10 +122,12 @@ class Kernel:
             self._ask_numbers()
             raise
         gone = {command.name for command in commands if isinstance(command, Destroy)}
-        if any(isinstance(command, Create) for command in commands):
+        made = [command.name for command in commands if isinstance(command, Create)]
+        if len(made) > MANY:
             self._ask_numbers()
-        elif gone:
-            self._sets = SetNumbers({name: number for name, number in self._sets.pairs if name not in gone})
+        elif made or gone:
+            kept = {name: number for name, number in self._sets.pairs if name not in gone}
+            self._sets = SetNumbers(kept | {name: self._ipset.number(name) for name in made if name not in gone})
 
     def _replace(self, step: ReplaceTable) -> None:
         known = self._known[step.family]

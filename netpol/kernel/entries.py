@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from struct import Struct as Layout
+from typing import NamedTuple
 
 from netpol.errors import KernelError, MalformedKernelData
-from netpol.kernel.encode import SetNumbers, encode_chain
+from netpol.kernel.encode import EncodedChain, SetNumbers, encode_chain
 from netpol.kernel.matches import HEADER, c_string, decode_match
 from netpol.kernel.targets import decode_target
 from netpol.model import Family, Network
@@ -33,7 +34,18 @@ _INVERSE = (
 )
 
 
-def decode_chain(name: str, data: bytes, family: Family, jumps: Mapping[int, str], sets: SetNumbers) -> Chain:
+class Known(NamedTuple):
+    """A chain and its bytes."""
+
+    chain: Chain
+    encoded: EncodedChain
+
+    def is_of(self, sets: SetNumbers) -> bool:
+        """Whether its sets still have the numbers that stand in its bytes."""
+        return all(sets.get(name) == number for name, number in self.encoded.sets)
+
+
+def decode_chain(name: str, data: bytes, family: Family, jumps: Mapping[int, str], sets: SetNumbers) -> Known:
     """The chain that these bytes (of one that `np_xt_split` found, from head to tail) are.
 
     jumps -- offset of each verdict that is a jump -> the chain it goes to, "" for a rule without a target. MalformedKernelData
@@ -51,7 +63,7 @@ def decode_chain(name: str, data: bytes, family: Family, jumps: Mapping[int, str
         again = None
     if again is None or again.data != without_verdicts(data, jumps):
         raise MalformedKernelData(f"the chain {name} asks for something that netpol does not write")
-    return chain
+    return Known(chain, again)
 
 
 def without_verdicts(data: bytes, places: Iterable[int]) -> bytes:

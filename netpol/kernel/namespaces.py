@@ -11,6 +11,8 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from netpol.errors import KernelError, NotPermitted
 from netpol.kernel._native import lib
@@ -66,6 +68,24 @@ def entered(namespace: int) -> Iterator[None]:
             _check(lib.np_sys_setns(home, CLONE_NEWNET), "setns", "network namespace")
     finally:
         os.close(home)
+
+
+@contextmanager
+def private_lock() -> Iterator[Path]:
+    """iptables' lock is a file of this process's own inside the block, for us and for tools that it starts; its path.
+
+    For namespaces that nobody else programs: the host's lock is not held up by them, and it need not be writable.
+    """
+    before = os.environ.get("XTABLES_LOCKFILE")
+    with TemporaryDirectory(prefix="netpol-lock-") as folder:
+        path = Path(folder) / "xtables.lock"
+        os.environ["XTABLES_LOCKFILE"] = str(path)
+        try:
+            yield path
+        finally:
+            del os.environ["XTABLES_LOCKFILE"]
+            if before is not None:
+                os.environ["XTABLES_LOCKFILE"] = before
 
 
 def enter_private_world() -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_left, bisect_right
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from heapq import merge
 from struct import Struct as Packing
@@ -38,7 +38,7 @@ COUNTER = 16  # bytes: packets and bytes, 64 bits each
 
 _allocate = ffi.new_allocator(should_clear_after_alloc=False)
 _CHAIN = Packing("=32siIIII")
-_JUMP = Packing("=IIIi")
+_JUMP = Packing("=IIi")
 _REPLACE: int = ffi.sizeof("struct np_xt_replace")
 _VERDICT = 8  # bytes of a standard target behind its header
 
@@ -99,34 +99,52 @@ class Snapshot:
         """A chain's bytes, from its head to its tail."""
         return bytes(self.blob[span.offset : span.offset + span.size])
 
-    def jumps_of(self, span: Span) -> list[tuple[int, int, int, str]]:
-        """(offset of the verdict, offset of the entry, its index, chain it goes to or "") of all jumps of a chain."""
-        first = bisect_left(range(self.jump_count), span.offset, key=lambda i: self.jumps[i].at)
-        last = bisect_left(range(self.jump_count), span.offset + span.size, lo=first, key=lambda i: self.jumps[i].at)
-        raw = ffi.buffer(self.jumps + first, (last - first) * _JUMP.size)
-        return [(at, entry, index, self.spans[to].name if to >= 0 else "") for at, entry, index, to in _JUMP.iter_unpack(raw)]
-
     def places_of(self, span: Span) -> dict[int, str]:
-        """Offset in the chain of each verdict that is a jump -> the chain it goes to, or ""."""
-        return {at - span.offset: to for at, _, _, to in self.jumps_of(span)}
+        """Offset in the chain of each verdict that is a jump -> the chain it goes to, or "" for a rule without a target."""
+        jumps = _jumps_between(self.jumps, self.jump_count, span.offset, span.offset + span.size)
+        return {at - span.offset: self.spans[to].name if to >= 0 else "" for at, _, to in jumps}
 
-    def jumps_to(self, chains: Collection[int]) -> Iterator[tuple[int, int]]:
-        """(chain a jump stands in, chain it goes to), by number, for all jumps to these chains."""
+    def places(self) -> list[dict[int, str]]:
+        """The same of all chains."""
+        found: list[dict[int, str]] = [{} for _ in self.spans]
         starts = [span.offset for span in self.spans]
-        for at, _, _, to in _JUMP.iter_unpack(ffi.buffer(self.jumps, self.jump_count * _JUMP.size)):
-            if to in chains:
-                yield bisect_right(starts, at) - 1, to
+        for at, _, to in _JUMP.iter_unpack(ffi.buffer(self.jumps, self.jump_count * _JUMP.size)):
+            number = bisect_right(starts, at) - 1
+            found[number][at - starts[number]] = self.spans[to].name if to >= 0 else ""
+        return found
 
-    def hooks(self, span: Span) -> list[int]:
-        """Where in a built-in chain the jump to NETPOL stands that `netpol` puts there: no condition, no other target."""
-        bare = _HOOK_RULE[self.family][:-_VERDICT]
-        return [where for _, where, _, to in self.jumps_of(span) if to == ROOT and self.blob[where : where + len(bare)] == bare]
+    def jumps_to(self, chains: Collection[int]) -> Iterator[tuple[int, int, int]]:
+        """(offset of the entry, chain it stands in, chain it goes to), the chains by number, of all jumps to these chains."""
+        starts = [span.offset for span in self.spans]
+        for at, entry, to in _JUMP.iter_unpack(ffi.buffer(self.jumps, self.jump_count * _JUMP.size)):
+            if to in chains:
+                yield entry, bisect_right(starts, at) - 1, to
+
+    @property
+    def forward(self) -> Span | None:
+        """The built-in chain, where the table has it."""
+        return next((span for span in self.spans if span.hook == FORWARD), None)
+
+    def hooks(self) -> list[int]:
+        """The offsets of the rules in FORWARD that are the jump to NETPOL as netpol puts it there: no condition, nothing else."""
+        span, bare = self.forward, _HOOK_RULE[self.family][:-_VERDICT]
+        if span is None or ROOT not in self.by_name:
+            return []
+        root = self.spans.index(self.by_name[ROOT])
+        jumps = _jumps_between(self.jumps, self.jump_count, span.offset, span.offset + span.size)
+        return [entry for _, entry, to in jumps if to == root and self.blob[entry : entry + len(bare)] == bare]
 
     @property
     def is_hooked(self) -> bool:
         """Whether FORWARD begins with the jump to NETPOL, and has no other."""
-        span = self.by_name.get(HOOK)
-        return span is not None and span.hook == FORWARD and self.hooks(span) == [span.offset]
+        return self.forward is not None and self.hooks() == [self.forward.offset]
+
+
+def _jumps_between(jumps: Any, count: int, start: int, end: int) -> list[tuple[int, int, int]]:
+    """(offset of the verdict, offset of the entry, number of the chain it goes to or -1) of the jumps that stand in a part of a table."""
+    first = bisect_left(range(count), start, key=lambda i: jumps[i].at)
+    last = bisect_left(range(count), end, lo=first, key=lambda i: jumps[i].at)
+    return list(_JUMP.iter_unpack(ffi.buffer(jumps + first, (last - first) * _JUMP.size)))
 
 
 def _span(raw: bytes, hook: int, offset: int, size: int, entries: int, first: int) -> Span:
@@ -141,7 +159,7 @@ class Layout:
     """
 
     def __init__(self, old: Snapshot, names: list[str], jumps: int) -> None:
-        self._old, self._number = old, {name: i for i, name in enumerate(names)}
+        self._old, self._names, self._number = old, names, {name: i for i, name in enumerate(names)}
         self._renumber = ffi.new("int32_t[]", [self._number.get(span.name, -1) for span in old.spans] or 1)
         self._room = old.jump_count + jumps
         self._jumps, self._jump_count = _allocate("struct np_xt_jump[]", self._room), 0
@@ -178,7 +196,7 @@ class Layout:
         """Bytes of ours."""
         self._copy()
         if jumps:
-            raw = b"".join([_JUMP.pack(self._size + at, 0, 0, self._number[to] if to else -1) for at, to in jumps])
+            raw = b"".join([_JUMP.pack(self._size + at, 0, self._number[to] if to else -1) for at, to in jumps])
             ffi.memmove(self._jumps + self._jump_count, raw, len(raw))
             self._jump_count += len(jumps)
         self._append(data)
@@ -225,17 +243,17 @@ class Layout:
 
     def _same_rules(self, span: Span, number: int) -> Iterator[tuple[int, int]]:
         """(index in the new table, index in the old one) of the rules that a changed chain kept. Of equal rules, the first is the first."""
-        family, names = self._old.family, list(self._number)
-        before: defaultdict[tuple[bytes, str | None], list[int]] = defaultdict(list)
+        family = self._old.family
+        before: defaultdict[tuple[bytes, str | None], deque[int]] = defaultdict(deque)
         for i, key in enumerate(_rule_keys(self._old.data(span), self._old.places_of(span), family)):
             before[key].append(span.first + i)
         _, _, offset, size, _, first = _CHAIN.unpack_from(self._packed, number * _CHAIN.size)
-        raw = _JUMP.iter_unpack(ffi.buffer(self._jumps, self._jump_count * _JUMP.size))
-        places = {at - offset: names[to] if to >= 0 else "" for at, _, _, to in raw if offset <= at < offset + size}
+        jumps = _jumps_between(self._jumps, self._jump_count, offset, offset + size)
+        places = {at - offset: self._names[to] if to >= 0 else "" for at, _, to in jumps}
         data = bytes(self.request[_REPLACE + offset : _REPLACE + offset + size])
         for i, key in enumerate(_rule_keys(data, places, family)):
             if before[key]:
-                yield first + i, before[key].pop(0)
+                yield first + i, before[key].popleft()
 
 
 def splice(old: Snapshot, chains: Mapping[str, EncodedChain], hooked: bool, owns: Callable[[str], bool]) -> Layout:
@@ -251,12 +269,13 @@ def splice(old: Snapshot, chains: Mapping[str, EncodedChain], hooked: bool, owns
     sources += merge(foreign, sorted(ours.values(), key=lambda source: source.name), key=lambda source: source.name)
     names = [source.name for source in sources]
     _check(old, chains, names, hooked)
+    is_moved = old.forward is not None and old.hooks() != [old.forward.offset] * hooked
     layout = Layout(old, names, sum([len(chain.jumps) for chain in chains.values()]) + 1)
     for source in sources:
         if isinstance(source, EncodedChain):
             layout.begin(-1, len(source.data), source.entries)
             layout.put(source.data, source.jumps)
-        elif source.hook == FORWARD and old.hooks(source) != [source.offset] * hooked:
+        elif source.hook == FORWARD and is_moved:
             _put_forward(layout, old, source, hooked)
         else:
             layout.begin(source.hook, source.size, source.entries)
@@ -268,21 +287,17 @@ def splice(old: Snapshot, chains: Mapping[str, EncodedChain], hooked: bool, owns
 def _saved(old: Snapshot, chains: Mapping[str, EncodedChain], ours: set[int]) -> dict[str, Span | EncodedChain]:
     """The chains of ours that go, but that a rule of somebody else (or one in a chain that is kept for it) jumps to."""
     gone = {i for i in ours if old.spans[i].name not in chains}
-    forward = next((i for i, span in enumerate(old.spans) if span.hook == FORWARD), -1)
-    hooks = len(old.hooks(old.spans[forward])) if forward >= 0 else 0
-    root = old.spans.index(old.by_name[ROOT]) if ROOT in old.by_name else -1
+    if not gone:
+        return {}
     saved: dict[str, Span | EncodedChain] = {}
-    jumps = list(old.jumps_to(gone)) if gone else []
     staying = set(range(len(old.spans))) - ours
-    while True:
-        wanted = [(source, to) for source, to in jumps if source in staying and to not in staying]
-        # The hooks themselves go with the chain.
-        wanted = [pair for pair in wanted if pair != (forward, root)] + [pair for pair in wanted if pair == (forward, root)][hooks:]
-        if not wanted:
-            return saved
-        for _, to in wanted:
-            staying.add(to)
-            saved[old.spans[to].name] = old.spans[to]
+    # The hook goes with the chain.
+    hooks = set(old.hooks())
+    jumps = [(source, to) for entry, source, to in old.jumps_to(gone) if entry not in hooks]
+    while needed := {to for source, to in jumps if source in staying} - staying:
+        staying |= needed
+        saved |= {old.spans[to].name: old.spans[to] for to in needed}
+    return saved
 
 
 def _check(old: Snapshot, chains: Mapping[str, EncodedChain], names: Collection[str], hooked: bool) -> None:
@@ -295,13 +310,14 @@ def _check(old: Snapshot, chains: Mapping[str, EncodedChain], names: Collection[
         for _, to in chain.jumps:
             if to and (to not in known or to in HOOK_NAMES):
                 raise KernelError(errno.ENOENT, op, old.table, f"the chain {chain.name} jumps to {to}, which is not there")
-    if hooked and (ROOT not in chains or HOOK not in known):
-        raise KernelError(errno.ENOENT, op, old.table, f"there is no chain {ROOT if HOOK in known else HOOK} for {HOOK} to jump to {ROOT}")
+    if hooked and (ROOT not in chains or old.forward is None):
+        missing = HOOK if old.forward is None else ROOT
+        raise KernelError(errno.ENOENT, op, old.table, f"there is no chain {missing}, and {HOOK} is to jump to {ROOT}")
 
 
 def _put_forward(layout: Layout, old: Snapshot, span: Span, hooked: bool) -> None:
     """FORWARD with the jump to NETPOL first, or without one."""
-    rule, hooks = _HOOK_RULE[old.family], old.hooks(span)
+    rule, hooks = _HOOK_RULE[old.family], old.hooks()
     count = hooked - len(hooks)
     layout.begin(span.hook, span.size + count * len(rule), span.entries + count)
     if hooked:

@@ -28,7 +28,7 @@ from netpol.errors import Contended, KernelError, MalformedKernelData, NotPermit
 from netpol.kernel import matches, targets
 from netpol.kernel._native import ffi, lib
 from netpol.kernel.encode import EncodedChain, SetNumbers
-from netpol.kernel.entries import decode_chain, extensions, without_verdicts
+from netpol.kernel.entries import Known, decode_chain, extensions, without_verdicts
 from netpol.kernel.table import COUNTER, Layout, Snapshot, Span, splice
 from netpol.model import Family
 from netpol.rules.ruleset import Chain, OpaqueTarget, Rule, TableName, is_ours
@@ -242,42 +242,43 @@ class TableSocket:
         return KernelError(code, op, object, _WORDS.get((code, verb), os.strerror(code)))
 
 
-class Known(NamedTuple):
-    """A chain that was written, and its bytes: where they are found again, nothing needs to be decoded."""
+class Ours(NamedTuple):
+    """Our part of a table.
 
-    chain: Chain
-    encoded: EncodedChain
+    chains -- by name; counters -- the (packets, bytes) of their rules; is_hooked -- whether FORWARD begins with the jump to NETPOL;
+    known -- those of the chains that netpol could have written, with their bytes.
+    """
 
-    def is_of(self, sets: SetNumbers) -> bool:
-        """Whether its sets have the numbers that they had."""
-        return all(sets.get(name) == number for name, number in self.encoded.sets)
+    chains: dict[str, Chain]
+    counters: dict[str, Counts]
+    is_hooked: bool
+    known: dict[str, Known]
 
 
-def read_ours(
-    snapshot: Snapshot, sets: SetNumbers, known: Mapping[str, Known] = MappingProxyType({})
-) -> tuple[dict[str, Chain], dict[str, Counts], bool]:
-    """Our chains in a table as values, the (packets, bytes) of their rules, and whether FORWARD begins with the jump to NETPOL.
+def read_ours(snapshot: Snapshot, sets: SetNumbers, known: Mapping[str, Known] = MappingProxyType({})) -> Ours:
+    """Our chains in a table as values. Those of the `known` ones that stand there byte for byte are not decoded again.
 
     A chain that holds what netpol does not write (someone edited it) is one opaque rule here, and so equal to none that is wanted.
     """
-    chains: dict[str, Chain] = {}
-    counters: dict[str, Counts] = {}
-    for span in snapshot.spans:
-        if span.hook < 0 and is_ours(span.name):
-            chains[span.name] = _decode(snapshot, span, sets, known.get(span.name))
-            counters[span.name] = rule_counters(snapshot, span)
-    return chains, counters, snapshot.is_hooked
+    ours = Ours({}, {}, snapshot.is_hooked, {})
+    for span, places in zip(snapshot.spans, snapshot.places(), strict=True):
+        if span.hook >= 0 or not is_ours(span.name):
+            continue
+        ours.counters[span.name] = rule_counters(snapshot, span)
+        data = snapshot.data(span)
+        try:
+            found = _recognised(known.get(span.name), data, places, sets) or decode_chain(span.name, data, snapshot.family, places, sets)
+        except MalformedKernelData:
+            ours.chains[span.name] = Chain(span.name, (Rule(OpaqueTarget("", 0, data)),))
+        else:
+            ours.chains[span.name], ours.known[span.name] = found.chain, found
+    return ours
 
 
-def _decode(snapshot: Snapshot, span: Span, sets: SetNumbers, known: Known | None) -> Chain:
-    data, places = snapshot.data(span), snapshot.places_of(span)
-    same = known is not None and known.is_of(sets) and known.encoded.jumps == tuple(places.items())
-    if known is not None and same and known.encoded.data == without_verdicts(data, places):
-        return known.chain
-    try:
-        return decode_chain(span.name, data, snapshot.family, places, sets)
-    except MalformedKernelData:
-        return Chain(span.name, (Rule(OpaqueTarget("", 0, data)),))
+def _recognised(known: Known | None, data: bytes, places: Mapping[int, str], sets: SetNumbers) -> Known | None:
+    if known is None or known.encoded.jumps != tuple(places.items()) or not known.is_of(sets):
+        return None
+    return known if known.encoded.data == without_verdicts(data, places) else None
 
 
 def rule_counters(snapshot: Snapshot, span: Span) -> Counts:

@@ -77,7 +77,7 @@ def test_a_boot_brings_back_what_was_written(tmp_path: Path) -> None:
     assert netpol("restore", "--state", path).exit_code == 0
     after = run("iptables-legacy-save", "-t", "mangle"), run("ipset", "save")
     for old, new in zip(before, after, strict=True):
-        assert [line for line in old.splitlines() if line[:1] in "-:*ca"] == [line for line in new.splitlines() if line[:1] in "-:*ca"]
+        assert sorted(line for line in old.splitlines() if line[:1] != "#") == sorted(line for line in new.splitlines() if line[:1] != "#")
     assert "nothing to change" in netpol("apply", "-f", EXAMPLE).output
 
 

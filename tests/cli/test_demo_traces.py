@@ -79,7 +79,7 @@ def test_it_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     before = len(os.listdir("/proc/self/fd")), os.readlink("/proc/thread-self/ns/net")
     assert demo().exit_code == 0
     assert (len(os.listdir("/proc/self/fd")), os.readlink("/proc/thread-self/ns/net")) == before
-    assert seen[0].startswith(f"{tmp_path}/netpol-demo-")
+    assert seen[0].startswith(f"{tmp_path}/netpol-lock-")
     assert os.environ["XTABLES_LOCKFILE"] == str(tmp_path / "of-the-host")
     assert os.listdir(tmp_path) == []
 

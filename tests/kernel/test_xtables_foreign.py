@@ -370,7 +370,7 @@ def test_counters_stay_with_their_rules(netns: int, family: Family) -> None:
         assert counted(family, "NETPOL-AA") == ["[0:0] -A NETPOL-AA -p 201 -j RETURN"]
         assert counted(family, B) == [f"[6:60] -A {B} -p 201 -j RETURN"]
         assert [counted(family, "M"), counted(family, "FORWARD")] == foreign
-        _, read, _ = read_ours(socket.read("mangle"), NO_SETS)
+        read = read_ours(socket.read("mangle"), NO_SETS).counters
         assert read[A] == ((5, 50), (3, 30), (0, 0), (2, 20), (1, 10))
         # A jump to another chain is another rule, and so is one with another target.
         assert socket.change("mangle", chains(family, ROOT=(), A=(Rule(Jump(C), protocol=205), Rule(DROP, protocol=201)), C=()), True)

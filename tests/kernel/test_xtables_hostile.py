@@ -120,7 +120,7 @@ def test_a_rule_decodes_to_itself(case: tuple[Family, Rule]) -> None:
     family, rule = case
     chain = Chain("NETPOL-A", (Rule(DROP), rule, Rule(DROP)))
     encoded = encode_chain(chain, family, SETS)
-    assert decode_chain("NETPOL-A", encoded.data, family, dict(encoded.jumps), SETS) == chain
+    assert decode_chain("NETPOL-A", encoded.data, family, dict(encoded.jumps), SETS) == (chain, encoded)
     assert encoded.entries == 5
     assert {name for kind, name, _ in extensions(encoded.data, family) if kind == "match"} == {
         name for kind, name, _ in extensions(encode_chain(Chain("x", (rule,)), family, SETS).data, family) if kind == "match"
@@ -136,8 +136,9 @@ def test_chains_come_out_of_a_table(tables: dict[tuple[Family, str], Table], cas
     for name in ("empty", "full"):
         old = snapshot(family, tables[family, name])
         new = snapshot(family, after(family, old, encoded, hooked))
-        found, _, is_hooked = read_ours(new, SETS)
-        assert (found, is_hooked) == (chains, hooked)
+        found = read_ours(new, SETS)
+        assert (found.chains, found.is_hooked) == (chains, hooked)
+        assert read_ours(new, SETS, found.known) == found
         back = after(family, new, {}, False)
         # FORWARD's own jump to NETPOL was ours too.
         assert back == after(family, old, {}, False)
@@ -227,8 +228,8 @@ def test_any_extension(family: Family, data: bytes, size: int, name: str) -> Non
 def test_any_chain(family: Family, data: bytes, jumps: dict[int, str]) -> None:
     """A chain of any bytes is refused, or is one that encodes to them."""
     with suppress(MalformedKernelData):
-        chain = decode_chain("NETPOL-A", data, family, jumps, SETS)
-        assert encode_chain(chain, family, SETS).data == data
+        found = decode_chain("NETPOL-A", data, family, jumps, SETS)
+        assert encode_chain(found.chain, family, SETS).data == data
 
 
 UNSAID: dict[str, tuple[Rule, int, bytes]] = {
@@ -249,7 +250,7 @@ def test_a_rule_that_we_cannot_say(rule: Rule, at: int, data: bytes) -> None:
     raw = bytearray(encoded.data)
     raw[176 + at : 176 + at + len(data)] = data
     with suppress(MalformedKernelData):
-        assert decode_chain("NETPOL-A", bytes(raw), 4, {}, SETS).rules != (rule,)
+        assert decode_chain("NETPOL-A", bytes(raw), 4, {}, SETS).chain.rules != (rule,)
 
 
 @pytest.mark.parametrize(("at", "byte"), [(0, 1), (150, 65), (-8, 0xFE), (-150, 1)], ids=["head", "name", "policy", "condition of the end"])

@@ -85,7 +85,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[Family, Theirs]:
                     replace = captured(family, table_text("filter", chains), path / "log")
                     with TableSocket(family) as socket:
                         snapshot = socket.read("filter")
-                        values, _, _ = read_ours(snapshot, sets)
+                        values = read_ours(snapshot, sets).chains
                     found[family] = Theirs(replace, sets, saved(family, "filter"), bytes(snapshot.blob), values)
             finally:
                 os.close(namespace)

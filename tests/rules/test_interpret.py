@@ -109,7 +109,8 @@ def test_the_rule_itself(rule: Rule, expected: bool) -> None:
         pytest.param(Udp(destination=(81, 65535)), {"protocol": UDP}, False, id="udp --dport of another"),
         pytest.param(Sctp(destination=(80, 80)), {"protocol": SCTP}, True, id="sctp --dport"),
         pytest.param(Sctp(destination=(80, 80), not_destination=True), {"protocol": SCTP}, False, id="sctp ! --dport"),
-        pytest.param(Sctp(source=(80, 80)), {"protocol": SCTP}, False, id="sctp --sport"),
+        pytest.param(Sctp(source=(80, 80)), {"protocol": SCTP}, False, id="sctp --sport of another"),
+        pytest.param(Sctp(source=(40000, 40000)), {"protocol": SCTP}, True, id="sctp --sport"),
         pytest.param(Sctp(), {"protocol": SCTP}, True, id="sctp that does not look"),
         pytest.param(Multiport(((1, 1), (79, 81))), {}, True, id="--dports"),
         pytest.param(Multiport(((1, 1), (81, 90))), {}, False, id="--dports of others"),
@@ -278,20 +279,20 @@ def test_only_hooked_families_are_filtered() -> None:
 
 
 @pytest.mark.parametrize(
-    "rule",
+    ("rule", "reason"),
     [
-        pytest.param(Rule(Reject("icmp-port-unreachable")), id="REJECT"),
-        pytest.param(Rule(OpaqueTarget("MARK", 2, b"")), id="a target that is not known"),
-        pytest.param(Rule(DROP, (Opaque("comment", 0, b""),)), id="a match that is not known"),
-        pytest.param(Rule(DROP, (Addrtype(),)), id="addrtype"),
-        pytest.param(Rule(DROP, (Tcp(flags_mask=2, flags_set=2),)), id="TCP flags"),
-        pytest.param(Rule(DROP, (Tcp(option=5),)), id="TCP options"),
-        pytest.param(Rule(DROP, in_interface="eth0"), id="-i"),
-        pytest.param(Rule(DROP, out_interface="eth0"), id="-o"),
-        pytest.param(Rule(DROP, fragment=True), id="-f"),
+        pytest.param(Rule(Reject("icmp-port-unreachable")), "NETPOL: the target Reject.* is not", id="REJECT"),
+        pytest.param(Rule(OpaqueTarget("MARK", 2, b"")), "NETPOL: the target Opaque.* is not", id="a target that is not known"),
+        pytest.param(Rule(DROP, (Opaque("comment", 0, b""),)), "the match Opaque.* is not", id="a match that is not known"),
+        pytest.param(Rule(DROP, (Addrtype(),)), "the match Addrtype.* is not", id="addrtype"),
+        pytest.param(Rule(DROP, (Tcp(flags_mask=2, flags_set=2),)), "TCP flags and options are not", id="TCP flags"),
+        pytest.param(Rule(DROP, (Tcp(option=5),)), "TCP flags and options are not", id="TCP options"),
+        pytest.param(Rule(DROP, in_interface="eth0"), "rules that look at interfaces or fragments are not", id="-i"),
+        pytest.param(Rule(DROP, out_interface="eth0"), "rules that look at interfaces or fragments are not", id="-o"),
+        pytest.param(Rule(DROP, fragment=True), "rules that look at interfaces or fragments are not", id="-f"),
     ],
 )
-def test_what_is_not_interpreted_is_an_error(rule: Rule) -> None:
+def test_what_is_not_interpreted_is_an_error(rule: Rule, reason: str) -> None:
     """Never a guess."""
-    with pytest.raises(ValueError, match="interpreted"):
+    with pytest.raises(ValueError, match=f"^{reason} interpreted$"):
         interpret(rules(rule), V4)

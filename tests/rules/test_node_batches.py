@@ -87,3 +87,31 @@ def test_what_a_batch_holds(table: TableName) -> None:
     wanted, found, _ = state.state.pending()
     assert found.sets == {name: structs.replace(one, members=frozenset()) for name, one in leaving.items()}
     assert [sorted(one.members) for one in wanted.sets.values() if one.family == 4] == [[D]]
+
+
+def test_two_sets_with_one_query_each_follow_it() -> None:
+    """When one of them goes, the other one still hears of its members: of addresses, and of ports."""
+    others = tuple(own(name) for name in ("a", "b", "c"))
+    alone, merged = policy("p", "db", peers(own("web"))), policy("q", "api", peers(own("web"), *others))
+    state = Watched(pod("db", A), pod("api", B), alone, merged)
+    state.steps()
+    state.drop(Policy, "p")
+    state.steps()
+    state.put(pod("web1", C, node=THERE))
+    assert [step.members for step in state.steps() if isinstance(step, GrowSet)] == [frozenset({C})]
+
+
+def test_a_set_that_went_is_forgotten() -> None:
+    """Nothing is kept for it: neither by its queries nor by those with named ports; while another uses the query, that one's place is."""
+    named, plain = Policy("ns", "q", app("web"), None, (SQL,)), Policy("ns", "p", app("api"), None, (peers(own("db")),))
+    state = Watched(pod("web", A), pod("api", B), named, plain)
+    state.steps()
+    assert [len(held) for held in state.state._users.values()] == [2]
+    assert [len(held) for held in state.state._port_users.values()] == [1]
+    state.drop(Policy, "q")
+    state.steps()
+    assert [len(held) for held in state.state._users.values()] == [1]
+    assert state.state._port_users == {}
+    state.drop(Policy, "p")
+    state.steps()
+    assert state.state._users == {}
