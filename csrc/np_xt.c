@@ -215,7 +215,7 @@ int np_xt_split(const uint8_t *blob, size_t size, int family, const struct np_xt
                 uint32_t *jump_count, uint32_t *where)
 {
     struct np_xt_sizes sizes;
-    uint32_t index = 0, count = 0;
+    uint32_t count = 0;
     int found;
 
     *jump_count = *where = 0;
@@ -224,7 +224,7 @@ int np_xt_split(const uint8_t *blob, size_t size, int family, const struct np_xt
     found = np_find_chains(blob, size, &sizes, table, chains, chain_room, where);
     if (found < 0)
         return found;
-    for (uint32_t offset = 0; offset < size; index++) {
+    for (uint32_t offset = 0; offset < size;) {
         struct np_xt_entry entry;
         int32_t verdict, chain = -1;
 
@@ -241,8 +241,7 @@ int np_xt_split(const uint8_t *blob, size_t size, int family, const struct np_xt
         }
         if (count == jump_room)
             return -ENOBUFS;
-        jumps[count++] =
-            (struct np_xt_jump){.at = entry.target + NP_TARGET, .entry = entry.offset, .index = index, .chain = chain};
+        jumps[count++] = (struct np_xt_jump){.at = entry.target + NP_TARGET, .entry = entry.offset, .chain = chain};
     }
     *jump_count = count;
     return found;

@@ -22,7 +22,6 @@ struct np_xt_chain {
 struct np_xt_jump {
     uint32_t at;    /* offset of the verdict */
     uint32_t entry; /* offset of the entry it stands in */
-    uint32_t index; /* of that entry in the table */
     int32_t chain;  /* index of the chain it goes to; -1: on to the next entry, a rule without a target */
 };
 
