@@ -6,6 +6,7 @@
 #include <linux/netlink.h>
 #include <sched.h>
 #include <sys/file.h>
+#include <sys/inotify.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -150,6 +151,26 @@ int np_sys_close(int fd, uint64_t *calls)
 {
     (*calls)++;
     return close(fd) < 0 ? -errno : 0;
+}
+
+/* An inotify descriptor that does not block. Returns it or -errno. */
+int np_sys_inotify_open(uint64_t *calls)
+{
+    int fd = -1;
+
+    NP_RETRY(fd, calls, inotify_init1(IN_NONBLOCK | IN_CLOEXEC));
+    return fd;
+}
+
+/* Watches a directory, or a file, for anything that changes what reading it gives. Returns >= 0 or -errno. */
+int np_sys_inotify_watch(int fd, const char *path, uint64_t *calls)
+{
+    const uint32_t changes =
+        IN_CLOSE_WRITE | IN_CREATE | IN_DELETE | IN_DELETE_SELF | IN_MODIFY | IN_MOVE | IN_MOVE_SELF;
+    int result = 0;
+
+    NP_RETRY(result, calls, inotify_add_watch(fd, path, changes));
+    return result;
 }
 
 /* unshare of the calling thread. */

@@ -17,6 +17,8 @@ int np_sys_getsockopt(int fd, int level, int name, void *data, uint32_t *size, u
 int np_sys_setsockopt(int fd, int level, int name, const void *data, uint32_t size, uint64_t *calls);
 int np_sys_lock(const char *path, int wait_ms, uint64_t *calls);
 int np_sys_close(int fd, uint64_t *calls);
+int np_sys_inotify_open(uint64_t *calls);
+int np_sys_inotify_watch(int fd, const char *path, uint64_t *calls);
 int np_sys_unshare(int flags);
 int np_sys_setns(int fd, int type);
 /* cdef: end */

@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from msgspec import Struct
 from msgspec.structs import replace
 
 from netpol.errors import KernelError, MalformedKernelData
 from netpol.kernel.apply import Kernel
-from netpol.model import FAMILIES, Object
+from netpol.model import FAMILIES, Object, Pod, Policy
 from netpol.policy.cluster import Cluster
 from netpol.rules.compile import NodeState, Settings
 from netpol.rules.diff import diff
@@ -63,6 +65,15 @@ class Enforcer:
         """An object is gone."""
         self.state.follow(self.cluster.drop(kind, name, namespace))
 
+    def replace(self, objects: Iterable[Object]) -> None:
+        """These are all the objects that there are: what is not among them is gone."""
+        wanted = {identity(item): item for item in objects}
+        cluster = self.cluster
+        there: list[Object] = [*cluster.namespaces.values(), *cluster.nodes.values(), *cluster.all_pods(), *cluster.policies.values()]
+        for kind, namespace, name in {identity(item) for item in there} - wanted.keys():
+            self.drop(kind, name, namespace)
+        self.put(*wanted.values())
+
     def enforce(self) -> Report:
         """Makes the kernel hold what it should.
 
@@ -91,6 +102,11 @@ class Enforcer:
         found = self.kernel.read()
         drift = compare(self.state.wanted(), found)
         return drift, self.adopt() if drift else Report((), 0)
+
+
+def identity(item: Object) -> tuple[type[Object], str, str]:
+    """What makes an object the same one: kind, namespace ("" where it has none) and name."""
+    return type(item), item.namespace if isinstance(item, Pod | Policy) else "", item.name
 
 
 def compare(wanted: Ruleset, found: Ruleset) -> Drift:

@@ -1,0 +1,108 @@
+"""`netpol apply`, `status` and `cleanup` on a kernel of the test's own, once and following files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from netpol.cli.main import main
+from tests.referees import run
+
+pytestmark = pytest.mark.usefixtures("netns")
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "kubernetes-docs.yaml"
+PODS = """
+{apiVersion: v1, kind: Pod, metadata: {name: a, labels: {app: a}}, spec: {nodeName: n}, status: {podIP: 10.0.0.1}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: b, labels: {app: b}}, spec: {nodeName: n}, status: {podIP: 10.0.0.2}}
+"""
+POLICY = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {podSelector: {matchLabels: {app: %s}}}}"
+
+
+def netpol(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def rules() -> str:
+    return run("iptables-legacy-save", "-t", "mangle")
+
+
+def test_the_host_s_kernel_is_programmed_shown_and_cleaned() -> None:
+    """apply writes, a second apply has nothing to do, status shows what is there as data and in words, cleanup leaves nothing."""
+    assert "steps" in netpol("apply", "-f", str(EXAMPLE)).output
+    assert "nothing to change" in netpol("apply", "-f", str(EXAMPLE)).output
+    data = json.loads(netpol("status", "--json").output)
+    assert data["hooked"] == [4, 6]
+    assert {found["type"] for found in data["sets"]} == {"hash:ip", "hash:net"}
+    assert {found["chain"] for found in data["chains"]} >= {"NETPOL", "NETPOL-EGRESS", "NETPOL-INGRESS", "NETPOL-DENY"}
+    assert "FORWARD begins with netpol for IPv4, IPv6" in netpol("status").output
+    assert "3 sets" in netpol("cleanup").output
+    assert "NETPOL" not in rules() + run("ipset", "list", "-n")
+    assert "Nothing of netpol's" in netpol("status").output
+    assert netpol("cleanup").output == "nothing of netpol's is here\n"
+
+
+def test_bad_manifests_change_nothing(tmp_path: Path) -> None:
+    """Exit 2, and the kernel stays as it was."""
+    netpol("apply", "-f", str(EXAMPLE))
+    before = run("ipset", "save")
+    (tmp_path / "bad.yaml").write_text(POLICY % "x" + "\n---\n" + PODS.replace("10.0.0.1", "10.0.0.300"))
+    result = netpol("apply", "-f", str(tmp_path))
+    assert result.exit_code == 2
+    assert "Pod default/a: status.podIP" in result.stderr
+    assert sorted(run("ipset", "save").splitlines()) == sorted(before.splitlines())
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    """Whether it comes true within ten seconds."""
+    end = time.monotonic() + 10
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_files_are_followed_until_a_signal(tmp_path: Path, stop: signal.Signals) -> None:
+    """A policy that appears, changes, is broken, mended, in a new directory, and goes; then the process ends and the rules stay."""
+    folder = tmp_path / "manifests"
+    folder.mkdir()
+    (folder / "pods.yaml").write_text(PODS)
+    command = [sys.executable, "-m", "netpol.cli.main", "apply", "-f", str(folder), "--node", "n", "--watch"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ, PYTHONUNBUFFERED="1")
+    )
+    try:
+        assert eventually(lambda: "-A FORWARD -j NETPOL" in rules())
+        assert "-d 10.0.0.1/32" not in rules()
+        (folder / "policy.yaml").write_text(POLICY % "a")
+        assert eventually(lambda: "-d 10.0.0.1/32" in rules())
+        (folder / "new.yaml").write_text(POLICY % "b")
+        os.replace(folder / "new.yaml", folder / "policy.yaml")
+        assert eventually(lambda: "-d 10.0.0.2/32" in rules() and "-d 10.0.0.1/32" not in rules())
+        (folder / "policy.yaml").write_text("kind: NetworkPolicy\n")
+        assert process.stderr is not None
+        assert "policy.yaml" in process.stderr.readline()
+        assert "-d 10.0.0.2/32" in rules()
+        (folder / "policy.yaml").unlink()
+        assert eventually(lambda: "-d 10.0.0.2/32" not in rules())
+        (folder / "below").mkdir()
+        assert process.stdout is not None
+        (folder / "below" / "policy.yaml").write_text(POLICY % "a")
+        assert eventually(lambda: "-d 10.0.0.1/32" in rules())
+        process.send_signal(stop)
+        assert process.wait(10) == 0
+        assert "-d 10.0.0.1/32" in rules()
+    finally:
+        process.kill()
+        process.communicate()
