@@ -369,6 +369,8 @@ static int np_same_chain(const struct np_xt_view *old, const struct np_xt_chain 
         if (!is_more)
             return 1;
         to = old->jumps[i].chain;
+        if (to >= 0 && (uint32_t)to >= old->chain_count)
+            return 0;
         if (now->jumps[j].at - is->offset != next || was->size - next < sizeof(to) ||
             (to < 0 ? to : renumber[to]) != now->jumps[j].chain || (to >= 0 && renumber[to] < 0))
             return 0;

@@ -231,18 +231,31 @@ static void np_interface(struct np_pack *pack, char name[IFNAMSIZ], uint8_t mask
         memset(mask, 0xff, name[size - 1] == '+' ? size - 1 : size + 1);
 }
 
+/* The flag of the field that was read last, when it is one of those that invert another; or 0. */
+static uint8_t np_inverse(const struct np_pack *pack)
+{
+    if (np_pack_is(pack, "not_source"))
+        return IPT_INV_SRCIP;
+    if (np_pack_is(pack, "not_destination"))
+        return IPT_INV_DSTIP;
+    if (np_pack_is(pack, "not_protocol"))
+        return IPT_INV_PROTO;
+    if (np_pack_is(pack, "not_in_interface"))
+        return IPT_INV_VIA_IN;
+    if (np_pack_is(pack, "not_out_interface"))
+        return IPT_INV_VIA_OUT;
+    return np_pack_is(pack, "not_fragment") ? IPT_INV_FRAG : 0;
+}
+
 /* Fills in a field of the entry, the key of which was read. */
 static void np_head_field(struct np_pack *pack, int family, struct np_xt_head *head)
 {
-    static const struct {
-        const char *name;
-        uint8_t bit;
-    } inverses[] = {{"not_source", IPT_INV_SRCIP},          {"not_destination", IPT_INV_DSTIP},
-                    {"not_protocol", IPT_INV_PROTO},        {"not_in_interface", IPT_INV_VIA_IN},
-                    {"not_out_interface", IPT_INV_VIA_OUT}, {"not_fragment", IPT_INV_FRAG}};
     unsigned width = family == 4 ? 4 : 16;
+    uint8_t inverse = np_inverse(pack);
 
-    if (np_pack_is(pack, "source"))
+    if (inverse)
+        head->inverted |= np_pack_bool(pack) ? inverse : 0;
+    else if (np_pack_is(pack, "source"))
         np_network(pack, width, head->source, head->source_mask);
     else if (np_pack_is(pack, "destination"))
         np_network(pack, width, head->destination, head->destination_mask);
@@ -254,16 +267,8 @@ static void np_head_field(struct np_pack *pack, int family, struct np_xt_head *h
         np_interface(pack, head->out, head->out_mask);
     else if (np_pack_is(pack, "fragment"))
         head->fragment = (uint8_t)np_pack_bool(pack);
-    else {
-        size_t i = 0;
-
-        while (i < sizeof(inverses) / sizeof(inverses[0]) && !np_pack_is(pack, inverses[i].name))
-            i++;
-        if (i == sizeof(inverses) / sizeof(inverses[0]))
-            np_pack_fail(pack, -EPROTO);
-        else if (np_pack_bool(pack))
-            head->inverted |= inverses[i].bit;
-    }
+    else
+        np_pack_fail(pack, -EPROTO);
     if (family == 6 && (head->fragment || head->inverted & IPT_INV_FRAG))
         np_pack_fail(pack, -ERANGE);
 }

@@ -54,7 +54,7 @@ ROOMS = {
     "netpol.model": Room(third_party=MSGSPEC, own=False, pure=True, standard=frozenset({"socket"})),
     "netpol.policy": Room(third_party=MSGSPEC, pure=True),
     "netpol.rules": Room(third_party=MSGSPEC, pure=True),
-    "netpol.kernel": Room(("netpol.rules.ruleset",), MSGSPEC),
+    "netpol.kernel": Room(("netpol.rules.ruleset", "netpol.rules.flows"), MSGSPEC),
     "netpol.kube": Room(("netpol.policy.decode",), MSGSPEC | {"yaml"}),
     "netpol.agent": Room(("netpol.policy", "netpol.rules", "netpol.kernel", "netpol.kube"), MSGSPEC),
     "netpol.lab": Room(("netpol.kernel.namespaces",), MSGSPEC | {"pyroute2"}),
@@ -76,9 +76,9 @@ MODULES = {
     # What `netpol demo` is made of: loaded when that command runs, and so free to import what it needs.
     "netpol.cli.demonstration": Room(("netpol",), MSGSPEC | {"rich"}),
 }
-# Nobody outside these rooms needs the two judges, the compiler least of all.
+# Nobody outside these rooms needs the two judges, the compiler least of all. What judges running flows asks the interpreter.
 JUDGES = ("netpol.policy.verdict", "netpol.rules.interpret")
-READERS = ("netpol.agent", "netpol.bench", "netpol.cli")
+READERS = ("netpol.agent", "netpol.bench", "netpol.cli", "netpol.rules.cut")
 
 
 class Import(NamedTuple):

@@ -238,8 +238,6 @@ class Layout:
             if number >= 0 and not same[number]:
                 for index, source in self._same_rules(span, number):
                     ffi.memmove(carried + index * COUNTER, counters + source * COUNTER, COUNTER)
-        # What the table ends with is reached by no packet, but may have been given counters.
-        ffi.memmove(carried + (self.table.entries - 1) * COUNTER, counters + (old.entries - 1) * COUNTER, COUNTER)
 
     def _same_rules(self, span: Span, number: int) -> Iterator[tuple[int, int]]:
         """(index in the new table, index in the old one) of the rules that a changed chain kept. Of equal rules, the first is the first."""
@@ -269,13 +267,12 @@ def splice(old: Snapshot, chains: Mapping[str, EncodedChain], hooked: bool, owns
     sources += merge(foreign, sorted(ours.values(), key=lambda source: source.name), key=lambda source: source.name)
     names = [source.name for source in sources]
     _check(old, chains, names, hooked)
-    is_moved = old.forward is not None and old.hooks() != [old.forward.offset] * hooked
     layout = Layout(old, names, sum([len(chain.jumps) for chain in chains.values()]) + 1)
     for source in sources:
         if isinstance(source, EncodedChain):
             layout.begin(-1, len(source.data), source.entries)
             layout.put(source.data, source.jumps)
-        elif source.hook == FORWARD and is_moved:
+        elif source.hook == FORWARD:
             _put_forward(layout, old, source, hooked)
         else:
             layout.begin(source.hook, source.size, source.entries)

@@ -272,6 +272,12 @@ def test_names_that_two_chains_have(tables: dict[tuple[Family, str], Table]) -> 
             snapshot(4, Table(table.numbers, raw))
 
 
+def test_more_entries_than_bytes() -> None:
+    """A number of entries that the bytes cannot hold is refused before room is made for them."""
+    with pytest.raises(MalformedKernelData, match="more entries than bytes"):
+        snapshot(4, Table((0,) * 11 + (1 << 31,), bytes(176)))
+
+
 # -- packed rules --
 
 

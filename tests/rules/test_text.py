@@ -89,6 +89,7 @@ MATCHES: tuple[tuple[Match, str], ...] = (
         Hashlimit("s", 1_000_000, 5, size=1, maximum=1),
         f"{UPTO} 1/sec --hashlimit-burst 5 --hashlimit-name s --hashlimit-htable-size 1 --hashlimit-htable-max 1",
     ),
+    (Hashlimit("m", 1_000_001, 5, expire=60_000), f"{UPTO} 59/min --hashlimit-burst 5 --hashlimit-name m"),
     (Hashlimit("m", 60_000_000, 5, expire=60_000), f"{UPTO} 1/min --hashlimit-burst 5 --hashlimit-name m"),
     (Hashlimit("h", 600_000_000, 5, expire=3_600_000), f"{UPTO} 6/hour --hashlimit-burst 5 --hashlimit-name h"),
     (Hashlimit("h", 3_600_000_000, 5, expire=3_600_000), f"{UPTO} 1/hour --hashlimit-burst 5 --hashlimit-name h"),
@@ -96,6 +97,7 @@ MATCHES: tuple[tuple[Match, str], ...] = (
     (Hashlimit("d", 86_400_000_000, 1, expire=86_400_000), f"{UPTO} 1/day --hashlimit-burst 1 --hashlimit-name d"),
     (Icmp(8), "-m icmp --icmp-type 8"),
     (Icmp(3, (4, 4), invert=True), "-m icmp ! --icmp-type 3/4"),
+    (Icmp(3, (1, 3)), "-m icmp --icmp-type 3/1"),  # the tool too says the first of several codes
     (Icmp(255), "-m icmp --icmp-type any"),
     (Opaque("recent", 1, b"x"), "-m recent"),
 )

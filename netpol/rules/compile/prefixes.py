@@ -8,7 +8,7 @@ routing tables as ORTC: from the leaves up, what could a node say for all below 
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Iterable
 
 from netpol.model import Family, IPBlock, Network
@@ -77,7 +77,7 @@ _MATCH, _NO_MATCH = _Node(frozenset([True])), _Node(frozenset([False]))
 
 
 def _summarise(ranges: tuple[Range, ...], start: int, size: int) -> _Node:
-    at = bisect_right(ranges, (start, 1 << 129)) - 1
+    at = bisect_left(ranges, (start + 1,)) - 1  # the last range that begins here or before
     if at >= 0 and ranges[at][1] >= start + size - 1:
         return _MATCH
     touches_before = at >= 0 and ranges[at][1] >= start

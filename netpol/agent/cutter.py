@@ -1,0 +1,95 @@
+"""Cuts the flows that a change denied, and gives back those that it allows: entries read, judged, marked.
+
+One `sweep` makes the marks of the connection tracking table agree with the rules in force, once. When to sweep is the caller's
+business: after a change that narrowed or widened something, or that moved an address, at most once a second; once more a second
+later, for entries that no packet had confirmed yet; one of everything at start; and off the thread that applies rules, for a sweep of
+100,000 entries takes as long as the kernel needs to send them.
+
+Invariants: a sweep changes the cut bit only; done twice, with nothing in between, the second one changes nothing. Judged against the
+ruleset that is given, which has to be the one in force: marking comes after the rules, un-marking may let pass only what they allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from types import TracebackType
+
+from msgspec import Struct
+
+from netpol.kernel.addresses import local_addresses
+from netpol.kernel.conntrack import ConntrackSocket
+from netpol.model import Address
+from netpol.rules.cut import Judge
+from netpol.rules.flows import SIZE
+from netpol.rules.ruleset import Ruleset
+
+FILTERED = 3
+"""Up to so many addresses, dumps that the kernel filters cost less than one of everything."""
+
+
+class Report(Struct, frozen=True):
+    """What a sweep did: entries that the kernel sent, those of them that were judged, marked and un-marked (and still there), and system
+    calls on the connection tracking table."""
+
+    looked_at: int
+    judged: int
+    marked: int
+    unmarked: int
+    calls: int
+
+
+class Cutter:
+    """The connection tracking table of the calling thread's network namespace; a context manager, for one thread.
+
+    bit -- the connmark bit of flows that are cut (`Settings.cut_bit`). Errors as `ConntrackSocket`.
+    """
+
+    def __init__(self, bit: int) -> None:
+        self._bit = bit
+        self._socket = ConntrackSocket()
+        self._judge: Judge | None = None
+
+    def __enter__(self) -> Cutter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the socket; marks stay."""
+        self._socket.close()
+
+    def sweep(self, ruleset: Ruleset, pods: Collection[Address], touched: Collection[Address] | None = None) -> Report:
+        """Marks what is now denied and un-marks what is not.
+
+        ruleset -- the one in force; pods -- the addresses of this node's pods; touched -- those of them, and those that were theirs until
+        lately, whose flows may be judged otherwise than by the last sweep. None is all of them, and every entry that has the bit.
+        With the very same ruleset, pods and node addresses as last time (the second look a second later) no flow is judged twice.
+        """
+        calls, looked_at = self._socket.calls, self._socket.looked_at
+        entries = self._read(pods, touched)
+        self._judge = judge = _judge(self._judge, ruleset, frozenset(pods), local_addresses())
+        cuts = judge.sort_out(entries, self._bit)
+        marked, unmarked = self._socket.mark(cuts.mark, self._bit), self._socket.unmark(cuts.unmark, self._bit)
+        looked_at = self._socket.looked_at - looked_at
+        return Report(looked_at, len(entries) // SIZE, marked, unmarked, self._socket.calls - calls)
+
+    def forget(self) -> Report:
+        """Un-marks every entry that has the bit, whatever its flow: for when netpol goes, or cutting is switched off."""
+        calls, looked_at = self._socket.calls, self._socket.looked_at
+        entries = self._socket.marked(self._bit)
+        unmarked = self._socket.unmark(entries, self._bit)
+        return Report(self._socket.looked_at - looked_at, len(entries) // SIZE, 0, unmarked, self._socket.calls - calls)
+
+    def _read(self, pods: Collection[Address], touched: Collection[Address] | None) -> bytes:
+        if touched is None:
+            return self._socket.flows(pods, self._bit)
+        # A flow between two of them may be read twice; then it is marked twice, with the same bit.
+        return self._socket.flows(touched) if len(touched) > FILTERED else self._socket.flows_at(touched)
+
+
+def _judge(last: Judge | None, ruleset: Ruleset, pods: frozenset[Address], local: frozenset[Address]) -> Judge:
+    """The last judge, where it would judge everything as a new one."""
+    if last is not None and last.ruleset is ruleset and (last.pods, last.local) == (pods, local):
+        return last
+    return Judge(ruleset, pods, local)
