@@ -18,6 +18,7 @@ import resource
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from types import TracebackType
@@ -46,6 +47,10 @@ NODE_IPV4_SETTINGS = (("net/ipv4/ip_forward", "1"), ("net/ipv4/conf/all/rp_filte
 NODE_IPV6_SETTINGS = (("net/ipv6/conf/all/forwarding", "1"),)
 # Group 0 may open echo sockets: that is root, and who became root of a private world.
 ECHO_SETTINGS = (("net/ipv4/ping_group_range", "0 0"),)
+
+
+RTF_LOCAL = 0x80000000
+OWN_TRIES, OWN_PAUSE = 5000, 0.002
 
 
 def become_private() -> None:
@@ -78,6 +83,23 @@ def _write_settings(settings: Sequence[tuple[str, str]]) -> None:
         except OSError as error:
             words = f"cannot set {name.replace('/', '.')}: {error.strerror}"
             raise LabError(f"{words}: the lab needs a writable /proc/sys (a privileged container has one)") from error
+
+
+def _await_own(addresses: Sequence[Address]) -> None:
+    """Waits until the kernel knows these IPv6 addresses of the calling thread's namespace as its own.
+
+    It gets round to that after the message that adds them was answered; a datagram that a host sends to itself before is lost.
+    """
+    waiting = {address.hex() for address in addresses}
+    for _ in range(OWN_TRIES):
+        if waiting:
+            with open("/proc/thread-self/net/ipv6_route") as routes:
+                fields = [line.split() for line in routes]
+            waiting -= {line[0] for line in fields if int(line[8], 16) & RTF_LOCAL}
+        if not waiting:
+            return
+        time.sleep(OWN_PAUSE)
+    raise LabError(f"the kernel has not taken {len(waiting)} IPv6 addresses for its own in {OWN_TRIES * OWN_PAUSE:.0f} s")
 
 
 class Lab:
@@ -189,6 +211,9 @@ class Lab:
                 self._attach(number, host, self._space(host.name, stack), wiring, through, listeners, six)
                 if self._progress:
                     self._progress(number + 1, len(self.hosts))
+        for host in self.hosts:
+            with namespaces.entered(self._spaces[host.name]):
+                _await_own([address for address in host.addresses if family_of(address) == 6])
         listeners.start()
 
     def _attach(self, number: int, host: Host, space: int, wiring: Wiring, through: socket.socket, listeners: Listeners, six: bool) -> None:

@@ -7,8 +7,8 @@ from msgspec import structs
 
 from netpol.model import FAMILIES, TCP, ContainerPort, NamedPort, Object, Pod, Policy
 from netpol.rules.compile import Settings
-from netpol.rules.ruleset import GrowSet, Set, TableName
-from tests.rules.watched import THERE, A, B, C, D, Watched, app, own, peers, pod, policy, port
+from netpol.rules.ruleset import EGRESS, INGRESS, GrowSet, Set, TableName
+from tests.rules.watched import THERE, A, B, C, D, Watched, app, class_chains, own, peers, pod, policy, port
 
 SQL = peers(own("db"), ports=(NamedPort(TCP, "sql"),))
 
@@ -48,7 +48,8 @@ def test_the_only_policy_that_changes_for_nobody_computes_no_chain() -> None:
 def test_a_change_of_no_member_is_in_no_batch() -> None:
     """A pod that stays in its sets, by address and by port, is not even compared."""
     sql = (ContainerPort("sql", TCP, 3306),)
-    state = Watched(pod("web", A), Policy("ns", "p", app("web"), None, (SQL, peers(own("db")))), pod("db", B, node=THERE, ports=sql))
+    named, plain = Policy("ns", "q", app("web"), None, (SQL,)), Policy("ns", "p", app("api"), None, (peers(own("db")),))
+    state = Watched(pod("web", A), pod("api", C), named, plain, pod("db", B, node=THERE, ports=sql))
     state.steps()
     changed = pod("db", B, node=THERE, ports=sql)
     state.put(structs.replace(changed, labels=(*changed.labels, ("extra", ""))))
@@ -115,3 +116,24 @@ def test_a_set_that_went_is_forgotten() -> None:
     state.drop(Policy, "p")
     state.steps()
     assert state.state._users == {}
+
+
+def test_what_stays_is_not_made_again() -> None:
+    """A new pod of another class leaves the chain of the first class, and the dispatch of the other direction, the very objects."""
+    state = Watched(pod("web", A), Policy("ns", "p", app("web"), None, (peers(own("db")),)), policy("q", "api"))
+    before = state.wanted().chains[4]
+    (name,) = class_chains(state.wanted())
+    state.put(pod("api", B))
+    after = state.wanted().chains[4]
+    assert after[name] is before[name]
+    assert after[EGRESS] is before[EGRESS]
+    assert after[INGRESS] != before[INGRESS]
+
+
+def test_a_class_of_egress_does_not_look_at_the_ports_of_its_pods() -> None:
+    """Its named ports are those of the destination: pods that declare different numbers are one class."""
+    ports = [(ContainerPort("sql", TCP, number),) for number in (1, 2)]
+    both = Policy("ns", "p", app("db"), (SQL,), (SQL,))
+    state = Watched(pod("db1", A, ports=ports[0]), pod("db2", B, ports=ports[1]), both)
+    state.steps()
+    assert sorted(key.direction for key in state.state._classes) == ["egress", "ingress", "ingress"]

@@ -222,7 +222,7 @@ class NodeState:
         self._stale = False
         unknown = self._unknown()
         leaves: _Leaves = {(family, direction): {} for family in FAMILIES for direction in DIRECTIONS}
-        used: dict[_ClassKey, None] = {}
+        used: set[_ClassKey] = set()
         isolations: dict[frozenset[Query], _Isolation] = {}
         for pod in self._locals.values():
             queries = self.cluster.queries(pod)
@@ -233,7 +233,7 @@ class NodeState:
                 chains: Mapping[Family, ClassChain] | None = None
                 if isolation.policies[direction]:
                     key = _class_key(direction, isolation, pod)
-                    used[key] = None
+                    used.add(key)
                     chains = self._class(key)
                 elif not unknown:
                     continue
