@@ -90,4 +90,4 @@ def _figure(number: float) -> str:
 def _goal(peer: PeerResult) -> str:
     if peer.goal is None:
         return ""
-    return f">= {peer.goal:g}x [green]met[/]" if peer.met else f">= {peer.goal:g}x [red]missed[/]"
+    return f">= {peer.goal:.3g}x [green]met[/]" if peer.met else f">= {peer.goal:.3g}x [red]missed[/]"

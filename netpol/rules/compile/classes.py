@@ -122,9 +122,8 @@ class _Allowed:
             if ranges:
                 yield Service(protocol, ranges)
         for protocol, name in self.names:
-            if (0, 65535) in self.ranges.get(protocol, ()) or (but is not None and (protocol, name) in but.names):
-                continue
-            yield Service(protocol, EVERY_PORT, name)
+            if not ((0, 65535) in self.ranges.get(protocol, ()) or (but is not None and (protocol, name) in but.names)):
+                yield Service(protocol, EVERY_PORT, name)
 
 
 def services(direction: Direction, family: Family, policies: Iterable[Policy], resolution: Resolution) -> dict[Service, Peers]:

@@ -44,7 +44,7 @@ class _Builder:
         if len(addresses) <= ARITY:
             return tuple(rule for address in addresses for rule in self.leaf(address))
         width = len(addresses[0]) * 8
-        shift = max(0, width - _common_bits(addresses) - BITS)
+        shift = width - _common_bits(addresses) - BITS  # so many addresses differ in more than these bits
         groups: dict[int, list[Address]] = {}
         for address in addresses:
             groups.setdefault(int.from_bytes(address, "big") >> shift, []).append(address)
@@ -64,10 +64,9 @@ class _Builder:
         known = (_rule(self.direction, own, RETURN),) if self.all_leaves else ()
         if chain is None:
             return known
-        rule = _rule(self.direction, own, Goto(chain))
         if self.direction == "egress":
-            return (Rule(rule.target, source=own, destination=own, not_destination=True), *known)
-        return (Rule(rule.target, source=own, not_source=True, destination=own), *known)
+            return (Rule(Goto(chain), source=own, destination=own, not_destination=True), *known)
+        return (Rule(Goto(chain), source=own, not_source=True, destination=own), *known)
 
 
 def _rule(direction: Direction, net: Network, target: Target) -> Rule:
