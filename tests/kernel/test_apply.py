@@ -75,7 +75,7 @@ def test_any_events_lead_to_what_is_wanted(table: TableName, story: list[Object]
     wish = Settings(table=table, log_group=5)
     namespace = namespaces.create()
     try:
-        with namespaces.entered(namespace), Kernel(table) as kernel:
+        with namespaces.private_lock(), namespaces.entered(namespace), Kernel(table) as kernel:
             state = NodeState(cluster, clusters.NODE, wish)
             for at, event in enumerate(story, 1):
                 if at % 5 == removed and isinstance(event, Pod | Policy):
@@ -103,7 +103,7 @@ def test_from_any_state_to_any_other(first: tuple[Object, ...], second: tuple[Ob
     """What a diff of two unrelated states plans, done to a kernel that holds the one, leaves it holding the other."""
     namespace = namespaces.create()
     try:
-        with namespaces.entered(namespace), Kernel() as kernel:
+        with namespaces.private_lock(), namespaces.entered(namespace), Kernel() as kernel:
             for items in (first, second, first):
                 wanted = compiled(clusters.build(items), clusters.NODE)
                 kernel.apply(diff(wanted, kernel.read()))
