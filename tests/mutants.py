@@ -2,9 +2,9 @@
 
 A survivor is explained when docs/mutants.md quotes what it changes: the function, the line as it is and the line as the mutant has
 it. Numbers of mutants shift with every edit; the quotes do not, so what was explained once stays so until its line changes.
-Exits 1 when a mutant neither died nor is explained, or when an explanation is of no survivor any more.
+Exits 1 when a mutant that was run neither died nor is explained; and, after a run of all, when an explanation is of no survivor.
 
-This module reads mutmut's results; it runs nothing but `mutmut show`.
+This module reads what mutmut says of its results (`mutmut results`, `mutmut show`) and runs no mutant.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 EXPLAINED = Path("docs/mutants.md")
-DEAD = ("killed", "timeout")  # a mutant that loops ends by the clock
+KILLED, LOOPED, NOT_RUN = "killed", "timeout", "not checked"  # mutmut's words; what is none of them lived
 
 
 def mutmut(*arguments: str) -> list[str]:
@@ -45,14 +45,16 @@ def main() -> int:
     table = {name: Counter(fate for mutant, fate in found.items() if module(mutant) == name) for name in map(module, found)}
     print("| module | mutants | killed | out of time | survived | not run |", "|---|---|---|---|---|---|", sep="\n")
     for name, counts in {**table, "all": Counter(found.values())}.items():
-        known = [counts[fate] for fate in (*DEAD, "survived")]
-        print(f"| {name} | {' | '.join(map(str, (counts.total(), *known, counts.total() - sum(known))))} |")
-    survivors = {quote(mutant) for mutant, fate in found.items() if fate not in DEAD}
+        killed, looped, not_run = (counts[fate] for fate in (KILLED, LOOPED, NOT_RUN))
+        cells = (counts.total(), killed, looped, counts.total() - killed - looped - not_run, not_run)
+        print(f"| {name} | {' | '.join(map(str, cells))} |")
+    survivors = {quote(mutant) for mutant, fate in found.items() if fate not in (KILLED, LOOPED, NOT_RUN)}
     explained = {line.removeprefix("- ") for line in EXPLAINED.read_text().splitlines() if line.startswith("- `")}
-    for title, lines in (("Survived, and not explained", survivors - explained), ("Explained, and no survivor", explained - survivors)):
+    idle = set() if NOT_RUN in found.values() else explained - survivors
+    for title, lines in (("Survived, and not explained", survivors - explained), ("Explained, and no survivor", idle)):
         if lines:
             print(f"\n{title} ({len(lines)}):", *(f"- {line}" for line in sorted(lines)), sep="\n")
-    return 1 if survivors != explained else 0
+    return 1 if survivors - explained or idle else 0
 
 
 if __name__ == "__main__":

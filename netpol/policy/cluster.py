@@ -149,8 +149,8 @@ class Cluster:
             self.namespaces[name] = namespace
         moves: list[Move] = []
         regrouped: list[Pod] = []
-        pods = self._pods.get(name, {})
         for profile, before in self.index.label_namespace(name, None if namespace is None else namespace.labels):
+            pods = self._pods[name]
             for pod_name in profile.names:
                 pod = pods[pod_name]
                 regrouped.append(pod)
@@ -168,7 +168,7 @@ class Cluster:
         touched = dict.fromkeys((before.addresses if before else ()) + (pod.addresses if pod else ()))
         standings = {address: self.standing(address) for address in touched}
         pod = self._enter(before, pod, namespace, name)
-        self._claim(before, pod, touched)
+        self._claim((namespace, name), before, pod, touched)
         moves = []
         for address, old in standings.items():
             new = self.standing(address)
@@ -197,11 +197,10 @@ class Cluster:
             self.index.leave(self.index.profile(namespace, before.labels), name)
         return pod
 
-    def _claim(self, before: Pod | None, pod: Pod | None, touched: Mapping[Address, None]) -> None:
+    def _claim(self, key: tuple[str, str], before: Pod | None, pod: Pod | None, touched: Mapping[Address, None]) -> None:
         had = before.addresses if before is not None and _is_subject(before) else ()
         has = pod.addresses if pod is not None and _is_subject(pod) else ()
         for address in touched:
-            key = pod.key if pod is not None else before.key if before is not None else ("", "")
             if address in has:
                 if address in had:
                     if self._holders[address] is before:

@@ -163,3 +163,13 @@ def test_a_query_does_not_look_at_other_pods() -> None:
     index.register(one_label("after"))
     assert [profiles[value].queries for value in profiles] == [{one_label("before")}, {one_label("after")}, NOTHING]
     assert list(index.selected(one_label("after"))) == [profiles["after"]]
+
+
+def test_a_name_that_is_not_there_is_not_taken_away() -> None:
+    """Of one name and of several: those that are there stay."""
+    profile = QueryIndex().join("red", (), "one")
+    profile.discard("other")
+    assert set(profile.names) == {"one"}
+    profile.add("two")
+    profile.discard("other")
+    assert set(profile.names) == {"one", "two"}

@@ -117,6 +117,13 @@ def test_the_tree_is_flat(direction: Direction, count: int, depth: int) -> None:
     assert deepest(ROOTS[direction]) == depth
 
 
+def test_as_many_addresses_as_a_chain_may_test_are_one_chain() -> None:
+    """However they lie: three of them close together are no branch."""
+    addresses = [*V4[:3], parse_address("200.0.0.1")]
+    assert len(addresses) == ARITY
+    assert tree("egress", dict.fromkeys(addresses, "NETPOL-X")).keys() == {EGRESS}
+
+
 @given(leaves)
 def test_names(leaves: dict[Address, str]) -> None:
     """They fit and say the direction; each chain is referred to once, is worth it, and is named by its content, not the order of leaves."""
