@@ -185,6 +185,13 @@ REFUSED: dict[str, tuple[dict[str, EncodedChain], bool, TableName, type[KernelEr
         Unsupported,
         "iptables replace filter: this kernel lacks match tcp revision 99: load",
     ),
+    "no such revision for any family": (
+        rule_of(matching(Opaque("mark", 99, bytes(16)))),
+        False,
+        "filter",
+        Unsupported,
+        "iptables replace filter: this kernel lacks match mark revision 99: load",
+    ),
     "no such targets": (
         rule_of(Rule(OpaqueTarget("NONESUCH", 3, bytes(8))), Rule(OpaqueTarget("NFLOG", 77, bytes(80)))),
         False,

@@ -26,7 +26,7 @@ from netpol.kernel.table import Snapshot, splice
 from netpol.kernel.targets import decode_target
 from netpol.kernel.xtables import TableSocket, read_ours
 from netpol.model import FAMILIES, Family
-from netpol.rules.ruleset import DROP, ROOT, Chain, Continue, Goto, Jump, Rule, is_ours
+from netpol.rules.ruleset import DROP, ROOT, Chain, Continue, Goto, Jump, Rule, SetMatch, is_ours
 from tests.kernel import rule_strategies
 from tests.kernel.iptables import restore, table_text
 
@@ -326,6 +326,29 @@ def test_packed_rules_with_some_bytes_wrong(part: str, data: st.DataObject) -> N
     encode(bytes(raw[: data.draw(st.just(len(raw)) | st.integers(0, len(raw)))]), ENCODERS[part])
 
 
+FULL: dict[str, tuple[Chain, ...]] = {
+    "chains": tuple(Chain(name, ()) for name in ("NETPOL-A", "NETPOL-B", "NETPOL-C")),
+    "jumps": (Chain("NETPOL-A", (Rule(Jump("X")), Rule(Continue()), Rule(Goto("Y")))),),
+    "uses": (Chain("NETPOL-A", (Rule(DROP, tuple(SetMatch(name, ("src",)) for name in rule_strategies.SETS)),)),),
+}
+
+
+@pytest.mark.parametrize("part", FULL)
+def test_too_little_room(part: str) -> None:
+    """Where there is room for two and three come, C says so and has written two."""
+    packed = msgspec.msgpack.encode(FULL[part])
+    arrays = {"chains": ffi.new("struct np_xt_chain[3]"), "jumps": ffi.new("struct np_xt_open[3]"), "uses": ffi.new("struct np_xt_use[3]")}
+    rooms = {"chain_room": 3, "jump_room": 3, "use_room": 3, "data_room": 4000, "set_count": len(SETS.pairs), "family": 4}
+    data = ffi.new("uint8_t[4000]")
+    out = ffi.new("struct np_xt_encoding *", {**arrays, **rooms, "data": data, "sets": SETS.native})
+    assert lib.np_xt_encode(packed, len(packed), out) == 0
+    setattr(out, f"{part[:-1]}_room", 2)
+    ffi.memmove(arrays[part] + 2, bytes(ffi.sizeof(arrays[part][0])), ffi.sizeof(arrays[part][0]))
+    assert lib.np_xt_encode(packed, len(packed), out) == -errno.ENOBUFS
+    assert getattr(out, f"{part[:-1]}_count") == 2
+    assert not any(bytes(ffi.buffer(arrays[part] + 2, ffi.sizeof(arrays[part][0]))))
+
+
 WRONG: dict[str, object] = {
     "no array": {"name": "A"},
     "no map": [1],
@@ -363,6 +386,20 @@ def test_every_width_of_a_number() -> None:
     assert [encode(head + form, lib.np_xt_encode_match) for form in forms] == [0] * 9
     below = [b"\xff", b"\xd0\xff", b"\xd1\xff\xff", b"\xd2" + b"\xff" * 4, b"\xd3" + b"\xff" * 8, b"\xcf" + b"\xff" * 8]
     assert [encode(head + form, lib.np_xt_encode_match) for form in below] == [-errno.ERANGE] * 6
+
+
+CUT = [b"", b"\xcc", b"\xcd\0", b"\xce\0\0\0", b"\xcf" + bytes(7), b"\xd3" + bytes(7)]
+CUT += [b"\xd9", b"\xd9\3ab", b"\xa3ab", b"\xc4\1", b"\xdb\xff\xff\xff\xffa"]
+
+
+@pytest.mark.parametrize("tail", CUT)
+def test_a_value_that_is_cut_off(tail: bytes) -> None:
+    """A number or a text that ends behind the end is not read, whatever happens to stand there."""
+    for head, key in (({"kind": "Connmark"}, "mark"), ({"kind": "Opaque", "revision": 0}, "data"), ({}, "kind")):
+        raw = msgspec.msgpack.encode({**head, key: 0})[:-1] + tail
+        block, data = ffi.new("uint8_t[]", raw + b"\1" * 64), ffi.new("uint8_t[400]")
+        out = ffi.new("struct np_xt_encoding *", {"data": data, "data_room": 400, "family": 4})
+        assert lib.np_xt_encode_match(block, len(raw), out) == -errno.EPROTO
 
 
 def test_arguments_that_cannot_be(tables: dict[tuple[Family, str], Table]) -> None:

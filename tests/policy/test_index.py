@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -138,6 +139,7 @@ def test_combinations_of_the_past_are_forgotten() -> None:
     index.register(everyone_in_red)
     assert profile.queries == {everyone_in_red}
     assert len(index._combinations) < 1100
+    assert len(index._combinations) < index._keep_combinations  # there is room until the next time
     assert index.join("blue", (("app", "a"),), "two").queries is steady.queries
 
 
@@ -173,3 +175,28 @@ def test_a_name_that_is_not_there_is_not_taken_away() -> None:
     profile.add("two")
     profile.discard("other")
     assert set(profile.names) == {"one", "two"}
+
+
+@pytest.mark.parametrize(
+    ("query", "looked_at"),
+    [
+        pytest.param(one_label("rare"), 2, id="in any namespace, by a pair"),
+        pytest.param(Query("red", EVERYTHING, one_label("rare").pods), 2, id="by a pair that few have"),
+        pytest.param(Query("blue", EVERYTHING, one_label("common").pods), 1, id="by a namespace that has fewer"),
+        pytest.param(one_label("nobody"), 0, id="a pair that nobody has"),
+        pytest.param(Query("red", EVERYTHING, EVERYTHING), 11, id="all of a namespace"),
+        pytest.param(Query("green", EVERYTHING, EVERYTHING), 0, id="a namespace that is not known"),
+        pytest.param(EVERYONE, 12, id="all of the known ones"),
+    ],
+)
+def test_at_how_many_profiles_a_query_looks(query: Query, looked_at: int) -> None:
+    """At those with one of its label pairs, or at those of its namespaces, whichever are fewer."""
+    index = QueryIndex()
+    for name in ("red", "blue"):
+        index.label_namespace(name, ())
+    for number in range(10):
+        index.join("red", (("app", "common"), ("number", str(number))), "pod")
+    for namespace in ("red", "green"):
+        index.join(namespace, (("app", "rare"),), "pod")
+    index.join("blue", (), "pod")
+    assert len(list(index._candidates(query))) == looked_at

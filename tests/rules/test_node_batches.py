@@ -123,8 +123,10 @@ def test_what_stays_is_not_made_again() -> None:
     state = Watched(pod("web", A), Policy("ns", "p", app("web"), None, (peers(own("db")),)), policy("q", "api"))
     before = state.wanted().chains[4]
     (name,) = class_chains(state.wanted())
+    (isolation,) = state.state._isolations.values()
     state.put(pod("api", B))
     after = state.wanted().chains[4]
+    assert any(found is isolation for found in state.state._isolations.values())
     assert after[name] is before[name]
     assert after[EGRESS] is before[EGRESS]
     assert after[INGRESS] != before[INGRESS]
