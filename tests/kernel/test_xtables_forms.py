@@ -47,7 +47,7 @@ ENTRY: dict[Family, int] = {4: 112, 6: 168}
 OFFSETS: dict[Family, int] = {4: 88, 6: 140}
 
 A = Chain("NETPOL-A", (Rule(Jump("NETPOL-B"), (Tcp(), Opaque("limit", 0, bytes(40)))), Rule(Goto("NETPOL-B")), Rule(Continue())))
-B = Chain("NETPOL-B", (Rule(DROP, (Udp(),)), Rule(Reject("tcp-reset"))))
+B = Chain("NETPOL-B", (Rule(DROP, (Udp(),)), Rule(Nflog(1))))
 
 
 class Made(NamedTuple):
@@ -159,7 +159,10 @@ BROKEN: dict[str, Break] = {
     "only a part of an entry": cut(lambda made, family: made.at["end"] + 8),
     "no end": cut(lambda made, family: made.at["end"]),
     "nothing": cut(lambda made, family: 0),
-    "a standard target that is too long": target_of("NETPOL-B", 2, "=7s", b"\0" * 7, 2),
+    "a standard target that is too long": lambda made, family: (
+        target_of("NETPOL-B", 2, "=7s", b"", 2)(made, family),
+        target_of("NETPOL-B", 2, "=i", -2, 32)(made, family),
+    ),
     "an ERROR entry that is too long": offsets("NETPOL-A", 0, more=8),
     "an ERROR target in a rule": target_of("NETPOL-B", 1, "=6s", b"ERROR\0", 2),
     "a match without a size": match_of("NETPOL-A", 1, 0),
@@ -168,7 +171,7 @@ BROKEN: dict[str, Break] = {
     "a match that is longer than its entry": match_of("NETPOL-A", 1, 4096),
     "matches that leave a rest": match_of("NETPOL-A", 1, 112),
     "a target without a size": target_of("NETPOL-B", 2, "=H", 0),
-    "a target that is longer than its entry": target_of("NETPOL-B", 2, "=H", 48),
+    "a target that is longer than its entry": target_of("NETPOL-B", 2, "=H", 120),
     "a name without an end": target_of("NETPOL-A", 0, "=30s", b"NETPOL-" + b"x" * 23, 32),
     "no name": target_of("NETPOL-A", 0, "=30s", b"", 32),
     "a chain twice": target_of("NETPOL-A", 0, "=30s", b"NETPOL-B", 32),
@@ -364,7 +367,7 @@ MOVES: dict[str, tuple[list[Chain], list[str]]] = {
     "on instead of to a chain that is gone": ([Chain(A.name, (Rule(Continue(), MATCHES), Rule(Goto(A.name)), LAST))], []),
     "a jump for a rule without a target": ([Chain(A.name, (FIRST, SECOND, Rule(Jump(B.name)))), B], [B.name]),
     "a goto for a jump": ([Chain(A.name, (Rule(Goto(B.name), MATCHES), SECOND, LAST)), B], [B.name]),
-    "another byte behind the last jump": ([A, Chain(B.name, (B.rules[0], Rule(Reject("icmp-port-unreachable"))))], [A.name]),
+    "another byte behind the last jump": ([A, Chain(B.name, (B.rules[0], Rule(Nflog(2))))], [A.name]),
     "another byte before the first jump": ([Chain(A.name, (Rule(Jump(B.name), OPTION), SECOND, LAST)), B], [B.name]),
     "a rule more": ([A, Chain(B.name, (*B.rules, Rule(DROP)))], [A.name]),
     "a rule less": ([A, Chain(B.name, B.rules[:1])], [A.name]),

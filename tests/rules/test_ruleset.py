@@ -44,3 +44,10 @@ def test_members(kind: SetKind, family: Family, member: bytes, expected: str) ->
     assert member.hex() == expected
     assert len(member) == member_size(kind, family)
     assert is_flagged(kind) == kind.startswith("hash:net")
+
+
+def test_members_match_unless_they_are_told_otherwise() -> None:
+    """And a port takes two bytes, however small it is."""
+    assert net_member(V4) == net_member(V4, nomatch=False)
+    assert net_port_member(V4, 6, 443).hex() == "0a00000018000601bb"
+    assert port_member(A4, 6, 1).hex() == "0a000001060001"

@@ -19,7 +19,7 @@ from netpol.rules.compile.selections import (
     queries_of,
     set_name,
 )
-from netpol.rules.compile.skeleton import Settings, skeleton
+from netpol.rules.compile.skeleton import Settings, closed, skeleton
 from netpol.rules.ruleset import (
     DENY,
     DROP,
@@ -36,6 +36,7 @@ from netpol.rules.ruleset import (
     Jump,
     Nflog,
     Rule,
+    Ruleset,
     Set,
     SetKind,
     net_member,
@@ -80,6 +81,31 @@ def test_the_cut_bit_is_a_setting() -> None:
     rules = skeleton(4, Settings(cut_bit=4), False)[ROOT].rules
     assert rules[0].matches[1] == Connmark(4, 4, invert=True)
     assert rules[1].matches == (Connmark(4, 4),)
+
+
+@pytest.mark.parametrize("settings", [Settings(), Settings(table="filter", cut_bit=4, log_group=5)])
+def test_a_node_whose_state_is_not_known_is_closed(settings: Settings) -> None:
+    """Both ways for its ranges, each in its family; a family without a range is as it is without an isolated pod."""
+    four, six = parse_network("10.0.0.0/24"), parse_network("fd00::/64")
+    shut = closed(settings, (four,))
+    assert shut == Ruleset(
+        {
+            4: {
+                **skeleton(4, settings, True),
+                EGRESS: Chain(EGRESS, (Rule(Goto(DENY), source=four),)),
+                INGRESS: Chain(INGRESS, (Rule(Goto(DENY), destination=four),)),
+            },
+            6: {**skeleton(6, settings, False), EGRESS: Chain(EGRESS, ()), INGRESS: Chain(INGRESS, ())},
+        },
+        {},
+        frozenset((4, 6)),
+        settings.table,
+    )
+    assert LINK_LOCAL not in shut.chains[6][ROOT].rules
+    both = closed(settings, (four, six))
+    assert both.chains[4] == shut.chains[4]
+    assert LINK_LOCAL in both.chains[6][ROOT].rules
+    assert both.chains[6][INGRESS].rules == (Rule(Goto(DENY), destination=six),)
 
 
 # -- selections --------------------------------------------------------------------------------------------------------
