@@ -205,13 +205,15 @@ def test_no_change_is_a_window(seed: int, tmp_path: Path, monkeypatch: pytest.Mo
             always = [Traffic(lab, *end, ALWAYS) for end in ends]
             never = [*(Traffic(lab, *end, NEVER) for end in ends), Traffic(lab, "u", ADDRESSES["u"], "v", PAIR)]
             steps: set[str] = set()
+            changes = 0
             with running([*always, *never]), lab.entered():
-                for _ in range(CHANGES):
+                # On a busy machine the senders come seldom: it goes on until there was a packet for each change.
+                while changes < CHANGES or any(one.sent <= CHANGES for one in always):
                     drawn.change(enforcer)
                     steps |= {type(step).__name__ for step in enforcer.enforce().steps}
+                    changes += 1
             try:
                 assert steps == {"CreateSet", "GrowSet", "ReplaceTable", "ShrinkSet", "DestroySet"}
-                assert all(one.sent > CHANGES for one in always)
                 assert [one.sent - one.count() for one in always] == [0, 0]
                 assert [one.count() for one in never] == [0, 0, 0]
             finally:

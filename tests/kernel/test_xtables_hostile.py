@@ -421,6 +421,8 @@ def test_arguments_that_cannot_be(tables: dict[tuple[Family, str], Table]) -> No
     assert lib.np_xt_split(old.native, old.size, 4, table, places, 8, jumps, 6, count, where) == 8
     assert lib.np_xt_relocate(jumps, 6, 0, old.size, 0, renumber, 8, jumps, 5) == -errno.ENOBUFS
     assert lib.np_xt_relocate(jumps, 6, 0, old.size, 0, renumber, 2, jumps, 9) == -errno.ENOENT
+    renumber[5] = -1
+    assert lib.np_xt_relocate(jumps, 6, 0, old.size, 0, renumber, 8, jumps, 9) == -errno.ENOENT
     blob = ffi.new("uint8_t[]", old.size)
     for change, chains in (("at", 8), ("chain", 8), ("", 0)):
         wrong = ffi.new("struct np_xt_jump *", {"at": old.size - 7 if change == "at" else 0, "chain": 9 if change == "chain" else 0})
