@@ -146,7 +146,7 @@ def canonical(items: Iterable[Item]) -> tuple[Item, ...]:
     return tuple(sorted(set(items), key=lambda item: (type(item).__name__, item)))
 
 
-class Rule(Struct, frozen=True, gc=False):
+class PolicyRule(Struct, frozen=True, gc=False):
     """Traffic that one ingress or egress rule allows: any of `peers` and any of `ports`.
 
     None means that the rule does not restrict it; an empty tuple allows nothing.
@@ -162,8 +162,8 @@ class Policy(Struct, frozen=True, gc=False):
     namespace: str
     name: str
     pods: Selector
-    ingress: tuple[Rule, ...] | None
-    egress: tuple[Rule, ...] | None
+    ingress: tuple[PolicyRule, ...] | None
+    egress: tuple[PolicyRule, ...] | None
 
     @property
     def subject(self) -> Query:
@@ -174,7 +174,7 @@ class Policy(Struct, frozen=True, gc=False):
     def key(self) -> tuple[str, str]:
         return self.namespace, self.name
 
-    def rules(self, direction: Direction) -> tuple[Rule, ...] | None:
+    def rules(self, direction: Direction) -> tuple[PolicyRule, ...] | None:
         return self.ingress if direction == "ingress" else self.egress
 
     def __str__(self) -> str:

@@ -25,9 +25,9 @@ from netpol.model import (
     Object,
     Pod,
     Policy,
+    PolicyRule,
     Query,
     Requirement,
-    Rule,
     Selector,
     canonical,
     network,
@@ -99,10 +99,10 @@ def _ports(draw: st.DrawFn) -> NumberedPort | NamedPort:
 
 
 @st.composite
-def _rules(draw: st.DrawFn, own: str) -> Rule:
+def _rules(draw: st.DrawFn, own: str) -> PolicyRule:
     peers = [] if draw(seldom()) else draw(st.lists(_queries(own) | blocks(), min_size=1, max_size=5))
     ports = draw(st.just([]) | st.lists(_ports(), min_size=1, max_size=3))
-    return Rule(canonical(peers) if peers else None, canonical(ports) if ports else None)
+    return PolicyRule(canonical(peers) if peers else None, canonical(ports) if ports else None)
 
 
 @st.composite

@@ -25,8 +25,8 @@ from netpol.model import (
     Object,
     Pod,
     Policy,
+    PolicyRule,
     Requirement,
-    Rule,
     Selector,
     family_of,
     format_address,
@@ -61,7 +61,7 @@ BASE: tuple[Object, ...] = (Namespace("x"), Node("n", NODE_ADDRESSES), *(pod(hos
 
 def guard(name: str, *friends: Address, ports: tuple[NumberedPort, ...] | None = None, egress: bool = False) -> Policy:
     """A policy by which a pod is spoken to (or, with `egress`, speaks) by these addresses only."""
-    rules = (Rule(tuple(IPBlock(network(friend, len(friend) * 8)) for friend in friends), ports),) if friends else ()
+    rules = (PolicyRule(tuple(IPBlock(network(friend, len(friend) * 8)) for friend in friends), ports),) if friends else ()
     selector = Selector((Requirement("app", "In", (name,)),))
     return Policy("x", name, selector, None if egress else rules, rules if egress else None)
 

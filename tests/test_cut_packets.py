@@ -25,8 +25,8 @@ from netpol.model import (
     NumberedPort,
     Pod,
     Policy,
+    PolicyRule,
     Requirement,
-    Rule,
     Selector,
 )
 from netpol.rules.flows import PICKED_UP
@@ -238,7 +238,7 @@ def test_an_address_that_changes_its_holder(world: World) -> None:
     world.put(free)
     assert world.sweep(SERVER).unmarked == 1
     world.assert_alive(flow)
-    world.put(Policy("x", "other", Selector((Requirement("app", "In", ("other",)),)), (Rule(),), ()))
+    world.put(Policy("x", "other", Selector((Requirement("app", "In", ("other",)),)), (PolicyRule(),), ()))
     assert world.sweep(SERVER).marked == 1
     world.assert_alive(flow)
     world.assert_cut(egress, speak(*egress))

@@ -35,9 +35,9 @@ from netpol.model import (
     Peer,
     Pod,
     Policy,
+    PolicyRule,
     Query,
     Requirement,
-    Rule,
     Selector,
     canonical,
     format_address,
@@ -62,9 +62,9 @@ def stay() -> tuple[Policy, ...]:
     base, ports, pair = selector(base="yes"), (NumberedPort(UDP, ALWAYS, ALWAYS),), (NumberedPort(UDP, PAIR, PAIR),)
     peers: tuple[Peer, ...] = (IPBlock(Network(OUTSIDE, 32)), *(Query("x", EVERYTHING, selector(app=value)) for value in VALUES))
     return (
-        Policy("x", "stays", base, (Rule(peers, ports),), (Rule(peers, ports),)),
-        Policy("x", "u", selector(pair="u"), None, (Rule((Query("x", EVERYTHING, selector(y="1")),), pair),)),
-        Policy("x", "v", selector(pair="v"), (Rule((Query("x", EVERYTHING, selector(x="1")),), pair),), None),
+        Policy("x", "stays", base, (PolicyRule(peers, ports),), (PolicyRule(peers, ports),)),
+        Policy("x", "u", selector(pair="u"), None, (PolicyRule((Query("x", EVERYTHING, selector(y="1")),), pair),)),
+        Policy("x", "v", selector(pair="v"), (PolicyRule((Query("x", EVERYTHING, selector(x="1")),), pair),), None),
     )
 
 
@@ -98,12 +98,12 @@ class Random:
                 else Query("", selector(team=self.random.choice(VALUES)), wanted)
             )
 
-        def rules() -> tuple[Rule, ...] | None:
+        def rules() -> tuple[PolicyRule, ...] | None:
             if self.random.random() < 0.2:
                 return None
             port = self.random.choice((80, 81))
             return tuple(
-                Rule(canonical(query() for _ in range(self.random.randint(1, 5))), (NumberedPort(UDP, port, port),))
+                PolicyRule(canonical(query() for _ in range(self.random.randint(1, 5))), (NumberedPort(UDP, port, port),))
                 for _ in range(self.random.randint(0, 2))
             )
 

@@ -32,9 +32,9 @@ from netpol.model import (
     Object,
     Pod,
     Policy,
+    PolicyRule,
     Query,
     Requirement,
-    Rule,
     Selector,
     network,
     parse_address,
@@ -100,7 +100,7 @@ def world(wish: Settings | None = None) -> Iterator[World]:
             yield made
 
 
-def isolate(name: str, pods: str, ingress: tuple[Rule, ...] | None = None, egress: tuple[Rule, ...] | None = None) -> Policy:
+def isolate(name: str, pods: str, ingress: tuple[PolicyRule, ...] | None = None, egress: tuple[PolicyRule, ...] | None = None) -> Policy:
     selector = Selector((Requirement("app", "In", (pods,)),)) if pods else EVERYTHING
     return Policy("x", name, selector, ingress, egress)
 
@@ -125,10 +125,10 @@ def test_random_clusters_three_ways(items: tuple[Object, ...]) -> None:
 def test_25_other_protocols_pass_rules_without_ports_only() -> None:
     """Ping reaches an isolated pod by a rule without ports, and not by one with ports, in both families."""
     with world() as w:
-        w.put(isolate("p", "b", ingress=(Rule(),)))
+        w.put(isolate("p", "b", ingress=(PolicyRule(),)))
         assert w.probe("a", B4, ICMP, 0).outcome == "reached"
         assert w.probe("a", B6, ICMPV6, 0).outcome == "reached"
-        w.put(isolate("p", "b", ingress=(Rule(ports=(NumberedPort(TCP, 0, 65535), NumberedPort(UDP, 0, 65535))),)))
+        w.put(isolate("p", "b", ingress=(PolicyRule(ports=(NumberedPort(TCP, 0, 65535), NumberedPort(UDP, 0, 65535))),)))
         assert w.probe("a", B4, ICMP, 0).outcome == "silent"
         assert w.probe("a", B6, ICMPV6, 0).outcome == "silent"
         assert w.probe("a", B6, UDP).outcome == "reached"
@@ -138,7 +138,7 @@ def test_25_other_protocols_pass_rules_without_ports_only() -> None:
 def test_25_errors_of_an_allowed_flow_come_back() -> None:
     """A port where nobody listens answers "refused" through b's isolation: the ICMP error is RELATED to the flow that was allowed."""
     with world() as w:
-        w.put(isolate("p", "b", ingress=(Rule(ports=(NumberedPort(UDP, 7, 7),)),), egress=()))
+        w.put(isolate("p", "b", ingress=(PolicyRule(ports=(NumberedPort(UDP, 7, 7),)),), egress=()))
         assert w.probe("a", B4, UDP, 7).outcome == "refused"
         assert w.probe("a", B6, UDP, 7).outcome == "refused"
         assert w.probe("a", B4, UDP, 8).outcome == "silent"
@@ -148,7 +148,7 @@ def test_25_errors_of_an_allowed_flow_come_back() -> None:
 def test_26_replies_pass_and_only_replies() -> None:
     """b may not speak first, yet its answers to a reach a."""
     with world() as w:
-        w.put(isolate("p", "b", ingress=(Rule(),), egress=()))
+        w.put(isolate("p", "b", ingress=(PolicyRule(),), egress=()))
         assert w.probe("a", B4).outcome == "reached"
         assert w.probe("b", A4).outcome == "silent"
 
@@ -183,11 +183,11 @@ def test_21_policies_see_the_backend_and_the_client() -> None:
     with world() as w:
         w.tool(*NAT, "PREROUTING", "-p", "tcp", "-d", "10.96.0.1", "--dport", "8080", "-j", "DNAT", "--to-destination", "10.244.0.20:80")
         service = parse_address("10.96.0.1")
-        w.put(isolate("p", "b", ingress=(Rule((IPBlock(Network(A4, 32)),), (NumberedPort(TCP, 80, 80),)),)))
+        w.put(isolate("p", "b", ingress=(PolicyRule((IPBlock(Network(A4, 32)),), (NumberedPort(TCP, 80, 80),)),)))
         assert w.probe("a", service, TCP, 8080) == Answer("reached", "b")
-        w.put(isolate("p", "b", ingress=(Rule((IPBlock(Network(A4, 32)),), (NumberedPort(TCP, 8080, 8080),)),)))
+        w.put(isolate("p", "b", ingress=(PolicyRule((IPBlock(Network(A4, 32)),), (NumberedPort(TCP, 8080, 8080),)),)))
         assert w.probe("a", service, TCP, 8080).outcome == "silent"
-        w.put(isolate("p", "b", ingress=(Rule(),)), isolate("q", "", egress=(Rule((IPBlock(Network(service, 32)),)),)))
+        w.put(isolate("p", "b", ingress=(PolicyRule(),)), isolate("q", "", egress=(PolicyRule((IPBlock(Network(service, 32)),)),)))
         assert w.probe("a", service, TCP, 8080).outcome == "silent"
 
 
@@ -209,7 +209,7 @@ STARTING = Pod("x", "late", (("app", "b"),), node="n")
 def test_29_unknown_addresses(mode: str, policies: bool, items: tuple[Object, ...], outcome: str) -> None:
     """c has an address of the node's ranges and is no known pod. Known pods, free or isolated, and the node are as they were."""
     with world(Settings(unknown_pods=mode)) as w:  # type: ignore[arg-type]  # one of the three
-        w.put(*items, *((isolate("p", "b", ingress=(Rule(ports=(NumberedPort(TCP, 80, 80),)),)),) if policies else ()))
+        w.put(*items, *((isolate("p", "b", ingress=(PolicyRule(ports=(NumberedPort(TCP, 80, 80),)),)),) if policies else ()))
         assert [w.probe("a", address).outcome for address in (C4, C6)] == [outcome, outcome]
         assert w.probe("c", A4).outcome == outcome
         assert w.probe(NODE, C4).outcome == "reached"
@@ -240,7 +240,7 @@ def test_24_a_named_port_follows_the_pod() -> None:
     """Egress to a named port reaches the number that the destination declares under it, and follows when another pod takes its place."""
     named = replace(A, ports=(ContainerPort("web", TCP, 80),))
     with world() as w:
-        w.put(named, isolate("p", "b", egress=(Rule((OWN_NAMESPACE,), (NamedPort(TCP, "web"),)),)))
+        w.put(named, isolate("p", "b", egress=(PolicyRule((OWN_NAMESPACE,), (NamedPort(TCP, "web"),)),)))
         assert w.probe("b", A4).outcome == "reached"
         assert w.probe("b", A4, UDP).outcome == "silent"
         w.put(replace(A, ports=(ContainerPort("web", TCP, 81),)))

@@ -25,11 +25,11 @@ from netpol.model import (
     Object,
     Pod,
     Policy,
+    PolicyRule,
     Query,
     Requirement,
     Selector,
 )
-from netpol.model import Rule as PolicyRule
 from netpol.policy.cluster import Cluster
 from netpol.rules.compile import NodeState, compiled
 from netpol.rules.diff import diff

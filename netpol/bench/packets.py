@@ -27,13 +27,13 @@ from netpol.model import (
     NumberedPort,
     Pod,
     Policy,
+    PolicyRule,
     Query,
     Requirement,
     Selector,
     format_address,
     parse_address,
 )
-from netpol.model import Rule as PolicyRule
 from netpol.policy.cluster import Cluster
 from netpol.rules.compile import Settings, compiled
 from netpol.rules.diff import diff

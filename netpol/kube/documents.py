@@ -27,6 +27,7 @@ except ImportError:  # PyYAML without libyaml: slower, the same
 # Deeper than any object of Kubernetes; and how many times its own size a file may come to when its aliases are put in.
 MAX_DEPTH = 100
 MAX_EXPANSION = 10
+TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels"
 
 
 class Unreadable(Exception):
@@ -156,7 +157,7 @@ class _YAML:
 
     def _value(self, event: yaml.Event, depth: int) -> Any:
         if depth > MAX_DEPTH:
-            raise Unreadable(f"is nested deeper than {MAX_DEPTH} levels", _line(event))
+            raise Unreadable(TOO_DEEP, _line(event))
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._anchors:
                 raise Unreadable(f"the alias {event.anchor!r} has no anchor before it", _line(event))
@@ -225,7 +226,9 @@ def _yaml_documents(data: bytes) -> Iterator[Document]:
     try:
         yield from _YAML(data).documents()
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise Unreadable(error.problem or error.context or "is no YAML", mark.line + 1 if mark else None) from None
+        mark, reason = error.problem_mark or error.context_mark, error.problem or error.context or "is no YAML"
+        if "nesting depth" in reason:  # a libyaml that has a limit of its own may meet it first, for it reads ahead
+            reason = TOO_DEEP
+        raise Unreadable(reason, mark.line + 1 if mark else None) from None
     except ReaderError as error:
         raise Unreadable(f"is no text: {error.reason} (at {error.position})") from None

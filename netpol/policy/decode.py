@@ -37,9 +37,9 @@ from netpol.model import (
     Pod,
     Policy,
     PolicyPort,
+    PolicyRule,
     Query,
     Requirement,
-    Rule,
     Selector,
     canonical,
     parse_address,
@@ -221,12 +221,12 @@ def _port(wire: WirePort, path: str) -> PolicyPort:
     return NumberedPort(protocol, first, last)
 
 
-def _rule(wire: WireIngressRule | WireEgressRule, namespace: str, path: str) -> Rule:
+def _rule(wire: WireIngressRule | WireEgressRule, namespace: str, path: str) -> PolicyRule:
     """An empty or missing list restricts nothing (SEMANTICS 1)."""
     field = "from" if isinstance(wire, WireIngressRule) else "to"
     peers = {_peer(peer, namespace, f"{path}.{field}[{i}]") for i, peer in enumerate(wire.peers or ())}
     ports = {_port(port, f"{path}.ports[{i}]") for i, port in enumerate(wire.ports or ())}
-    return Rule(canonical(peers) or None, canonical(ports) or None)
+    return PolicyRule(canonical(peers) or None, canonical(ports) or None)
 
 
 # -- objects -----------------------------------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ def _attempt(report: Report, read: Callable[[], T]) -> T | None:
 
 def _rules(
     raw: Raw, direction: Direction, kind: type[WireIngressRule] | type[WireEgressRule], namespace: str, report: Report
-) -> Iterable[Rule]:
+) -> Iterable[PolicyRule]:
     """The rules of one direction that can be understood; the others are reported and left out."""
     items = _attempt(report, lambda: _read_list(raw, Raw, f"spec.{direction}"))
     for i, item in enumerate(items or ()):

@@ -26,8 +26,8 @@ from netpol.model import (
     Pod,
     Policy,
     PolicyPort,
+    PolicyRule,
     Query,
-    Rule,
 )
 from netpol.policy.cluster import Cluster
 from netpol.policy.selectors import matches
@@ -110,7 +110,7 @@ def _side(cluster: Cluster, direction: Direction, pod: Pod | None, other: Addres
     return Side("allowed" if allowing else "denied", tuple(map(str, isolating)), allowing)
 
 
-def _allows(cluster: Cluster, rule: Rule, other: Address, destination: Pod | None, flow: Flow) -> bool:
+def _allows(cluster: Cluster, rule: PolicyRule, other: Address, destination: Pod | None, flow: Flow) -> bool:
     """ "The traffic must match both" ports and peers; either one that is not given matches all."""
     return (rule.peers is None or any(_is_peer(cluster, peer, other) for peer in rule.peers)) and (
         rule.ports is None or any(_is_port(cluster, port, destination, flow) for port in rule.ports)

@@ -10,7 +10,20 @@ from netpol.agent.enforcer import NO_DRIFT, Drift, Enforcer, clean
 from netpol.errors import KernelError
 from netpol.kernel.apply import Kernel
 from netpol.kernel.ipset import Create, Destroy, IpsetSocket
-from netpol.model import EVERYTHING, TCP, Namespace, NumberedPort, Object, Pod, Policy, Query, Requirement, Rule, Selector, parse_address
+from netpol.model import (
+    EVERYTHING,
+    TCP,
+    Namespace,
+    NumberedPort,
+    Object,
+    Pod,
+    Policy,
+    PolicyRule,
+    Query,
+    Requirement,
+    Selector,
+    parse_address,
+)
 from netpol.rules.diff import diff
 from tests.referees import run
 
@@ -21,7 +34,7 @@ OBJECTS: tuple[Object, ...] = (
     Namespace("x"),
     Pod("x", "a", (("app", "web"),), "n", (parse_address("10.0.0.1"), parse_address("fd00::1"))),
     Pod("x", "b", (), "n", (parse_address("10.0.0.2"), parse_address("fd00::2"))),
-    Policy("x", "p", WEB, (Rule((Query("x", EVERYTHING, EVERYTHING),), (NumberedPort(TCP, 80, 80),)),), None),
+    Policy("x", "p", WEB, (PolicyRule((Query("x", EVERYTHING, EVERYTHING),), (NumberedPort(TCP, 80, 80),)),), None),
 )
 
 

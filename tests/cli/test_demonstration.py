@@ -25,9 +25,9 @@ from netpol.model import (
     Pod,
     Policy,
     PolicyPort,
+    PolicyRule,
     Query,
     Requirement,
-    Rule,
     Selector,
     format_address,
     parse_address,
@@ -126,10 +126,10 @@ def test_a_port_in_words(port: PolicyPort, text: str) -> None:
 
 def test_a_rule_in_words() -> None:
     """What is not restricted, and what allows nothing, is said; a direction too."""
-    assert (words.ports_words(Rule()), words.peers_words(Rule(), "ingress")) == ("every port", ("from anywhere",))
-    nothing = Rule((), ())
+    assert (words.ports_words(PolicyRule()), words.peers_words(PolicyRule(), "ingress")) == ("every port", ("from anywhere",))
+    nothing = PolicyRule((), ())
     assert (words.ports_words(nothing), words.peers_words(nothing, "egress")) == ("no port", ("to nobody",))
-    policy = Policy("default", "p", EVERYTHING, (Rule(),), ())
+    policy = Policy("default", "p", EVERYTHING, (PolicyRule(),), ())
     assert (words.direction_words(policy, "ingress"), words.direction_words(policy, "egress")) == ("accept only", "connect to nothing")
     assert words.direction_words(Policy("default", "p", EVERYTHING, None, None), "egress") == "egress is not this policy's business"
 

@@ -22,9 +22,9 @@ from netpol.model import (
     Object,
     Pod,
     Policy,
+    PolicyRule,
     Query,
     Requirement,
-    Rule,
     Selector,
     format_address,
     parse_address,
@@ -125,7 +125,7 @@ spec:
         Namespace("shop", ((NAME_LABEL, "shop"), ("team", "blue"))),
         Node("n", (parse_address("192.0.2.1"),), (parse_network("10.0.0.0/24"),)),
         Pod("shop", "web", (("app", "web"),), "n", (parse_address("10.0.0.2"), parse_address("fd00::2")), (ContainerPort("http", 6, 80),)),
-        Policy("shop", "np", web, (Rule((Query("shop", EVERYTHING, EVERYTHING),), (NumberedPort(6, 80, 80),)),), None),
+        Policy("shop", "np", web, (PolicyRule((Query("shop", EVERYTHING, EVERYTHING),), (NumberedPort(6, 80, 80),)),), None),
     )
 
 

@@ -22,15 +22,15 @@ from netpol.model import (
     Peer,
     Policy,
     PolicyPort,
+    PolicyRule,
     Query,
     Requirement,
-    Rule,
     Selector,
     parse_network,
 )
 from netpol.policy.decode import decode_policy
 
-GOOD, GOOD_RULE = {"ports": [{"port": 1}]}, Rule(None, (NumberedPort(TCP, 1, 1),))
+GOOD, GOOD_RULE = {"ports": [{"port": 1}]}, PolicyRule(None, (NumberedPort(TCP, 1, 1),))
 WEB, WEB_PODS = {"matchLabels": {"app": "web"}}, Selector((Requirement("app", "In", ("web",)),))
 
 
@@ -94,7 +94,7 @@ def test_peers(peer: object, value: Peer) -> None:
         {"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": [{"from": [peer]}], "egress": [{"to": [peer]}]}
     )
     assert errors == []
-    assert found == Policy("ns", "p", EVERYTHING, (Rule((value,)),), (Rule((value,)),))
+    assert found == Policy("ns", "p", EVERYTHING, (PolicyRule((value,)),), (PolicyRule((value,)),))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,10 @@ def test_peers(peer: object, value: Peer) -> None:
 )
 def test_ports(port: object, value: PolicyPort) -> None:
     """Each form of a port."""
-    assert policy({"podSelector": {}, "ingress": [{"ports": [port]}]}) == (Policy("ns", "p", EVERYTHING, (Rule(None, (value,)),), None), [])
+    assert policy({"podSelector": {}, "ingress": [{"ports": [port]}]}) == (
+        Policy("ns", "p", EVERYTHING, (PolicyRule(None, (value,)),), None),
+        [],
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,13 +130,13 @@ def test_ports(port: object, value: PolicyPort) -> None:
         pytest.param({"policyTypes": ["Egress"], "ingress": [GOOD]}, None, (), id="rules of another direction are inert"),
         pytest.param({"policyTypes": ["Ingress"], "egress": [GOOD]}, (), None, id="egress rules that are inert"),
         pytest.param({"policyTypes": ["Ingress", "Egress"]}, (), (), id="both"),
-        pytest.param({"ingress": [{}]}, (Rule(),), None, id="a rule that allows all"),
-        pytest.param({"ingress": [{"from": [], "ports": []}]}, (Rule(),), None, id="empty lists allow all"),
-        pytest.param({"ingress": [{"from": None, "ports": None}]}, (Rule(),), None, id="null lists allow all"),
+        pytest.param({"ingress": [{}]}, (PolicyRule(),), None, id="a rule that allows all"),
+        pytest.param({"ingress": [{"from": [], "ports": []}]}, (PolicyRule(),), None, id="empty lists allow all"),
+        pytest.param({"ingress": [{"from": None, "ports": None}]}, (PolicyRule(),), None, id="null lists allow all"),
         pytest.param(None, (), None, id="no spec at all is an empty one"),
     ],
 )
-def test_directions(spec: dict[str, object] | None, ingress: tuple[Rule, ...] | None, egress: tuple[Rule, ...] | None) -> None:
+def test_directions(spec: dict[str, object] | None, ingress: tuple[PolicyRule, ...] | None, egress: tuple[PolicyRule, ...] | None) -> None:
     """Which directions a policy isolates (SEMANTICS 1, 6, 7); a podSelector that is missing or null selects all."""
     selectors: tuple[dict[str, object], ...] = ({}, {"podSelector": {}}, {"podSelector": None})
     for selector in selectors:

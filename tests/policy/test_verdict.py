@@ -21,7 +21,7 @@ from netpol.model import (
     Object,
     Pod,
     Policy,
-    Rule,
+    PolicyRule,
     parse_address,
 )
 from netpol.policy.cluster import Cluster
@@ -29,7 +29,7 @@ from netpol.policy.verdict import FREE, RuleReference, Side, Verdict, isolating_
 
 A, B, NODE = parse_address("10.0.0.1"), parse_address("10.0.0.2"), parse_address("192.0.2.1")
 PORTS = tuple((NumberedPort(TCP, number, number),) for number in (80, 443, 80))
-RULES = tuple(Rule(None, ports) for ports in PORTS)
+RULES = tuple(PolicyRule(None, ports) for ports in PORTS)
 
 
 def cluster(*policies: Policy) -> Cluster:
@@ -41,7 +41,7 @@ def cluster(*policies: Policy) -> Cluster:
     return made
 
 
-def policy(name: str, ingress: tuple[Rule, ...] | None = None, egress: tuple[Rule, ...] | None = None) -> Policy:
+def policy(name: str, ingress: tuple[PolicyRule, ...] | None = None, egress: tuple[PolicyRule, ...] | None = None) -> Policy:
     return Policy("ns", name, EVERYTHING, ingress, egress)
 
 

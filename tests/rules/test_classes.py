@@ -24,9 +24,9 @@ from netpol.model import (
     Peer,
     Policy,
     PolicyPort,
+    PolicyRule,
     parse_network,
 )
-from netpol.model import Rule as PolicyRule
 from netpol.rules.compile.classes import FEW, ClassChain, class_chain, merge_ranges, named_ports, subtract_ranges
 from netpol.rules.compile.prefixes import prefixes, union
 from netpol.rules.compile.selections import BlockSelection, PodSelection, PortSelection, Selection, set_name

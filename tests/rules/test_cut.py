@@ -24,8 +24,8 @@ from netpol.model import (
     Object,
     Pod,
     Policy,
+    PolicyRule,
     Requirement,
-    Rule,
     Selector,
     network,
     parse_address,
@@ -62,8 +62,8 @@ BASE: tuple[Object, ...] = (Namespace("x"), Node("n"), pod("web", WEB, WEB6), po
 ONLY_OUTSIDE = (IPBlock(network(OUTSIDE, 24)), IPBlock(network(OUTSIDE6, 32)))
 # web answers to the outside on 80 and speaks to nobody; db speaks to anybody, is spoken to by web alone, who may not speak.
 RULES: tuple[Object, ...] = (
-    Policy("x", "web", selecting("web"), (Rule(ONLY_OUTSIDE, (NumberedPort(TCP, 80, 80),)),), ()),
-    Policy("x", "db", selecting("db"), (Rule((IPBlock(network(WEB, 32)),), None),), None),
+    Policy("x", "web", selecting("web"), (PolicyRule(ONLY_OUTSIDE, (NumberedPort(TCP, 80, 80),)),), ()),
+    Policy("x", "db", selecting("db"), (PolicyRule((IPBlock(network(WEB, 32)),), None),), None),
 )
 
 

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netpol.model import DIRECTIONS, EVERYTHING, Namespace, Node, Object, Pod, Policy, Query, Requirement, Selector
-from netpol.model import Rule as PolicyRule
+from netpol.model import DIRECTIONS, EVERYTHING, Namespace, Node, Object, Pod, Policy, PolicyRule, Query, Requirement, Selector
 from netpol.policy.cluster import Cluster
 from netpol.policy.verdict import Verdict, verdict
 from netpol.rules.compile import NodeState, Settings, compiled

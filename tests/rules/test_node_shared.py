@@ -16,9 +16,9 @@ from netpol.model import (
     Peer,
     Pod,
     Policy,
+    PolicyRule,
     Query,
     Requirement,
-    Rule,
     Selector,
     parse_address,
     parse_network,
@@ -185,7 +185,7 @@ def test_what_everyone_may_is_not_said_again(everyone: tuple[Peer, ...]) -> None
         pytest.param((peers(*(own(name) for name in ("a", "b", "c", "d"))),), 1, id="more peers, one set"),
     ],
 )
-def test_how_many_rules(rules: tuple[Rule, ...], count: int) -> None:
+def test_how_many_rules(rules: tuple[PolicyRule, ...], count: int) -> None:
     """The fewest that say it; the last one of a class chain denies."""
     wanted = Watched(pod("db", A), Policy("ns", "p", app("db"), None, rules)).wanted()
     (chain,) = (wanted.chains[4][name] for name in class_chains(wanted))

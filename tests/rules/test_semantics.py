@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from netpol.model import EVERYTHING, ICMPV6, TCP, Flow, Policy, Rule, parse_network
+from netpol.model import EVERYTHING, ICMPV6, TCP, Flow, Policy, PolicyRule, parse_network
 from netpol.policy.verdict import verdict
 from netpol.rules.compile import Settings, compiled
 from netpol.rules.interpret import Packet, interpret
@@ -40,8 +40,8 @@ def test_every_line_has_a_case() -> None:
 CLOSED = Case("", {"x/p": "{podSelector: {}, policyTypes: [Ingress, Egress]}"}, "")
 
 
-@pytest.mark.parametrize("rule", [Rule(peers=()), Rule(ports=()), Rule((), ())], ids=["no peers", "no ports", "neither"])
-def test_12_what_resolved_to_nothing_allows_nothing(rule: Rule) -> None:
+@pytest.mark.parametrize("rule", [PolicyRule(peers=()), PolicyRule(ports=()), PolicyRule((), ())], ids=["no peers", "no ports", "neither"])
+def test_12_what_resolved_to_nothing_allows_nothing(rule: PolicyRule) -> None:
     """No list is everything; an empty one, which no decoded rule has, is nothing."""
     cluster, state = played(Case("", {}, ""))
     state.follow(cluster.put(Policy("x", "p", EVERYTHING, (rule,), (rule,))))

@@ -15,9 +15,9 @@ from netpol.model import (
     Pod,
     Policy,
     PolicyPort,
+    PolicyRule,
     Query,
     Requirement,
-    Rule,
     Selector,
     canonical,
     parse_address,
@@ -45,15 +45,15 @@ def pod(name: str, *addresses: Address, node: str = HERE, ports: tuple[Container
     return Pod("ns", name, (("app", label or name.rstrip("0123456789")),), node, addresses, ports)
 
 
-def peers(*found: Peer, ports: tuple[PolicyPort, ...] = ()) -> Rule:
-    return Rule(canonical(found) or None, canonical(ports) or None)
+def peers(*found: Peer, ports: tuple[PolicyPort, ...] = ()) -> PolicyRule:
+    return PolicyRule(canonical(found) or None, canonical(ports) or None)
 
 
 def own(name: str) -> Query:
     return Query("ns", EVERYTHING, app(name))
 
 
-def policy(name: str, target: str, *rules: Rule, egress: tuple[Rule, ...] | None = None) -> Policy:
+def policy(name: str, target: str, *rules: PolicyRule, egress: tuple[PolicyRule, ...] | None = None) -> Policy:
     """A policy for ingress to the pods of an app; without rules it denies."""
     return Policy("ns", name, app(target), rules, egress)
 

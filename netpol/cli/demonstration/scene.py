@@ -36,8 +36,8 @@ from netpol.model import (
     Pod,
     Policy,
     PolicyPort,
+    PolicyRule,
     Query,
-    Rule,
     family_of,
     format_address,
 )
@@ -146,7 +146,7 @@ def _numbers(ports: Iterable[PolicyPort], declared: frozenset[Port]) -> set[Port
     return found
 
 
-def _pod_ports(cluster: Cluster, pod: Pod, egress: Iterable[Rule]) -> set[Port]:
+def _pod_ports(cluster: Cluster, pod: Pod, egress: Iterable[PolicyRule]) -> set[Port]:
     """`egress` is every egress rule that may concern the pod as a destination."""
     declared = frozenset((port.protocol, port.port) for port in pod.ports)
     found = set(declared)
@@ -175,7 +175,7 @@ def policies_of(cluster: Cluster, pods: Iterable[Pod], direction: Direction) -> 
     return tuple(found[key] for key in sorted(found))
 
 
-def _rules(policies: Iterable[Policy], direction: Direction) -> tuple[Rule, ...]:
+def _rules(policies: Iterable[Policy], direction: Direction) -> tuple[PolicyRule, ...]:
     return tuple(rule for policy in policies for rule in policy.rules(direction) or ())
 
 

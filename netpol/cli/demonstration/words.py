@@ -14,9 +14,9 @@ from netpol.model import (
     Peer,
     Policy,
     PolicyPort,
+    PolicyRule,
     Query,
     Requirement,
-    Rule,
     Selector,
 )
 
@@ -61,12 +61,12 @@ def port_words(port: PolicyPort) -> str:
     return f"{port.first}/{protocol}" if port.first == port.last else f"{port.first}-{port.last}/{protocol}"
 
 
-def ports_words(rule: Rule) -> str:
+def ports_words(rule: PolicyRule) -> str:
     """ "6379/TCP, 53/UDP"."""
     return "every port" if rule.ports is None else ", ".join(map(port_words, rule.ports)) or "no port"
 
 
-def peers_words(rule: Rule, direction: Direction) -> tuple[str, ...]:
+def peers_words(rule: PolicyRule, direction: Direction) -> tuple[str, ...]:
     """ "from 172.17.0.0/16", a text for each peer."""
     preposition = "from" if direction == "ingress" else "to"
     if rule.peers is None:

@@ -15,8 +15,7 @@ from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
-from netpol.model import SCTP, TCP, Direction, Family, IPBlock, NamedPort, NumberedPort, Policy, PolicyPort, Query
-from netpol.model import Rule as PolicyRule
+from netpol.model import SCTP, TCP, Direction, Family, IPBlock, NamedPort, NumberedPort, Policy, PolicyPort, PolicyRule, Query
 from netpol.rules.compile.prefixes import prefixes, union, whole
 from netpol.rules.compile.selections import BlockSelection, PodSelection, PortSelection, Selection, content_hash, set_name
 from netpol.rules.ruleset import (
