@@ -14,7 +14,7 @@ from netpol.model import Object
 
 
 class Put(Struct, frozen=True, gc=False):
-    """An object is there, or is different now; `errors` is what of it could not be understood (SEMANTICS 33: it counts as far as it is safe)."""
+    """An object is there, or is different now. `errors` is what of it could not be understood: it counts as far as it is safe."""
 
     object: Object
     errors: tuple[InvalidObject, ...] = ()
