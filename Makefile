@@ -67,7 +67,7 @@ sanitize: $(VENV)/.dev  ## Run the tests of the native boundary under ASan and U
 		../../$(BIN)/python -m pytest -p no:cacheprovider --capture=sys tests/kernel $(ARGS)
 
 # Anew each time, for mutmut does not notice that a test has changed. Of pure code only: no mutant meets a kernel.
-mutants: $(NATIVE) $(VENV)/.mutants  ## Break policy/ and rules/ in 4,000 ways, each for a test to find (half an hour; ARGS="netpol.rules.diff*")
+mutants: $(NATIVE) $(VENV)/.mutants  ## Break policy/ and rules/ in 4,000 ways, each for a test to find (some minutes; ARGS="netpol.rules.diff*")
 	@rm -rf mutants
 	@NETPOL_HYPOTHESIS_PROFILE=mutants $(BIN)/mutmut run $(ARGS)
 	@$(BIN)/python -m tests.mutants
