@@ -11,6 +11,8 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from netpol.bench import Case, Result, Session, cases
+from netpol.bench.cases import LARGE, MEMORY_GOAL, short
+from netpol.bench.memory import footprint
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.row)
@@ -22,3 +24,8 @@ def test_case(case: Case, benchmark: BenchmarkFixture, results: list[Result]) ->
         result = session.result()
         benchmark.extra_info.update(result=msgspec.to_builtins(result), operations=session.operations)
     results.append(result)
+
+
+def test_memory(results: list[Result]) -> None:
+    """A large cluster with all its indexes, in a process of its own."""
+    results.append(footprint(f"{short(LARGE[0])} pods in memory", *LARGE, MEMORY_GOAL))

@@ -13,11 +13,14 @@ MEMBERS, FEW = 60_000, 1_000
 RULES = (1_000, 10_000)
 POLICIES, ISOLATED = 1_000, (10, 250, 2_000)
 CLUSTER = (10_000, 1_000, 250)  # pods, policies, pods on our node
+LARGE = (100_000, 1_000, 250)
 
 FILL_GOALS = {sets.RESTORE: 10.0, sets.RIGHT_SIZED: 9.0}
 LOAD_GOAL = 7.0
 # A new flow may cost so many times what it costs beside the peer; an event in a cluster of 8 times the size, too.
 POLICIES_GOAL, DISPATCH_GOAL, FREE_GOAL, FLAT_GOAL, LINEAR_GOAL = 1 / 1.3, 1 / 1.05, 1 / 1.05, 1 / 1.2, 1 / (8 * 1.2)
+
+MEMORY_GOAL = 85.0  # MiB for the large cluster
 
 
 def cases(

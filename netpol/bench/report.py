@@ -20,7 +20,10 @@ FILE = "bench-results.json"
 
 
 def to_json(results: Sequence[Result]) -> bytes:
-    """A list of rows: {"row", "ms", "peers": {name: {"ms", "ratio", "goal" where there is one}}, "system_calls", "pairs"}."""
+    """A list of rows: {"row", "ms", "peers": {name: {"ms", "ratio", "goal" where there is one}}, "system_calls", "pairs"}.
+
+    Rows about memory have no peers, and "mebibytes" and "most", which is their goal.
+    """
     return msgspec.json.format(msgspec.json.encode(list(results)), indent=2) + b"\n"
 
 
@@ -71,7 +74,10 @@ def table(results: Sequence[Result], least_rss: float, width: int, colours: bool
         for name, peer in result.peers.items():
             drawn.add_row(*mine, name, _figure(peer.ms), f"{_figure(peer.ratio)}x", _goal(peer))
             mine = ["", "", ""]
-        if not result.peers:
+        if result.mebibytes is not None and result.most is not None:
+            verdict = "[green]met[/]" if result.mebibytes <= result.most else "[red]missed[/]"
+            drawn.add_row(*mine, f"takes {_figure(result.mebibytes)} MiB", "", "", f"<= {result.most:.3g} MiB {verdict}")
+        elif not result.peers:
             drawn.add_row(*mine, "nothing installed", "", "", "")
         drawn.add_section()
     with console.capture() as captured:

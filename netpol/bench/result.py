@@ -28,14 +28,19 @@ class PeerResult(Struct, frozen=True, omit_defaults=True):
         return None if self.goal is None else self.ratio >= self.goal
 
 
-class Result(Struct, frozen=True):
-    """One row: our milliseconds (median over `pairs` runs) and system calls for one operation, and the peers by name."""
+class Result(Struct, frozen=True, omit_defaults=True):
+    """One row: our milliseconds (median over `pairs` runs) and system calls for one operation, and the peers by name.
+
+    mebibytes -- what it takes in memory, where that is the figure; most -- how much it may be.
+    """
 
     row: str
     ms: float
     peers: dict[str, PeerResult]
     system_calls: int
     pairs: int
+    mebibytes: float | None = None
+    most: float | None = None
 
 
 def summarise(
