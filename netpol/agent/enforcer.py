@@ -43,6 +43,16 @@ class Drift(Struct, frozen=True):
     def __bool__(self) -> bool:
         return self != NO_DRIFT
 
+    def named(self) -> tuple[str, ...]:
+        """What differed, in words, a few for each thing."""
+        return (
+            *(f"the jump of {family} FORWARD" for family in self.hooks),
+            *(f"the chain {chain}" for chain in self.chains),
+            *(f"the set {name} ({missing} missing, {extra} too many)" for name, missing, extra in self.sets),
+            *(f"the lost set {name}" for name in self.lost_sets),
+            *(f"the stray set {name}" for name in self.stray_sets),
+        )
+
 
 NO_DRIFT = Drift()
 

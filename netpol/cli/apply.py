@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
-    from netpol.agent.enforcer import Enforcer
+    from netpol.agent.enforcer import Enforcer, Report
     from netpol.model import Object
+
+
+# How long the last state may take to be saved when the command ends.
+SAVING = 1.0  # seconds
 
 
 @click.command()
@@ -33,7 +38,10 @@ def apply(files: tuple[str, ...], node: str | None, table: str, unknown_pods: st
     What is there already is adopted: only what differs is changed, without a moment in which neither the old nor the new holds. Bad
     manifests change nothing. `netpol cleanup` takes it all away again.
     """
+    from pathlib import Path
+
     from netpol.agent.enforcer import Enforcer
+    from netpol.agent.saved import save
     from netpol.cli.files import node_name
     from netpol.kernel.apply import Kernel
     from netpol.kube.manifests import load
@@ -43,46 +51,55 @@ def apply(files: tuple[str, ...], node: str | None, table: str, unknown_pods: st
     settings = Settings(table=table, unknown_pods=unknown_pods)  # type: ignore[arg-type]  # both are of the choices
     with Kernel(settings.table) as kernel:
         enforcer = Enforcer(kernel, node_name(objects, node), settings)
-        _enforce(enforcer, objects, state)
         if watch:
-            _follow(enforcer, files, state)
+            _follow(enforcer, objects, files, state)
+            return
+        enforcer.replace(objects)
+        report = enforcer.enforce()
+        if state is not None and report.steps:
+            save(Path(state), enforcer.state.wanted())
+        _tell(report)
 
 
-def _enforce(enforcer: Enforcer, objects: Sequence[Object], state: str | None) -> None:
+def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str], state: str | None) -> None:
+    """Until a signal comes. Files that cannot be understood, and a kernel that refuses, are reported; what is in force stays."""
+    import random
     from pathlib import Path
 
-    from netpol.agent.saved import save
+    from netpol.agent.enforcer import Drift
+    from netpol.agent.files import KINDS, FileSource
+    from netpol.agent.loop import Listener, Loop
+    from netpol.agent.saver import Saver
+    from netpol.agent.service import run_until_signal
+    from netpol.errors import NetpolError
 
-    enforcer.replace(objects)
-    report = enforcer.enforce()
-    if state is not None and report.steps:
-        save(Path(state), enforcer.state.wanted())
+    def complain(error: Exception) -> None:
+        click.echo(textwrap.indent(str(error), "netpol: "), err=True)
+
+    class Words(Listener):
+        def applied(self, report: Report) -> None:
+            _tell(report)
+
+        def refused(self, error: NetpolError) -> None:
+            complain(error)
+
+        def drifted(self, drift: Drift, report: Report) -> None:
+            click.echo(f"repaired what somebody else changed: {', '.join(drift.named())}", err=True)
+
+        def save(self) -> None:
+            if saver is not None:
+                saver.give(enforcer.state.wanted())
+
+    saver = Saver(Path(state), complain) if state is not None else None
+    loop = Loop(enforcer, KINDS, Words(), jitter=random.random)
+    source = FileSource(files, loop.hear, complain)
+    source.say(objects)
+    run_until_signal(loop, source.start)
+    if saver is not None:
+        saver.close(SAVING)
+    click.echo("stopped; the rules stay in force")
+
+
+def _tell(report: Report) -> None:
     done = f"{len(report.steps)} steps" if report.steps else "nothing to change"
     click.echo(f"{done}, {report.system_calls} system calls")
-
-
-def _follow(enforcer: Enforcer, files: Sequence[str], state: str | None) -> None:
-    """Until a signal comes. Files that cannot be understood, and a kernel that refuses, are reported; what is in force stays."""
-    import signal
-
-    from netpol.errors import InvalidManifests, KernelError
-    from netpol.kernel.inotify import Watcher
-    from netpol.kube.manifests import load
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    retry: float | None = None
-    with Watcher(files) as watcher:
-        try:
-            while True:
-                watcher.wait(retry)
-                retry = None
-                watcher.refresh()
-                try:
-                    _enforce(enforcer, load(files), state)
-                except InvalidManifests as error:
-                    click.echo(f"netpol: {error}", err=True)
-                except KernelError as error:
-                    click.echo(f"netpol: {error}", err=True)
-                    retry = 1.0
-        except KeyboardInterrupt:
-            click.echo("stopped; the rules stay in force")

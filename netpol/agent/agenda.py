@@ -1,0 +1,141 @@
+"""What the loop does next, and when: decided from times that are passed in, without a clock, a thread or a kernel.
+
+The first change after quiet is due at once. Changes that come while the kernel is written wait, and are written together: after each
+write there is a pause as long as the write took, within bounds, so that a storm never keeps the kernel busy more than about half of
+the time. What the kernel refused is tried again after a pause that doubles, with jitter; a change that comes meanwhile does not wait
+for that, for it may have nothing to do with what is refused.
+
+Invariants: nothing is written, audited or looked at before every kind is complete; once complete, always complete, whatever the source
+does; a change is never postponed by an audit that is due at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple
+
+from msgspec import Struct
+
+from netpol.model import Object
+
+Task = Literal["absorb", "apply", "look", "audit", "save"]
+
+
+class Pace(Struct, frozen=True):
+    """How long things take their time; all in seconds.
+
+    look -- between two cheap looks at the tables; audit -- between two audits (0: none); gather -- how long events are gathered before
+    they are taken in, as long as nothing may be written yet; rest -- the least and the most pause after a write; retry -- the first and
+    the longest pause before what was refused is tried again; save -- how long nothing has to change before the state is saved, and how
+    long it may go unsaved while changes keep coming.
+    """
+
+    look: float = 0.1
+    audit: float = 10.0
+    gather: float = 0.02
+    rest: tuple[float, float] = (0.002, 0.1)
+    retry: tuple[float, float] = (0.1, 30.0)
+    save: tuple[float, float] = (1.0, 5.0)
+
+
+class Due(NamedTuple):
+    """A task, and when it is due. `absorb` takes in what came, `apply` does that too and makes the kernel so."""
+
+    at: float
+    task: Task
+
+
+class Agenda:
+    """See the module. `jitter` gives numbers from 0 to 1. Times may be of any clock that only goes forward."""
+
+    def __init__(self, kinds: Iterable[type[Object]], pace: Pace, jitter: Callable[[], float]) -> None:
+        self.missing: set[type[Object]] = set(kinds)
+        self.refusals = 0
+        self.in_force = False  # whether all that was taken in is in the kernel, as far as we know
+        self._pace, self._jitter = pace, jitter
+        self._rest_until = float("-inf")
+        self._attempt: float | None = None  # when to write without waiting for a change
+        self._look: float | None = None
+        self._audit: float | None = None
+        self._first_unsaved: float | None = None
+        self._last_unsaved = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether all objects of every kind have been said, so that writing is safe."""
+        return not self.missing
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether the kernel was written since the state was saved last, and holds all that it should."""
+        return self.in_force and self._first_unsaved is not None
+
+    def due(self, oldest: float | None, now: float) -> Due | None:
+        """What is due first; None where nothing is, until something comes. `oldest` -- when the oldest event came that waits."""
+        if self.missing:
+            return Due(oldest + self._pace.gather, "absorb") if oldest is not None else None
+        times: dict[Task, float | None] = {"apply": self._apply_at(oldest)}
+        if self.in_force:
+            times |= {"look": self._look, "audit": self._audit}
+            if self._first_unsaved is not None:
+                quiet, longest = self._pace.save
+                times["save"] = min(self._last_unsaved + quiet, self._first_unsaved + longest)
+        # What is overdue is due now, so that the order above decides, not who has waited longest.
+        due = [Due(max(at, now), task) for task, at in times.items() if at is not None]
+        return min(due, key=lambda one: one.at, default=None)
+
+    def _apply_at(self, oldest: float | None) -> float | None:
+        """When a change that waits may be written, or what is to be written anyway, whichever is first."""
+        change = None if oldest is None else max(oldest, self._rest_until)
+        times = [at for at in (change, self._attempt) if at is not None]
+        return min(times, default=None)
+
+    def heard_all(self, kind: type[Object], now: float) -> None:
+        """All objects of a kind have been said: the first time that this is so of every kind, the kernel is written at once."""
+        if kind in self.missing:
+            self.missing.discard(kind)
+            if not self.missing:
+                self._attempt = now
+
+    def applied(self, began: float, ended: float, changed: bool) -> None:
+        """The kernel is as wanted; `changed`: something had to be written for that."""
+        least, most = self._pace.rest
+        self._rest_until = ended + min(max(ended - began, least), most)
+        self._attempt = None
+        self.refusals = 0
+        if not self.in_force:
+            self.in_force = True
+            self._look = ended + self._pace.look
+            self._plan_audit(ended)
+        if changed:
+            self._last_unsaved = ended
+            if self._first_unsaved is None:
+                self._first_unsaved = ended
+
+    def refused(self, began: float, ended: float) -> None:
+        """The kernel did not take it all."""
+        first, longest = self._pace.retry
+        wait = min(first * 2.0 ** min(self.refusals, 30), longest)
+        self.refusals += 1
+        self.in_force = False
+        self._attempt = ended + wait * (0.5 + self._jitter() / 2)
+        self._rest_until = ended + min(max(ended - began, first / 2), longest)
+
+    def again(self, at: float) -> None:
+        """Something is to be written at that time though no event comes."""
+        self._attempt = at if self._attempt is None else min(at, self._attempt)
+
+    def looked(self, now: float, touched: bool) -> None:
+        """The cheap look was taken; somebody who touched a table brings the audit at once."""
+        self._look = now + self._pace.look
+        if touched:
+            self._audit = now
+
+    def audited(self, now: float) -> None:
+        self._plan_audit(now)
+
+    def saved(self) -> None:
+        self._first_unsaved = None
+
+    def _plan_audit(self, now: float) -> None:
+        self._audit = now + self._pace.audit if self._pace.audit else None

@@ -1,0 +1,278 @@
+"""The loop of a node: events from any thread in, and one thread that owns the kernel and makes it so.
+
+Sources call `hear`; the thread in `run` takes in what they said, enforces it, audits, and takes the cheap look, as the `Agenda` has it.
+Between an event and its enforcement nothing polls: `hear` wakes the thread. Events that are heard in one call are enforced together.
+Each event is stamped as it arrives; how long it took until the kernel was as it wants is counted when it is.
+
+Invariants: only the thread in `run` touches the enforcer, and only it calls the listener; until every kind has been said completely
+nothing is written; what the kernel refuses never ends the loop, and what is in force stays. An error that is no refusal ends `run`.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from netpol.agent.agenda import Agenda, Due, Pace
+from netpol.agent.coalesce import coalesced
+from netpol.agent.enforcer import Drift, Enforcer, Report, identity
+from netpol.agent.tally import Tally
+from netpol.errors import InvalidObject, KernelError, MalformedKernelData, NetpolError
+from netpol.kube.events import Event, Gone, Put, Synced
+from netpol.model import Object
+
+T = TypeVar("T")
+Refusal = KernelError | MalformedKernelData
+# What a refusal tells at most of how long events waited: while it lasts, more are only taken in.
+STAMPS = 100_000
+# The thread shows that it lives at least this often.
+PULSE = 1.0  # seconds
+
+
+class Listener:
+    """What is told of the loop's doings, on its thread. Each method does nothing until it is overridden."""
+
+    def applied(self, report: Report) -> None:
+        """The kernel is as wanted. `report.steps` are empty where it was before."""
+
+    def refused(self, error: Refusal) -> None:
+        """The kernel refused, or showed what it should not. Told once a change, and not for each further try."""
+
+    def drifted(self, drift: Drift, report: Report) -> None:
+        """Somebody had changed what is ours; it is repaired."""
+
+    def invalid(self, put: Put) -> None:
+        """An object that cannot be understood whole came, or one whose errors are others than before; no errors: they are gone."""
+
+    def save(self) -> None:
+        """The state has not changed for a while, and is other than when this was called last."""
+
+    def pulse(self) -> None:
+        """The loop lives; called about every second, and more often."""
+
+
+class Loop:
+    """See the module.
+
+    kinds -- what has to be said completely before anything is written; look -- the cheap look: whether somebody else wrote one of our
+    tables since we did (None: there is none); clock -- seconds that only go forward; jitter -- numbers from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        enforcer: Enforcer,
+        kinds: Iterable[type[Object]],
+        listener: Listener | None = None,
+        *,
+        pace: Pace | None = None,
+        look: Callable[[], bool] | None = None,
+        tally: Tally | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float],
+    ) -> None:
+        self.enforcer = enforcer
+        self.agenda = Agenda(kinds, pace or Pace(), jitter)
+        self.tally = tally or Tally()
+        self.errors: dict[tuple[type[Object], str, str], tuple[InvalidObject, ...]] = {}
+        self.last_pulse = clock()
+        self._listener = listener or Listener()
+        self._look, self._clock = look, clock
+        self._wake = threading.Condition(threading.Lock())
+        self._heard: deque[tuple[float, Event]] = deque()
+        self._asked: deque[Callable[[], None]] = deque()
+        self._stopping = False
+        self._stamps: list[float] = []  # of what was taken in and is not in force yet
+        self._told: str | None = None  # the refusal that was reported last
+
+    # -- from any thread -----------------------------------------------------------------------------------------------
+
+    def hear(self, *events: Event) -> None:
+        """Takes events, in their order; those of one call are enforced together."""
+        now = self._clock()
+        with self._wake:
+            if not self._heard:
+                self._wake.notify()
+            self._heard.extend((now, event) for event in events)
+
+    def ask(self, question: Callable[[Enforcer], T], timeout: float) -> T | None:
+        """What the loop's thread answers to a question about the enforcer, between two tasks; None where it did not in time.
+
+        An error of netpol is raised here, and is no matter to the loop.
+        """
+        answers: queue.SimpleQueue[T | NetpolError] = queue.SimpleQueue()
+
+        def answer() -> None:
+            try:
+                answers.put(question(self.enforcer))
+            except NetpolError as error:
+                answers.put(error)
+
+        with self._wake:
+            self._asked.append(answer)
+            self._wake.notify()
+        try:
+            found = answers.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        if isinstance(found, NetpolError):
+            raise found
+        return found
+
+    def stop(self) -> None:
+        """Ends `run` after the task at hand; what is in force stays."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+
+    @property
+    def waiting(self) -> int:
+        """Events that were heard and not taken in yet."""
+        return len(self._heard)
+
+    # -- the loop's thread ---------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until `stop`; what was not saved then is."""
+        while True:
+            self._pulse()
+            with self._wake:
+                if self._stopping:
+                    break
+                if not self._asked:
+                    now = self._clock()
+                    due = self._due(now)
+                    if due is None or due.at > now:
+                        self._wake.wait(PULSE if due is None else min(due.at - now, PULSE))
+                        continue
+            self.step()
+        if self.agenda.unsaved:
+            self._save()
+
+    def step(self) -> bool:
+        """Answers what was asked and does the first task that is due; False where none is. For the thread in `run`, and for tests."""
+        while self._asked:
+            self._asked.popleft()()
+        now = self._clock()
+        due = self._due(now)
+        if due is None or due.at > now:
+            return False
+        if due.task == "absorb":
+            self._absorb()
+        elif due.task == "apply":
+            self._absorb()
+            self._apply()
+        elif due.task == "look":
+            touched = self._look is not None and self._look()
+            self.agenda.looked(self._clock(), touched)
+        elif due.task == "audit":
+            self._audit()
+        else:
+            self._save()
+        return True
+
+    def _save(self) -> None:
+        self._listener.save()
+        self.agenda.saved()
+
+    def _due(self, now: float) -> Due | None:
+        return self.agenda.due(self._heard[0][0] if self._heard else None, now)
+
+    def _pulse(self) -> None:
+        self.last_pulse = self._clock()
+        self._listener.pulse()
+
+    def _absorb(self) -> None:
+        """Takes in all that was heard."""
+        with self._wake:
+            heard, self._heard = self._heard, deque()
+        now = self._clock()
+        changes: list[Put | Gone] = []
+        for stamp, event in heard:
+            if isinstance(event, Synced):
+                self.agenda.heard_all(event.kind, now)
+                self.tally.events[event.kind.__name__, "synced"] += 1
+                continue
+            changes.append(event)
+            if len(self._stamps) < STAMPS:
+                self._stamps.append(stamp)
+            kind, word = (event.kind, "gone") if isinstance(event, Gone) else (type(event.object), "put")
+            self.tally.events[kind.__name__, word] += 1
+            if self.errors or (isinstance(event, Put) and event.errors):
+                self._remember_errors(event)
+        if changes:
+            self._told = None
+        puts: list[Object] = []
+        for event in coalesced(changes):
+            if isinstance(event, Put):
+                puts.append(event.object)
+                continue
+            self.enforcer.put(*puts)
+            puts = []
+            self.enforcer.drop(event.kind, event.name, event.namespace)
+        self.enforcer.put(*puts)
+
+    def _remember_errors(self, event: Put | Gone) -> None:
+        if isinstance(event, Gone):
+            self.errors.pop((event.kind, event.namespace, event.name), None)
+            return
+        key = identity(event.object)
+        before = self.errors.pop(key, ())
+        if event.errors:
+            self.errors[key] = event.errors
+        if [str(error) for error in before] != [str(error) for error in event.errors]:
+            self.tally.object_errors[key[0].__name__] += len(event.errors)
+            self._listener.invalid(event)
+
+    def _apply(self) -> None:
+        began = self._clock()
+        try:
+            report = self.enforcer.enforce()
+        except (KernelError, MalformedKernelData) as error:
+            self._refuse(began, error)
+            return
+        self._done(began, report)
+
+    def _done(self, began: float, report: Report) -> None:
+        ended = self._clock()
+        self.tally.applies.observe(ended - began)
+        self.tally.enforced.observe_all(ended - stamp for stamp in self._stamps)
+        self.tally.system_calls += report.system_calls
+        self._stamps = []
+        self._told = None
+        self.agenda.applied(began, ended, bool(report.steps))
+        self._listener.applied(report)
+
+    def _audit(self) -> None:
+        began = self._clock()
+        try:
+            drift, report = self.enforcer.audit()
+        except (KernelError, MalformedKernelData) as error:
+            self._refuse(began, error)
+            return
+        ended = self._clock()
+        self.tally.audits.observe(ended - began)
+        self.tally.system_calls += report.system_calls
+        self.agenda.audited(ended)
+        if drift:
+            self.tally.drift.update(kinds_of(drift))
+            self._listener.drifted(drift, report)
+
+    def _refuse(self, began: float, error: Refusal) -> None:
+        self.tally.refusals += 1
+        self.agenda.refused(began, self._clock())
+        if self._told != str(error):
+            self._told = str(error)
+            self._listener.refused(error)
+
+
+DRIFT_KINDS = ("hook", "chain", "set_member", "set_lost", "set_stray")
+
+
+def kinds_of(drift: Drift) -> dict[str, int]:
+    """How much of each of DRIFT_KINDS: hooks, chains, sets with other members, sets that are lost or not ours to have."""
+    parts = (drift.hooks, drift.chains, drift.sets, drift.lost_sets, drift.stray_sets)
+    return {kind: len(part) for kind, part in zip(DRIFT_KINDS, parts, strict=True)}

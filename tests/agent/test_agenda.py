@@ -1,0 +1,176 @@
+"""What the loop does next and when, from made-up times: no clock, no thread, no kernel."""
+
+from __future__ import annotations
+
+import pytest
+
+from netpol.agent.agenda import Agenda, Due, Pace
+from netpol.model import Namespace, Pod
+
+
+def at(due: Due | None, task: str) -> float:
+    """When that task, and no other one, is due first."""
+    assert due is not None
+    assert due.task == task
+    return due.at
+
+
+PACE = Pace(look=0.1, audit=10.0, gather=0.02, rest=(0.002, 0.1), retry=(0.1, 30.0), save=(1.0, 5.0))
+
+
+def agenda(pace: Pace = PACE, jitter: float = 1.0) -> Agenda:
+    """One that waits for namespaces and pods."""
+    return Agenda((Namespace, Pod), pace, lambda: jitter)
+
+
+def in_force(pace: Pace = PACE, jitter: float = 1.0) -> Agenda:
+    """One whose kernel is as wanted since 100.0, after a write of 50 ms; nothing is unsaved."""
+    made = agenda(pace, jitter)
+    made.heard_all(Namespace, 99.0)
+    made.heard_all(Pod, 99.0)
+    made.applied(99.95, 100.0, changed=True)
+    made.saved()
+    return made
+
+
+def test_nothing_is_written_before_every_kind_is_complete() -> None:
+    """Events are only taken in, gathered for a moment; no look, no audit; the last kind makes the write due at once."""
+    made = agenda()
+    assert made.due(None, 5.0) is None
+    assert made.due(1.0, 1.0) == Due(1.02, "absorb")
+    made.heard_all(Namespace, 2.0)
+    made.heard_all(Namespace, 2.5)
+    assert made.due(2.0, 2.0) == Due(2.02, "absorb")
+    made.heard_all(Pod, 3.0)
+    assert made.complete
+    assert made.due(None, 3.0) == Due(3.0, "apply")
+
+
+def test_complete_is_for_good() -> None:
+    """A kind that is said again completely, as after an outage, is no reason to write where nothing changed."""
+    made = in_force()
+    made.heard_all(Pod, 200.0)
+    assert made.complete
+    assert made.due(None, 100.0) == Due(100.1, "look")
+
+
+def test_the_first_change_after_quiet_goes_at_once() -> None:
+    """It is due when it came, also where a look and an audit are overdue."""
+    made = in_force()
+    assert made.due(150.0, 150.0001) == Due(150.0001, "apply")
+
+
+@pytest.mark.parametrize(
+    ("took", "rest"),
+    [
+        pytest.param(0.0001, 0.002, id="not shorter than the least"),
+        pytest.param(0.03, 0.03, id="as long as the write took"),
+        pytest.param(4.0, 0.1, id="not longer than the most"),
+    ],
+)
+def test_a_burst_is_gathered(took: float, rest: float) -> None:
+    """What comes while the kernel is written, or right after, waits until the write has rested."""
+    made = in_force(Pace(look=1000.0, audit=0.0))
+    made.applied(200.0, 200.0 + took, changed=True)
+    assert at(made.due(200.0, 200.0 + took), "apply") == pytest.approx(200.0 + took + rest)
+
+
+def test_looks_and_audits_come_by_the_clock() -> None:
+    """Every 0.1 s and every 10 s; a look that sees somebody's hand brings the audit at once."""
+    made = in_force()
+    assert made.due(None, 100.0) == Due(100.1, "look")
+    made.looked(100.1, touched=False)
+    assert at(made.due(None, 100.1), "look") == pytest.approx(100.2)
+    made.looked(109.95, touched=False)
+    assert made.due(None, 110.0) == Due(110.0, "audit")
+    made.audited(110.0)
+    assert at(made.due(None, 110.0), "look") == pytest.approx(110.05)
+    made.looked(110.05, touched=True)
+    assert made.due(None, 110.05) == Due(110.05, "audit")
+
+
+def test_writes_do_not_put_audits_off() -> None:
+    """Under steady change audits and looks keep their times."""
+    made = in_force()
+    for second in range(101, 112):
+        made.applied(second, second + 0.001, changed=True)
+        made.looked(second + 0.002, touched=False)
+    assert made.due(None, 111.003) == Due(111.003, "audit")
+
+
+def test_audits_can_be_off() -> None:
+    """An interval of 0 means none, but for those that a look brings."""
+    made = in_force(Pace(audit=0.0))
+    made.looked(1e6, touched=False)
+    assert made.due(None, 1e6) == Due(1e6 + 0.1, "look")
+    made.looked(1e6, touched=True)
+    assert made.due(None, 1e6) == Due(1e6, "audit")
+    made.audited(1e6)
+    assert made.due(None, 1e6) == Due(1e6 + 0.1, "look")
+
+
+@pytest.mark.parametrize(("jitter", "share"), [pytest.param(0.0, 0.5, id="least"), pytest.param(1.0, 1.0, id="most")])
+def test_what_was_refused_is_tried_again_ever_later(jitter: float, share: float) -> None:
+    """0.1 s doubled each time, up to 30 s, with jitter down to a half; a success begins anew."""
+    made = in_force(jitter=jitter)
+    for wait in [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]:
+        made.refused(200.0, 200.0)
+        assert at(made.due(None, 200.0), "apply") == pytest.approx(200.0 + wait * share)
+    made.applied(300.0, 300.0, changed=False)
+    assert made.due(None, 300.0) != Due(300.0, "apply")
+    made.refused(400.0, 400.0)
+    assert at(made.due(None, 400.0), "apply") == pytest.approx(400.0 + 0.1 * share)
+
+
+def test_a_thousand_refusals_are_counted() -> None:
+    """The doubling does not run out of numbers."""
+    made = in_force()
+    for _ in range(2000):
+        made.refused(200.0, 200.0)
+    assert made.due(None, 200.0) == Due(230.0, "apply")
+
+
+def test_a_change_does_not_wait_for_the_retry() -> None:
+    """It may have nothing to do with what is refused; but it waits long enough that a stream of them is no storm of tries."""
+    made = in_force()
+    for _ in range(10):
+        made.refused(200.0, 200.0)
+    assert made.due(200.0, 200.0) == Due(200.05, "apply")
+
+
+def test_nobody_looks_or_audits_while_the_kernel_refuses() -> None:
+    """The retry reads everything anyway."""
+    made = in_force()
+    for _ in range(10):
+        made.refused(200.0, 200.0)
+    assert made.due(None, 229.0) == Due(230.0, "apply")
+
+
+def test_the_state_is_saved_in_quiet_and_under_steady_change() -> None:
+    """A second after the last change, but not later than five after the first; not while the kernel lacks something; once."""
+    made = in_force(Pace(look=1000.0))
+    made.applied(200.0, 200.0, changed=False)
+    assert not made.unsaved
+    made = in_force(Pace(look=1000.0, audit=0.0))
+    made.applied(200.0, 200.0, changed=True)
+    assert made.due(None, 200.0) == Due(201.0, "save")
+    for tenth in range(2001, 2050):
+        made.applied(tenth / 10, tenth / 10, changed=True)
+    assert made.due(None, 204.9) == Due(205.0, "save")
+    made.refused(204.9, 204.9)
+    assert not made.unsaved
+    made.applied(205.5, 205.5, changed=False)
+    assert made.due(None, 205.5) == Due(205.5, "save")
+    made.saved()
+    assert made.due(None, 206.0) == Due(1205.5, "look")
+
+
+def test_a_write_can_be_asked_for() -> None:
+    """Without a change that waits; the earliest of several counts."""
+    made = in_force(Pace(look=1000.0, audit=0.0))
+    made.again(300.0)
+    made.again(250.0)
+    made.again(270.0)
+    assert made.due(None, 200.0) == Due(250.0, "apply")
+    made.applied(250.0, 250.0, changed=False)
+    assert made.due(None, 250.0) == Due(1100.0, "look")

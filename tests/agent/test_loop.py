@@ -1,0 +1,319 @@
+"""The loop on a real kernel: step by step with a clock that the test moves, and in its thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from netpol.agent.agenda import Pace
+from netpol.agent.enforcer import Drift, Enforcer, Report
+from netpol.agent.loop import Listener, Loop, Refusal
+from netpol.errors import InvalidObject
+from netpol.kernel.apply import Kernel
+from netpol.kube.events import Event, Gone, Put, Synced
+from netpol.model import EVERYTHING, Namespace, Node, Pod, Policy
+from netpol.rules.diff import diff
+from tests.referees import run
+
+pytestmark = pytest.mark.usefixtures("netns")
+
+KINDS = (Namespace, Node, Pod, Policy)
+COMPLETE = tuple(Synced(kind) for kind in KINDS)
+A = Pod("x", "a", (("app", "web"),), "n", (bytes((10, 0, 0, 1)),))
+B = Pod("x", "b", (), "n", (bytes((10, 0, 0, 2)),))
+P = Policy("x", "p", EVERYTHING, (), None)
+WORLD = (Put(Namespace("x")), Put(A), Put(B), Put(P))
+
+
+class Heard(Listener):
+    """Writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+        self.refusals: list[str] = []
+        self.drifts: list[Drift] = []
+        self.invalids: list[Put] = []
+        self.saves = 0
+
+    def applied(self, report: Report) -> None:
+        self.reports.append(report)
+
+    def refused(self, error: Refusal) -> None:
+        self.refusals.append(str(error))
+
+    def drifted(self, drift: Drift, report: Report) -> None:
+        self.drifts.append(drift)
+
+    def invalid(self, put: Put) -> None:
+        self.invalids.append(put)
+
+    def save(self) -> None:
+        self.saves += 1
+
+
+class Stage:
+    """A loop, the listener, and the clock that the test moves."""
+
+    def __init__(self, kernel: Kernel, pace: Pace, look: Callable[[], bool] | None = None) -> None:
+        self.kernel, self.heard, self.now = kernel, Heard(), 1000.0
+        self.loop = Loop(Enforcer(kernel, "n"), KINDS, self.heard, pace=pace, look=look, clock=lambda: self.now, jitter=lambda: 1.0)
+
+    def pass_time(self, seconds: float) -> None:
+        """Moves the clock, and does all that is due then."""
+        self.now += seconds
+        while self.loop.step():
+            pass
+
+    def agrees(self) -> bool:
+        """Whether the kernel holds what the loop's cluster wants."""
+        return diff(self.loop.enforcer.state.wanted(), self.kernel.read()) == ()
+
+
+@pytest.fixture
+def kernel(netns: int) -> Iterator[Kernel]:
+    with Kernel() as kernel:
+        yield kernel
+
+
+@pytest.fixture
+def stage(kernel: Kernel) -> Stage:
+    return Stage(kernel, Pace(look=0.1, audit=10.0))
+
+
+def rules() -> str:
+    return run("iptables-legacy-save", "-t", "mangle")
+
+
+def test_nothing_is_written_before_every_kind_is_complete(stage: Stage) -> None:
+    """Not even the table is made, though events are taken in; the last kind's end writes it all."""
+    stage.loop.hear(*WORLD, *COMPLETE[:-1])
+    stage.pass_time(60.0)
+    assert stage.loop.waiting == 0
+    assert "NETPOL" not in rules()
+    stage.loop.hear(COMPLETE[-1])
+    stage.pass_time(0.02)
+    assert "-d 10.0.0.1/32" in rules()
+    assert stage.agrees()
+
+
+def test_a_change_is_enforced_without_time_passing(stage: Stage) -> None:
+    """The first one after quiet needs no waiting; the next one waits for the rest after it; events of both are counted with their times."""
+    stage.loop.hear(*WORLD, *COMPLETE)
+    stage.pass_time(0.02)
+    stage.pass_time(1.0)
+    stage.loop.hear(Gone(Policy, "p", "x"))
+    stage.pass_time(0.0)
+    assert "-d 10.0.0.1/32" not in rules()
+    stage.loop.hear(Put(P))
+    stage.pass_time(0.0)
+    assert "-d 10.0.0.1/32" not in rules()
+    stage.pass_time(0.002)
+    assert "-d 10.0.0.1/32" in rules()
+    tally = stage.loop.tally
+    assert sum(tally.enforced.counts) == 6
+    assert tally.enforced.total == pytest.approx(4 * 0.02 + 0.0 + 0.002)
+    assert tally.events == {
+        **{(kind.__name__, "synced"): 1 for kind in KINDS},
+        ("Namespace", "put"): 1,
+        ("Pod", "put"): 2,
+        ("Policy", "put"): 2,
+        ("Policy", "gone"): 1,
+    }
+    assert tally.system_calls == sum(report.system_calls for report in stage.heard.reports)
+
+
+def test_events_of_one_call_are_enforced_together(stage: Stage) -> None:
+    """A policy that only gets another name costs no step."""
+    stage.loop.hear(*WORLD, *COMPLETE)
+    stage.pass_time(0.02)
+    stage.loop.hear(Gone(Policy, "p", "x"), Put(Policy("x", "q", EVERYTHING, (), None)))
+    stage.pass_time(1.0)
+    assert [bool(report.steps) for report in stage.heard.reports] == [True, False]
+
+
+def test_a_restarted_loop_writes_nothing(stage: Stage, kernel: Kernel) -> None:
+    """It adopts what its predecessor left, with no write."""
+    stage.loop.hear(*WORLD, *COMPLETE)
+    stage.pass_time(0.02)
+    second = Stage(kernel, Pace())
+    second.loop.hear(*WORLD, *COMPLETE)
+    second.pass_time(0.02)
+    assert [report.steps for report in second.heard.reports] == [()]
+
+
+def test_a_refusal_is_told_once_and_tried_again(stage: Stage) -> None:
+    """A foreign rule keeps a set of ours in use: told once a change, other changes go on at once, and it ends when the rule goes."""
+    stage.loop.hear(*WORLD, *COMPLETE)
+    stage.pass_time(0.02)
+    run("ipset", "create", "NETPOL4-stray", "hash:ip")
+    run("iptables-legacy", "-w", "-A", "OUTPUT", "-m", "set", "--match-set", "NETPOL4-stray", "dst")
+    for _ in range(60):
+        stage.pass_time(1.0)
+    (told,) = stage.heard.refusals
+    assert "ipset destroy NETPOL4-stray: in use" in told
+    assert stage.loop.tally.refusals > 3
+    stage.loop.hear(Gone(Policy, "p", "x"))
+    stage.pass_time(0.1)
+    assert "-d 10.0.0.1/32" not in rules()
+    assert len(stage.heard.refusals) == 2
+    stage.loop.hear(Put(P))
+    run("iptables-legacy", "-w", "-F", "OUTPUT")
+    for _ in range(31):
+        stage.pass_time(1.0)
+    assert stage.loop.agenda.in_force
+    assert stage.agrees()
+    assert len(stage.heard.refusals) == 2
+
+
+def test_an_audit_repairs_and_counts(stage: Stage) -> None:
+    """By the clock alone, where nobody looks."""
+    stage.loop.hear(*WORLD, *COMPLETE)
+    stage.pass_time(0.02)
+    run("iptables-legacy", "-w", "-t", "mangle", "-D", "FORWARD", "-j", "NETPOL")
+    stage.pass_time(9.9)
+    assert stage.heard.drifts == []
+    stage.pass_time(0.2)
+    assert stage.heard.drifts == [Drift(hooks=("IPv4",))]
+    assert "-A FORWARD -j NETPOL" in rules()
+    assert stage.loop.tally.drift["hook"] == 1
+    assert sum(stage.loop.tally.drift.values()) == 1
+
+
+def test_a_look_that_sees_a_foreign_hand_audits_at_once(kernel: Kernel) -> None:
+    """The look is asked about every 0.1 s, and its yes repairs within the same moment."""
+    looks: list[bool] = []
+    touched = False
+
+    def look() -> bool:
+        looks.append(touched)
+        return touched
+
+    stage = Stage(kernel, Pace(look=0.1, audit=0.0), look)
+    stage.loop.hear(*WORLD, *COMPLETE)
+    stage.pass_time(0.02)
+    for _ in range(10):
+        stage.pass_time(0.101)
+    assert looks == [False] * 10
+    run("iptables-legacy", "-w", "-t", "mangle", "-F", "NETPOL-DENY")
+    touched = True
+    stage.pass_time(0.101)
+    assert [drift.chains for drift in stage.heard.drifts] == [("IPv4 NETPOL-DENY",)]
+
+
+def test_errors_of_objects_are_kept_and_told_when_they_change(stage: Stage) -> None:
+    """Once for the same errors, again for others, once when they are gone; forgotten with the object, and counted."""
+    bad = InvalidObject("NetworkPolicy x/p", "spec.ingress[0].ports[0].port", "0 is not a port")
+    worse = InvalidObject("NetworkPolicy x/p", "spec.podSelector", "is no selector")
+    events: list[Event] = [Put(P, (bad,)), Put(P, (bad,)), Put(P, (worse,)), Put(P), Put(P), Put(P, (bad,)), Gone(Policy, "p", "x"), Put(P)]
+    for event in events:
+        stage.loop.hear(event)
+        stage.pass_time(0.02)
+    assert [put.errors for put in stage.heard.invalids] == [(bad,), (worse,), (), (bad,)]
+    assert stage.loop.tally.object_errors == {"Policy": 3}
+    assert stage.loop.errors == {}
+    stage.loop.hear(Put(P, (bad, worse)))
+    stage.pass_time(0.02)
+    assert stage.loop.errors == {(Policy, "x", "p"): (bad, worse)}
+
+
+def test_the_state_is_saved_in_quiet(stage: Stage) -> None:
+    """Once, a second after the last change."""
+    stage.loop.hear(*WORLD, *COMPLETE)
+    stage.pass_time(0.02)
+    stage.pass_time(0.9)
+    assert stage.heard.saves == 0
+    stage.pass_time(0.2)
+    stage.pass_time(5.0)
+    assert stage.heard.saves == 1
+
+
+# -- in its thread -----------------------------------------------------------------------------------------------------
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Waits for something, for twenty seconds at most."""
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def running(kernel: Kernel) -> Iterator[tuple[Loop, Heard]]:
+    """A loop in its thread, with a world in force, that neither looks nor audits."""
+    heard = Heard()
+    loop = Loop(Enforcer(kernel, "n"), KINDS, heard, pace=Pace(look=1000.0, audit=0.0), jitter=lambda: 1.0)
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    loop.hear(*WORLD, *COMPLETE)
+    until(lambda: loop.agenda.in_force)
+    yield loop, heard
+    loop.stop()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_an_event_wakes_the_thread(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing polls: with a thread that would not wake by itself for an hour, each of 100 changes heard in quiet is enforced."""
+    monkeypatch.setattr("netpol.agent.loop.PULSE", 3600.0)
+    loop = Loop(Enforcer(kernel, "n"), KINDS, pace=Pace(look=3600.0, audit=0.0), jitter=lambda: 1.0)
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    try:
+        loop.hear(*WORLD, *COMPLETE)
+        for i in range(100):
+            until(lambda i=i: sum(loop.tally.enforced.counts) == len(WORLD) + i)  # type: ignore[misc]  # mypy knows no such lambda
+            loop.hear(Put(P) if i % 2 else Gone(Policy, "p", "x"))
+    finally:
+        loop.stop()
+        thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_a_storm_of_threads_ends_in_the_right_state(running: tuple[Loop, Heard]) -> None:
+    """Four sources at once, 4,000 events on 400 pods, a policy that comes and goes: nothing is lost, it ends as the last ones say."""
+    loop, heard = running
+
+    def source(number: int) -> None:
+        for turn in range(10):
+            for i in range(100):
+                loop.hear(Put(Pod("x", f"p{number}-{i}", (("turn", str(turn)),), "n", (bytes((10, 1, number, i)),))))
+            loop.hear(Put(P) if turn % 2 else Gone(Policy, "p", "x"))
+
+    threads = [threading.Thread(target=source, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    until(lambda: sum(loop.tally.enforced.counts) == len(WORLD) + 4 * 1010)
+    wanted, found = loop.ask(lambda enforcer: (enforcer.state.wanted(), enforcer.kernel.read()), 20) or (None, None)
+    assert wanted is not None
+    assert found is not None
+    assert diff(wanted, found) == ()
+    assert len(wanted.chains[4]) == len(found.chains[4])
+    assert "-d 10.1.3.99/32" in rules()
+    assert len(heard.reports) < 2000, "bursts were not gathered"
+
+
+def test_questions_are_answered_by_the_thread(running: tuple[Loop, Heard]) -> None:
+    """The answer, an error that the asker gets, and None where the loop has no time."""
+    loop, _ = running
+    assert loop.ask(lambda enforcer: (enforcer.state.node, threading.current_thread() is threading.main_thread()), 20) == ("n", False)
+    with pytest.raises(InvalidObject):
+        loop.ask(raise_it, 20)
+    assert loop.ask(lambda enforcer: time.sleep(0.2), 0.01) is None
+    assert loop.ask(lambda enforcer: 1, 20) == 1
+
+
+def raise_it(enforcer: Enforcer) -> None:
+    raise InvalidObject("a", "b", "c")
+
+
+def test_the_thread_shows_that_it_lives(running: tuple[Loop, Heard]) -> None:
+    """With nothing to do, too."""
+    loop, _ = running
+    last = loop.last_pulse
+    until(lambda: loop.last_pulse > last)
