@@ -13,18 +13,31 @@ from msgspec.structs import replace
 
 from netpol.errors import KernelError, MalformedKernelData
 from netpol.kernel.apply import Kernel
-from netpol.model import FAMILIES, Object, Pod, Policy
+from netpol.model import FAMILIES, Address, Object, Pod, Policy
 from netpol.policy.cluster import Cluster
 from netpol.rules.compile import NodeState, Settings
 from netpol.rules.diff import diff
+from netpol.rules.replay import touched as touched_members
 from netpol.rules.ruleset import DestroySet, Ruleset, Step
 
 
 class Report(Struct, frozen=True):
-    """What an enforcement did: the steps, and how many system calls they took."""
+    """What an enforcement did: the steps, and how many system calls they took.
+
+    What the followers of the rules in force need (`netpol.agent.cutting`), and gets by without building it where it was not there:
+    whole -- all that is in force, where the steps were planned from a reading of all; None: what was in force before, and the steps;
+    pods -- the addresses of this node's pods that some rule is about; touched -- those of them, and of their peers, whose flows may be
+    judged otherwise than before; None: any.
+    grace -- not zero at a first install: only the gate is in force yet. So many seconds later, and not before, `enforce` is to be
+    called again; see `Enforcer`.
+    """
 
     steps: tuple[Step, ...]
     system_calls: int
+    whole: Ruleset | None = None
+    pods: frozenset[Address] = frozenset()
+    touched: frozenset[Address] | None = frozenset()
+    grace: float = 0.0
 
 
 class Drift(Struct, frozen=True):
@@ -91,16 +104,18 @@ class Enforcer:
         tries again from what is there.
         """
         before = self.kernel.calls
+        whole = None if self._sure else self.state.wanted()
         try:
-            steps = diff(*self.state.pending()) if self._sure else diff(self.state.wanted(), self.kernel.read())
+            steps = diff(*self.state.pending()) if whole is None else diff(whole, self.kernel.read())
             self._sure = False
             self.kernel.apply(steps)
         except (KernelError, MalformedKernelData):
             self._sure = False
             raise
+        touched = None if whole is not None else _touched(self.state.moved(), touched_members(steps))
         self.state.applied()
         self._sure = True
-        return Report(steps, self.kernel.calls - before)
+        return Report(steps, self.kernel.calls - before, whole, self.state.judged, touched)
 
     def adopt(self) -> Report:
         """Takes over whatever the kernel holds: reads all of it and changes only what differs."""
@@ -112,6 +127,11 @@ class Enforcer:
         found = self.kernel.read()
         drift = compare(self.state.wanted(), found)
         return drift, self.adopt() if drift else Report((), 0)
+
+
+def _touched(*parts: frozenset[Address] | None) -> frozenset[Address] | None:
+    known = [part for part in parts if part is not None]
+    return frozenset().union(*known) if len(known) == len(parts) else None
 
 
 def identity(item: Object) -> tuple[type[Object], str, str]:

@@ -22,6 +22,7 @@ from netpol.rules.compile.tree import tree
 from netpol.rules.ruleset import Chain, Ruleset, Set
 
 Key = tuple[str, str]
+_Targets = tuple[dict[Address, str | None], tuple[Network, ...]]  # the chain of each address, and the ranges of unknown ones
 _Leaves = dict[tuple[Family, Direction], dict[Address, ClassChain | None]]
 
 
@@ -61,13 +62,16 @@ class NodeState:
         self._subjects: dict[Query, set[Key]] = {}
         self._classes: dict[_ClassKey, dict[Family, ClassChain]] = {}
         self._isolations: dict[frozenset[Query], _Isolation] = {}
-        self._trees: dict[tuple[Family, Direction], tuple[object, dict[str, Chain]]] = {}
+        self._trees: dict[tuple[Family, Direction], tuple[_Targets, dict[str, Chain]]] = {}
+        self._applied_trees: dict[tuple[Family, Direction], tuple[_Targets, dict[str, Chain]]] = {}
         self._sets: dict[str, _LiveSet] = {}
         self._leaving: dict[str, _LiveSet] = {}
         self._users: dict[Query, set[_LiveSet]] = {}
         self._port_users: dict[Query, set[_LiveSet]] = {}
         self._chains: dict[Family, dict[str, Chain]] = {}
         self._isolated: frozenset[Address] = frozenset()
+        self.judged: frozenset[Address] = frozenset()
+        """Addresses of this node's pods that some rule is about; the rest are free."""
         self._applied: Mapping[Family, Mapping[str, Chain]] = {}
         self._stale = True
         for policy in cluster.policies.values():
@@ -196,12 +200,27 @@ class NodeState:
     def applied(self) -> None:
         """What `pending` or `wanted` said last is in the kernel now."""
         self._applied = self._chains
+        self._applied_trees = dict(self._trees)
         for live in self._sets.values():
             live.new = False
             live.touched = {}
         for live in self._leaving.values():
             self._release(live)
         self._leaving = {}
+
+    def moved(self) -> frozenset[Address] | None:
+        """Addresses of this node's pods with other rules in `pending` than in `applied`; None: unknown ones are judged otherwise."""
+        found: set[Address] = set()
+        for place, (kept, _) in self._trees.items():
+            before = self._applied_trees[place][0] if place in self._applied_trees else ({}, ())
+            if kept is before:
+                continue
+            (targets, ranges), (targets_before, ranges_before) = kept, before
+            if ranges != ranges_before:
+                return None
+            found.update([address for address, chain in targets.items() if targets_before.get(address, "") != chain])
+            found.update(targets_before.keys() - targets.keys())
+        return frozenset(found)
 
     def _full(self, live: _LiveSet) -> Set:
         return as_set(live.selection, live.family, members(live.selection, live.family, self.cluster))
@@ -244,6 +263,7 @@ class NodeState:
         self._classes = {key: self._classes[key] for key in used}
         self._chains = {family: self._family_chains(family, leaves, unknown) for family in FAMILIES}
         self._isolated = frozenset(a for found in leaves.values() for a, chain in found.items() if chain is not None)
+        self.judged = frozenset().union(*leaves.values())
         self._use_sets(leaves)
 
     def _unknown(self) -> tuple[Network, ...]:
@@ -279,7 +299,7 @@ class NodeState:
         for direction in DIRECTIONS:
             targets = {address: found.chain.name if found is not None else None for address, found in leaves[family, direction].items()}
             kept, branches = self._trees.get((family, direction), (None, {}))
-            if kept != (targets, ranges):
+            if kept is None or kept != (targets, ranges):
                 branches = tree(direction, targets, ranges)
                 self._trees[family, direction] = ((targets, ranges), branches)
             chains |= branches

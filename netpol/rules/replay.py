@@ -1,0 +1,76 @@
+"""A ruleset, and the steps that were done since: what is in force, told from what was written and never read back.
+
+Whoever follows the steps of all enforcements knows what the kernel holds, on a thread of its own and without asking for the state of
+the thread that decides. Following costs what the steps are long; the members of a set that changed are put together when asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from msgspec.structs import replace
+
+from netpol.model import Address
+from netpol.rules.ruleset import CreateSet, GrowSet, ReplaceTable, Ruleset, Set, ShrinkSet, Step, is_flagged
+
+
+class Replay:
+    """See the module. Begins with the ruleset that was in force before the first step."""
+
+    def __init__(self, ruleset: Ruleset) -> None:
+        self._ruleset = ruleset
+        self._chains, self._sets, self._hooked = dict(ruleset.chains), dict(ruleset.sets), set(ruleset.hooked)
+        self._later: dict[str, list[GrowSet | ShrinkSet]] = {}
+        self._same = True
+
+    def follow(self, steps: Iterable[Step]) -> None:
+        """These steps were done, in this order."""
+        for step in steps:
+            self._same = False
+            if isinstance(step, GrowSet | ShrinkSet):
+                self._later.setdefault(step.name, []).append(step)
+            elif isinstance(step, ReplaceTable):
+                self._chains[step.family] = step.chains
+                (self._hooked.add if step.hooked else self._hooked.discard)(step.family)
+            else:
+                name = step.set.name if isinstance(step, CreateSet) else step.name
+                self._later.pop(name, None)
+                self._sets.pop(name, None)
+                if isinstance(step, CreateSet):
+                    self._sets[name] = step.set
+
+    def ruleset(self) -> Ruleset:
+        """What is in force now; the same value as last time where nothing was done since, and the same sets where those did not change."""
+        if not self._same:
+            for name, steps in self._later.items():
+                self._sets[name] = _changed(self._sets[name], steps)
+            self._later = {}
+            self._ruleset = Ruleset(dict(self._chains), dict(self._sets), frozenset(self._hooked), self._ruleset.table)
+            self._same = True
+        return self._ruleset
+
+
+def _changed(found: Set, steps: Iterable[GrowSet | ShrinkSet]) -> Set:
+    members = set(found.members)
+    at = 5 if found.family == 4 else 17  # where the nomatch flag stands
+    for step in steps:
+        if isinstance(step, ShrinkSet):
+            members -= step.members
+            continue
+        if is_flagged(found.kind):
+            members -= {member[:at] + bytes((not member[at],)) + member[at + 1 :] for member in step.members}
+        members |= step.members
+    return replace(found, members=frozenset(members))
+
+
+def touched(steps: Iterable[Step]) -> frozenset[Address] | None:
+    """The addresses that live sets got or lost; None where it was a range of them. What is new or gone is a matter of the chains."""
+    found: set[Address] = set()
+    for step in steps:
+        if not isinstance(step, GrowSet | ShrinkSet):
+            continue
+        width = 4 if step.family == 4 else 16
+        if is_flagged(step.kind) and any(member[width] != width * 8 for member in step.members):
+            return None
+        found.update([member[:width] for member in step.members])
+    return frozenset(found)
