@@ -56,7 +56,7 @@ ROOMS = {
     "netpol.rules": Room(third_party=MSGSPEC, pure=True),
     "netpol.kernel": Room(("netpol.rules.ruleset", "netpol.rules.flows"), MSGSPEC),
     "netpol.kube": Room(("netpol.policy.decode",), MSGSPEC | {"yaml"}),
-    "netpol.agent": Room(("netpol.policy", "netpol.rules", "netpol.kernel", "netpol.kube"), MSGSPEC),
+    "netpol.agent": Room(("netpol.policy", "netpol.rules", "netpol.kernel", "netpol.kube"), MSGSPEC | {"prometheus_client"}),
     "netpol.lab": Room(("netpol.kernel.namespaces",), MSGSPEC | {"pyroute2"}),
     # pyroute2 is measured; rich draws the table that pytest's face and the command share.
     "netpol.bench": Room(("netpol.policy", "netpol.rules", "netpol.kernel", "netpol.lab"), MSGSPEC | {"pyroute2", "rich"}),

@@ -20,7 +20,7 @@ from typing import TypeVar
 from netpol.agent.agenda import Agenda, Due, Pace
 from netpol.agent.coalesce import coalesced
 from netpol.agent.enforcer import Drift, Enforcer, Report, identity
-from netpol.agent.tally import Tally
+from netpol.agent.tally import Tally, kind_name
 from netpol.errors import InvalidObject, KernelError, MalformedKernelData, NetpolError
 from netpol.kube.events import Event, Gone, Put, Synced
 from netpol.model import Object
@@ -74,8 +74,8 @@ class Loop:
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float],
     ) -> None:
-        self.enforcer = enforcer
-        self.agenda = Agenda(kinds, pace or Pace(), jitter)
+        self.enforcer, self.kinds = enforcer, tuple(kinds)
+        self.agenda = Agenda(self.kinds, pace or Pace(), jitter)
         self.tally = tally or Tally()
         self.errors: dict[tuple[type[Object], str, str], tuple[InvalidObject, ...]] = {}
         self.last_pulse = clock()
@@ -127,6 +127,11 @@ class Loop:
         with self._wake:
             self._stopping = True
             self._wake.notify()
+
+    @property
+    def in_force(self) -> bool:
+        """Whether everything was said once, and the kernel holds what it should, as far as we know."""
+        return self.agenda.in_force
 
     @property
     def waiting(self) -> int:
@@ -194,13 +199,13 @@ class Loop:
         for stamp, event in heard:
             if isinstance(event, Synced):
                 self.agenda.heard_all(event.kind, now)
-                self.tally.events[event.kind.__name__, "synced"] += 1
+                self.tally.events[kind_name(event.kind), "synced"] += 1
                 continue
             changes.append(event)
             if len(self._stamps) < STAMPS:
                 self._stamps.append(stamp)
             kind, word = (event.kind, "gone") if isinstance(event, Gone) else (type(event.object), "put")
-            self.tally.events[kind.__name__, word] += 1
+            self.tally.events[kind_name(kind), word] += 1
             if self.errors or (isinstance(event, Put) and event.errors):
                 self._remember_errors(event)
         if changes:
@@ -224,7 +229,7 @@ class Loop:
         if event.errors:
             self.errors[key] = event.errors
         if [str(error) for error in before] != [str(error) for error in event.errors]:
-            self.tally.object_errors[key[0].__name__] += len(event.errors)
+            self.tally.object_errors[kind_name(key[0])] += len(event.errors)
             self._listener.invalid(event)
 
     def _apply(self) -> None:

@@ -10,8 +10,15 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 
+from netpol.model import Object, Policy
+
 # Seconds. From what a single set member takes to what nobody wants to wait.
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+def kind_name(kind: type[Object]) -> str:
+    """What the API calls a kind."""
+    return "NetworkPolicy" if kind is Policy else kind.__name__
 
 
 class Histogram:

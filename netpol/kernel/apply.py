@@ -94,6 +94,15 @@ class Kernel:
                 hooked.add(family)
         return Ruleset(chains, sets, frozenset(hooked), self.table)
 
+    def sizes(self) -> dict[str, int]:
+        """How many members each of our sets has, as the kernel counts them."""
+        return {name: header.entries for name, header in self._ipset.headers().items() if is_our_set(name)}
+
+    def counted(self, family: Family) -> tuple[Mapping[str, Chain], Counters]:
+        """Our chains, and (packets, bytes) of each of their rules."""
+        ours = self._read_table(family)
+        return ours.chains, ours.counters
+
     def counters(self, family: Family) -> Counters:
         """(packets, bytes) of each rule of our chains, by chain."""
         return self._read_table(family).counters

@@ -116,11 +116,11 @@ def test_a_change_is_enforced_without_time_passing(stage: Stage) -> None:
     assert sum(tally.enforced.counts) == 6
     assert tally.enforced.total == pytest.approx(4 * 0.02 + 0.0 + 0.002)
     assert tally.events == {
-        **{(kind.__name__, "synced"): 1 for kind in KINDS},
+        **{(kind, "synced"): 1 for kind in ("Namespace", "Node", "Pod", "NetworkPolicy")},
         ("Namespace", "put"): 1,
         ("Pod", "put"): 2,
-        ("Policy", "put"): 2,
-        ("Policy", "gone"): 1,
+        ("NetworkPolicy", "put"): 2,
+        ("NetworkPolicy", "gone"): 1,
     }
     assert tally.system_calls == sum(report.system_calls for report in stage.heard.reports)
 
@@ -212,7 +212,7 @@ def test_errors_of_objects_are_kept_and_told_when_they_change(stage: Stage) -> N
         stage.loop.hear(event)
         stage.pass_time(0.02)
     assert [put.errors for put in stage.heard.invalids] == [(bad,), (worse,), (), (bad,)]
-    assert stage.loop.tally.object_errors == {"Policy": 3}
+    assert stage.loop.tally.object_errors == {"NetworkPolicy": 3}
     assert stage.loop.errors == {}
     stage.loop.hear(Put(P, (bad, worse)))
     stage.pass_time(0.02)

@@ -1,0 +1,131 @@
+"""A small HTTP server for probes and monitoring: GET and HEAD of a few paths, one answer a connection.
+
+It never stands in the way of enforcement: an address that is taken is tried again until it is free, and reported once; at most `MOST`
+clients are served at a time, none of which may be silent for longer than `PATIENCE`; a page that cannot be made is a 500, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import NamedTuple
+
+MOST = 16  # clients
+PATIENCE = 5.0  # seconds
+AGAIN = 2.0  # seconds: between two tries to get an address that is taken
+TEXT = "text/plain; charset=utf-8"
+
+
+class Page(NamedTuple):
+    """An answer: HTTP status, body, and its type."""
+
+    status: int
+    body: bytes
+    type: str = TEXT
+
+
+class Health:
+    """See the module. pages -- path -> what makes its answer, called in a thread of the server; complain -- told of troubles."""
+
+    def __init__(self, host: str, port: int, pages: Mapping[str, Callable[[], Page]], complain: Callable[[str], None]) -> None:
+        self.address: tuple[str, int] | None = None  # what it listens on; None as long as it does not
+        self._host, self._port, self._pages, self._complain = host, port, pages, complain
+        self._stopping = threading.Event()
+        self._server: _Server | None = None
+        self._thread = threading.Thread(target=self._run, name="health", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._server is not None:
+            # Wakes the thread that waits for clients.
+            with contextlib.suppress(OSError):
+                self._server.socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join(PATIENCE)
+
+    def _run(self) -> None:
+        told = False
+        while not self._stopping.is_set():
+            try:
+                server = _Server(self._host, self._port, self._pages, self._complain)
+            except OSError as error:
+                if not told:
+                    self._complain(f"cannot listen on {self._host} port {self._port}, and tries again: {error.strerror or error}")
+                told = True
+                self._stopping.wait(AGAIN)
+                continue
+            with server:
+                self._server = server
+                self.address = (str(server.server_address[0]), int(server.server_address[1]))
+                while not self._stopping.is_set():
+                    server.handle_request()
+            return
+
+
+class _Server(HTTPServer):
+    """A thread a client, up to `MOST`; more than that are turned away."""
+
+    request_queue_size = 4 * MOST
+
+    def __init__(self, host: str, port: int, pages: Mapping[str, Callable[[], Page]], complain: Callable[[str], None]) -> None:
+        self.pages, self.complain = pages, complain
+        self._places = threading.BoundedSemaphore(MOST)
+        # What the name means, and so which family it is of; "" is every address.
+        info = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        self.address_family = info[0]
+        super().__init__((str(info[4][0]), int(info[4][1])), _Handler)
+
+    def server_bind(self) -> None:
+        # As the base class, without its look-up of our own name, which may ask a name server and wait for it.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    # Of the types that socketserver allows a request to have only this one is a TCP server's.
+    def process_request(self, request, client_address) -> None:  # type: ignore[no-untyped-def]
+        if not self._places.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        threading.Thread(target=self._serve, args=(request, client_address), name="client", daemon=True).start()
+
+    def _serve(self, request: socket.socket, client_address: object) -> None:
+        try:
+            # A client that went away is nobody's trouble.
+            with contextlib.suppress(OSError):
+                self.finish_request(request, client_address)
+            self.shutdown_request(request)
+        finally:
+            self._places.release()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = PATIENCE
+    server_version, sys_version = "netpol", ""
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        make = self.server.pages.get(path)
+        try:
+            page = make() if make is not None else Page(404, f"no such page; there are {', '.join(sorted(self.server.pages))}\n".encode())
+        except Exception as error:
+            # Whatever went wrong with one page must not take the thread, nor the agent, with it.
+            self.server.complain(f"{path} cannot be answered: {error!r}")
+            page = Page(500, b"this page could not be made; the log says why\n")
+        self.send_response(page.status)
+        self.send_header("Content-Type", page.type)
+        self.send_header("Content-Length", str(len(page.body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(page.body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Probes come every few seconds: nobody wants to read of each."""

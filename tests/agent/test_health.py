@@ -1,0 +1,163 @@
+"""The HTTP server of probes, on real sockets of a namespace of the test's own."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from netpol.agent import health
+from netpol.agent.health import Health, Page
+
+
+def until(holds: Callable[[], object]) -> None:
+    """Waits for something, for twenty seconds at most."""
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+class Scene:
+    """A server with some pages, and what it complained of."""
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.complaints: list[str] = []
+        self.asked = threading.Event()
+        self.answer = threading.Event()
+        pages = {"/fine": lambda: Page(200, b"fine\n"), "/bad": lambda: Page(503, b"bad\n"), "/broken": self.broken, "/slow": self.slow}
+        self.health = Health(host, port, pages, self.complaints.append)
+
+    def broken(self) -> Page:
+        raise ZeroDivisionError
+
+    def slow(self) -> Page:
+        self.asked.set()
+        self.answer.wait(20)
+        return Page(200, b"slow\n")
+
+    def start(self) -> tuple[str, int]:
+        self.health.start()
+        until(lambda: self.health.address)
+        assert self.health.address is not None
+        return self.health.address
+
+    def ask(self, path: str, method: str = "GET") -> tuple[int, bytes]:
+        assert self.health.address is not None
+        connection = http.client.HTTPConnection(*self.health.address, timeout=20)
+        try:
+            connection.request(method, path)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    made = Scene()
+    made.start()
+    yield made
+    made.answer.set()
+    made.health.stop()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "body"),
+    [
+        pytest.param("GET", "/fine", 200, b"fine\n", id="a page"),
+        pytest.param("GET", "/fine?verbose=1", 200, b"fine\n", id="with a query"),
+        pytest.param("HEAD", "/fine", 200, b"", id="its head"),
+        pytest.param("GET", "/bad", 503, b"bad\n", id="another status"),
+        pytest.param("GET", "/none", 404, b"no such page; there are /bad, /broken, /fine, /slow\n", id="no page"),
+        pytest.param("GET", "/broken", 500, b"this page could not be made; the log says why\n", id="a page that cannot be made"),
+    ],
+)
+def test_pages(scene: Scene, method: str, path: str, status: int, body: bytes) -> None:
+    """Status and body."""
+    assert scene.ask(path, method) == (status, body)
+
+
+def test_other_methods_are_refused(scene: Scene) -> None:
+    """Nothing can be changed here."""
+    assert scene.ask("/fine", "POST")[0] == 501
+
+
+def test_a_page_that_cannot_be_made_is_reported_and_the_server_goes_on(scene: Scene) -> None:
+    """With the path and the error."""
+    scene.ask("/broken")
+    assert scene.complaints == ["/broken cannot be answered: ZeroDivisionError()"]
+    assert scene.ask("/fine")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "bytes_sent", [b"", b"\0\xff\r\n\r\n", b"GET /fine HTTP/9.9\r\n\r\n", b"G" * 100_000], ids=["nothing", "noise", "version", "long"]
+)
+def test_clients_that_speak_nonsense_or_leave(scene: Scene, bytes_sent: bytes) -> None:
+    """The next one is served."""
+    assert scene.health.address is not None
+    with socket.create_connection(scene.health.address) as client:
+        client.sendall(bytes_sent)
+    assert scene.ask("/fine")[0] == 200
+
+
+def test_silent_clients_do_not_keep_others_out(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than `MOST` of them are turned away, and those that are in leave after a time."""
+    monkeypatch.setattr(health._Handler, "timeout", 0.3)
+    assert scene.health.address is not None
+    silent = [socket.create_connection(scene.health.address) for _ in range(health.MOST + 4)]
+
+    def served() -> bool:
+        try:
+            return scene.ask("/fine")[0] == 200
+        except OSError:
+            return False
+
+    until(served)
+    for client in silent:
+        client.close()
+
+
+def test_two_clients_at_once(scene: Scene) -> None:
+    """One that waits for a slow page does not hold up a probe."""
+    thread = threading.Thread(target=scene.ask, args=("/slow",))
+    thread.start()
+    assert scene.asked.wait(20)
+    assert scene.ask("/fine")[0] == 200
+    scene.answer.set()
+    thread.join(20)
+
+
+def test_an_address_that_is_taken_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reported once, with the address; served as soon as it is free."""
+    monkeypatch.setattr(health, "AGAIN", 0.02)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        scene = Scene(port=port)
+        scene.health.start()
+        until(lambda: scene.complaints)
+        time.sleep(0.1)
+        assert scene.complaints == [f"cannot listen on 127.0.0.1 port {port}, and tries again: Address already in use"]
+    until(lambda: scene.health.address)
+    assert scene.ask("/fine")[0] == 200
+    scene.health.stop()
+
+
+def test_it_ends_when_it_is_told(scene: Scene) -> None:
+    """Also where it waits for an address; the port is free at once."""
+    address = scene.health.address
+    scene.health.stop()
+    assert not scene.health._thread.is_alive()
+    socket.create_server(address).close()  # type: ignore[arg-type]  # the fixture waited until it has one
+
+
+def test_ipv6() -> None:
+    """An address of the other family is one, too."""
+    scene = Scene(host="::1")
+    assert scene.start()[0] == "::1"
+    assert scene.ask("/fine")[0] == 200
+    scene.health.stop()
