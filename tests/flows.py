@@ -13,6 +13,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from netpol.agent.cutter import Cutter, Report
+from netpol.agent.cutting import Cutting
+from netpol.agent.enforcer import Enforcer
 from netpol.kernel.apply import Kernel
 from netpol.kernel.conntrack import ConntrackSocket
 from netpol.lab import Host, Lab
@@ -33,9 +35,7 @@ from netpol.model import (
     network,
     parse_address,
 )
-from netpol.policy.cluster import Cluster
-from netpol.rules.compile import NodeState, Settings
-from netpol.rules.diff import diff
+from netpol.rules.compile import Settings
 from netpol.rules.flows import Entry, unpack
 from netpol.rules.ruleset import Ruleset
 from tests.referees import run
@@ -127,7 +127,7 @@ class Side:
 
 
 class World:
-    """A lab whose node's kernel follows a cluster, and the cutter of its flows."""
+    """A lab whose node's kernel follows a cluster, and the cutter of its flows: swept by hand, or by the thread once `cut` was called."""
 
     def __init__(self, stack: ExitStack) -> None:
         self.stack = stack
@@ -136,27 +136,39 @@ class World:
             self.kernel = stack.enter_context(Kernel())
             self.cutter = stack.enter_context(Cutter(BIT))
             self.conntrack = stack.enter_context(ConntrackSocket())
-        self.cluster = Cluster()
-        self.state = NodeState(self.cluster, "n", Settings())
+        self.enforcer = Enforcer(self.kernel, "n", Settings())
+        self.cutting: Cutting | None = None
         self.put(*BASE)
 
+    def cut(self, cut: bool = True, **told: Callable[..., object]) -> None:
+        """Flows are cut in the background from now on, or marks forgotten."""
+        self.close()
+        with self.lab.entered():
+            self.cutting = Cutting(BIT, cut=cut, **told)  # type: ignore[arg-type]  # callbacks of a test
+            self.stack.callback(self.close)
+            self.cutting.changed(self.enforcer.adopt())
+
+    def close(self) -> None:
+        if self.cutting is not None:
+            self.cutting.close()
+
     def put(self, *items: Object) -> None:
-        for item in items:
-            self.state.follow(self.cluster.put(item))
+        self.enforcer.put(*items)
         self._apply()
 
     def drop(self, kind: type[Object], name: str) -> None:
-        self.state.follow(self.cluster.drop(kind, name, "x"))
+        self.enforcer.drop(kind, name, "x")
         self._apply()
 
     def _apply(self) -> None:
         with self.lab.entered():
-            self.kernel.apply(diff(*self.state.pending()))
-        self.state.applied()
+            report = self.enforcer.enforce()
+        if self.cutting is not None:
+            self.cutting.changed(report)
 
     @property
     def ruleset(self) -> Ruleset:
-        return self.state.wanted()
+        return self.enforcer.state.wanted()
 
     def sweep(self, *touched: Address) -> Report:
         with self.lab.entered():

@@ -1,0 +1,208 @@
+"""When flows are looked at, and whose: by a clock that the test turns. Packets are in tests/test_cutting_packets.py."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netpol.agent import cutter
+from netpol.agent.cutter import Cutter
+from netpol.agent.cutting import Cutting, Ration, Sweeper, Touched
+from netpol.agent.enforcer import Report
+from netpol.errors import KernelError
+from netpol.rules.compile import Settings
+from netpol.rules.ruleset import Ruleset
+
+A, B, C = (frozenset({bytes((10, 0, 0, i))}) for i in (1, 2, 3))
+BIT = Settings().cut_bit
+NOTHING: Touched = frozenset()
+EMPTY = Ruleset({}, {})
+
+
+def test_a_change_is_looked_at_at_once_and_once_more() -> None:
+    """The first after quiet is due at once, again a second later, and then nothing is."""
+    ration = Ration()
+    assert ration.due() is None
+    ration.tell(A)
+    due = ration.due()
+    assert due is not None
+    assert due <= 100
+    assert (ration.take(100.0), ration.due()) == (A, 101.0)
+    assert (ration.take(101.5), ration.due()) == (A, None)
+
+
+def test_changes_are_gathered() -> None:
+    """What changes while a sweep rests waits for the end of its second; then it is looked at together with what was seen once."""
+    ration = Ration()
+    ration.tell(A)
+    ration.take(100.0)
+    ration.tell(B)
+    ration.tell(C)
+    assert ration.due() == 101.0
+    assert ration.take(101.0) == A | B | C
+    assert ration.take(102.0) == B | C
+    assert ration.due() is None
+
+
+def test_everything_is_more_than_anybody() -> None:
+    """One change that nobody can tell the extent of makes it all, both times."""
+    ration = Ration()
+    ration.tell(A)
+    ration.tell(None)
+    ration.tell(B)
+    assert (ration.take(1.0), ration.take(2.0), ration.due()) == (None, None, None)
+
+
+def test_failures_are_tried_again_less_and_less_often() -> None:
+    """After 1, 2, 4 ... seconds and at most every minute; a success makes it quick again. Nothing of what was touched is lost."""
+    ration = Ration()
+    ration.tell(A)
+    waits = []
+    now = 0.0
+    for _ in range(8):
+        touched = ration.take(now)
+        ration.failed(touched, now)
+        due = ration.due()
+        assert due is not None
+        waits.append(due - now)
+        now = due
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert ration.take(now) == A
+    ration.succeeded()
+    assert ration.due() == now + 1
+    ration.tell(B)
+    assert ration.take(now + 1) == A | B
+    ration.failed(A | B, now + 1)
+    assert ration.due() == now + 2
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 12).map(lambda quarters: quarters / 4), st.sampled_from([A, B, C, None, NOTHING]), st.booleans()),
+        max_size=40,
+    )
+)
+def test_whatever_is_told(story: list[tuple[float, Touched, bool]]) -> None:
+    """No two sweeps are nearer than a second, and each change is looked at twice by sweeps that succeed, at last within two seconds."""
+    ration = Ration()
+    now, last = 0.0, -9.0
+    owed: dict[bytes, int] = {}
+
+    def turn(works: bool) -> None:
+        nonlocal last
+        due = ration.due()
+        if due is None or due > now:
+            return
+        assert now - last >= 1
+        last = now
+        touched = ration.take(now)
+        if not works:
+            ration.failed(touched, now)
+            return
+        ration.succeeded()
+        for address in list(owed) if touched is None else touched:
+            owed[address] = owed.get(address, 0) - 1
+            if owed[address] <= 0:
+                del owed[address]
+
+    for pause, touched, works in story:
+        now += pause
+        ration.tell(touched)
+        owed |= dict.fromkeys(A | B | C if touched is None else touched, 2)
+        turn(works)
+    for _ in range(100):
+        now += 1
+        turn(True)
+    assert (owed, ration.due()) == ({}, None)
+
+
+class Bench:
+    """A sweeper of the test's namespace, what it was told, and a clock."""
+
+    def __init__(self, stack: ExitStack, cut: bool = True, broken: int = 0) -> None:
+        self.now = 50.0
+        self.reports: list[cutter.Report] = []
+        self.errors: list[str] = []
+        self.broken = broken
+        self.sweeper = stack.enter_context(
+            Sweeper(self.open, lambda: self.now, lambda report, _: self.reports.append(report), lambda e: self.errors.append(str(e)), cut)
+        )
+
+    def open(self) -> Cutter:
+        if self.broken:
+            self.broken -= 1
+            raise KernelError(errno.ENOMEM, "conntrack open", "netlink socket", "the kernel is out of memory")
+        return Cutter(BIT)
+
+    def turn(self, seconds: float = 0.0) -> float | None:
+        self.now += seconds
+        return self.sweeper.turn()
+
+
+@pytest.fixture
+def stack(netns: int) -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def whole(touched: Touched = None) -> Report:
+    return Report((), 0, EMPTY, frozenset(), touched)
+
+
+def test_nothing_is_known_before_the_first_whole_state(stack: ExitStack) -> None:
+    """Steps alone say nothing; the whole state is swept at once and again, then only what is touched; no change, no sweep."""
+    bench = Bench(stack)
+    bench.sweeper.follow(Report((), 0, None, frozenset(), A))
+    assert (bench.turn(), bench.reports) == (None, [])
+    bench.sweeper.follow(whole())
+    assert (bench.turn(), bench.turn(0.5), bench.turn(0.5), len(bench.reports)) == (51.0, 51.0, None, 2)
+    bench.sweeper.follow(Report((), 0, None, frozenset(), NOTHING))
+    assert (bench.turn(9), len(bench.reports)) == (None, 2)
+    bench.sweeper.follow(Report((), 0, None, frozenset(), A))
+    assert (bench.turn(), bench.turn(1), len(bench.reports)) == (61.0, None, 4)
+    # Everything: one dump; one address: two filtered ones.
+    assert bench.reports[0].calls < bench.reports[2].calls
+
+
+def test_an_error_is_told_once_and_tried_again(stack: ExitStack) -> None:
+    """The third try succeeds; an error of later is told anew."""
+    bench = Bench(stack, broken=2)
+    bench.sweeper.follow(whole())
+    assert (bench.turn(), bench.turn(1), bench.turn(1), bench.turn(1)) == (51.0, 53.0, 53.0, 54.0)
+    assert (len(bench.errors), len(bench.reports)) == (1, 1)
+    assert "out of memory" in bench.errors[0]
+
+
+def test_switched_off_marks_are_forgotten_and_that_is_all(stack: ExitStack) -> None:
+    """Twice, a second apart, and never again whatever changes."""
+    bench = Bench(stack, cut=False)
+    bench.sweeper.follow(whole())
+    assert (bench.turn(), bench.turn(1)) == (51.0, None)
+    bench.sweeper.follow(Report((), 0, None, frozenset(), None))
+    assert (bench.turn(5), len(bench.reports)) == (None, 2)
+
+
+def test_the_thread_ends(netns: int) -> None:
+    """While it waits for a change, and while a second sweep is due; a second close does nothing. Its sleeping is the test's."""
+    waits: list[float | None] = []
+    waiting = threading.Event()
+
+    def wait(condition: threading.Condition, seconds: float | None) -> object:
+        waits.append(seconds)
+        if seconds is not None:
+            waiting.set()
+        return condition.wait(None)
+
+    with Cutting(BIT, clock=lambda: 7.0, wait=wait) as cutting:
+        pass
+    cutting.close()
+    with Cutting(BIT, clock=lambda: 7.0, wait=wait) as cutting:
+        cutting.changed(whole())
+        assert waiting.wait(20)
+    assert waits[-1] == 1.0

@@ -1,0 +1,149 @@
+"""Flows are cut by the thread that is told of enforcements, as an agent does it: real sockets, real packets, and nobody sweeps by hand.
+
+What is waited for here is the mark of an entry, or its end. Idle flows rest for two seconds, and a whole minute with NETPOL_SOAK=1.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from netpol.agent.cutter import Report
+from netpol.lab import NODE
+from netpol.model import EVERYTHING, TCP, Address, NumberedPort, Pod, Policy, PolicyRule, Query, Requirement, Selector
+from netpol.rules.flows import Entry
+from tests.flows import BIT, CLIENT, FRIENDS_ONLY, HOSTS, NOBODY, SERVER, SERVER6, Side, World, guard, wait_for
+
+REST = 60.0 if os.environ.get("NETPOL_SOAK") == "1" else 2.0
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
+    with ExitStack() as stack:
+        yield World(stack)
+
+
+def marked(world: World, *ports: int) -> None:
+    """Until exactly the connections to these ports of the server have the bit."""
+
+    def port(entry: Entry) -> int:
+        return entry.reply.source_port
+
+    wait_for(lambda: sorted(port(entry) for entry in world.entries(TCP) if entry.mark & BIT) == sorted(ports))
+
+
+def push(flow: tuple[Side, Side], who: tuple[int, ...]) -> None:
+    for number in who:
+        flow[number].push()
+    wait_for(lambda: all(flow[1 - number].arrived > 0 for number in who))
+
+
+@pytest.mark.parametrize(
+    ("who", "server"),
+    [
+        pytest.param((0,), SERVER, id="client"),
+        pytest.param((1,), SERVER, id="server"),
+        pytest.param((0, 1), SERVER, id="both"),
+        pytest.param((0, 1), SERVER6, id="both-v6"),
+    ],
+)
+def test_a_connection_that_never_rests(world: World, who: tuple[int, ...], server: Address) -> None:
+    """It stops by itself although somebody pushes all the time; the friend's and the node's go on; it resumes when it is allowed again."""
+    world.cut()
+    flow, friendly, probe = world.tcp(server=server, port=81), world.tcp("friend", server), world.tcp(NODE, server)
+    push(flow, who)
+    world.put(FRIENDS_ONLY)
+    marked(world, 81)
+    world.assert_cut(flow, lambda: None)
+    world.assert_alive(friendly)
+    world.assert_alive(probe)
+    world.drop(Policy, "server")
+    marked(world)
+    world.assert_alive(flow)
+
+
+def test_idle_connections_that_wake_up(world: World) -> None:
+    """Two connections rest while the change comes and long after; then one client speaks, and the other's server: nothing arrives."""
+    world.cut()
+    first, second, friendly = world.tcp(), world.tcp(port=81), world.tcp("friend", port=82)
+    world.put(FRIENDS_ONLY)
+    marked(world, 80, 81)
+    time.sleep(REST)
+    world.assert_cut(first, first[0].say)
+    world.assert_cut(second, second[1].say)
+    world.assert_alive(friendly)
+    world.put(guard("server", CLIENT))
+    marked(world, 82)
+    world.assert_alive(first)
+    world.assert_alive(second)
+
+
+def test_a_new_connection_on_the_same_5_tuple(world: World) -> None:
+    """A client that calls again from the same port, as soon as it is allowed again, is not held off by the mark of what was cut."""
+    world.cut()
+    flow = world.tcp(own=40000)
+    world.put(FRIENDS_ONLY)
+    marked(world, 80)
+    world.assert_cut(flow, flow[0].say)
+    for side in flow:
+        side.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with a reset and no waiting
+        side.socket.close()
+    world.drop(Policy, "server")
+    marked(world)
+    world.assert_alive(world.tcp(own=40000))
+
+
+def test_others_bits_of_the_mark(world: World) -> None:
+    """What another program wrote into the mark is there while the flow is cut and after it lives again."""
+    world.cut()
+    flow = world.tcp()
+    world.tool("conntrack", "-U", "-s", "10.244.0.20", "-m", "0x4005")
+    world.put(NOBODY)
+    marked(world, 80)
+    assert [entry.mark for entry in world.entries(TCP)] == [BIT | 0x4005]
+    world.assert_cut(flow, flow[0].say)
+    world.drop(Policy, "server")
+    marked(world)
+    assert [entry.mark for entry in world.entries(TCP)] == [0x4005]
+    world.assert_alive(flow)
+
+
+def test_a_peer_that_leaves_is_looked_at_alone(world: World) -> None:
+    """A label that let it in goes: its flow is cut, and by a look that the kernel filters, in which the other peer's does not occur."""
+    reports: list[Report] = []
+    peer = Query("x", EVERYTHING, Selector((Requirement("in", "Exists"),)))
+    client, friend = (Pod("x", host.name, (("app", host.name), ("in", "")), "n", host.addresses) for host in HOSTS[1:])
+    world.put(client, friend, Policy("x", "server", Selector((Requirement("app", "In", ("server",)),)), (PolicyRule((peer,)),), None))
+    flow, friendly = world.tcp(), world.tcp("friend", port=81)
+    world.cut(swept=lambda report, seconds: reports.append(report))
+    wait_for(lambda: len(reports) == 2)
+    world.put(replace(client, labels=(("app", "client"),)))
+    marked(world, 80)
+    assert [report.looked_at for report in reports[:3]] == [2, 2, 1]
+    world.assert_cut(flow, flow[1].say)
+    world.assert_alive(friendly)
+
+
+def test_a_switch_turns_it_off(world: World) -> None:
+    """What was cut before lives again, whatever the rules say, and nothing is cut any more; switched on again it is cut at once."""
+    world.cut()
+    flow, other = world.tcp(), world.tcp(port=81)
+    world.put(guard("server", CLIENT, ports=(NumberedPort(TCP, 81, 81),)))
+    marked(world, 80)
+    world.cut(False)
+    marked(world)
+    world.put(NOBODY)
+    world.assert_alive(flow)
+    world.assert_alive(other)
+    world.cut()
+    marked(world, 80, 81)
+    world.assert_cut(other, other[1].say)
