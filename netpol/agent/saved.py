@@ -7,7 +7,6 @@ one and renamed over it, so that there is always a whole one. A file that is dam
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from netpol.errors import NetpolError
 from netpol.model import Family
 from netpol.rules.ruleset import Chain, Ruleset, Set, SetKind, TableName
 
-FORMAT = b"netpol state 1\n"
+FORMAT = b"netpol state 2\n"
 _DIGEST = 32
 
 
@@ -35,7 +34,7 @@ class _Set(Struct, frozen=True, array_like=True):
 class _Content(Struct, frozen=True):
     table: TableName
     hooked: list[Family]
-    chains: dict[Family, dict[str, Chain]]
+    chains: dict[Family, dict[str, bytes]]  # rules as `Chain` has them packed
     sets: dict[str, _Set]
 
 
@@ -44,7 +43,7 @@ def save(path: Path, ruleset: Ruleset) -> None:
     content = _Content(
         ruleset.table,
         sorted(ruleset.hooked),
-        {family: dict(sorted(chains.items())) for family, chains in sorted(ruleset.chains.items())},
+        {family: {name: chain.packed for name, chain in sorted(chains.items())} for family, chains in sorted(ruleset.chains.items())},
         {name: _Set(found.kind, found.family, sorted(found.members)) for name, found in sorted(ruleset.sets.items())},
     )
     payload = msgspec.msgpack.encode(content)
@@ -79,6 +78,6 @@ def load(path: Path) -> Ruleset | None:
         content = msgspec.msgpack.decode(payload, type=_Content)
     except msgspec.DecodeError as error:
         raise SavedStateError(f"{path}: {error}") from error
-    chains: Mapping[Family, Mapping[str, Chain]] = content.chains
+    chains = {family: {name: Chain.of_packed(name, packed) for name, packed in found.items()} for family, found in content.chains.items()}
     sets = {name: Set(name, found.kind, found.family, frozenset(found.members)) for name, found in content.sets.items()}
     return Ruleset(chains, sets, frozenset(content.hooked), content.table)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from struct import Struct as Layout
 from typing import Any
 
@@ -27,10 +27,10 @@ _allocate = ffi.new_allocator(should_clear_after_alloc=False)
 
 _SET = Layout("=32sH")
 _CHAIN = Layout("=32siIIII")
-_OPEN = Layout("=4I")
-_USE = Layout("=2I")
+_ARRAY = Layout(">BI")  # MessagePack: an array, and how many it has
+_NAME, _RULES = b"\x82" + _pack("name"), _pack("rules")
 _RULE_BYTES = 512  # more than most rules take
-_BATCH = 200  # rules that cross into C at once: enough to forget the call, few enough to stay in the processor's cache
+_BATCH = 1000  # rules that cross into C at once: enough to forget the call, few enough to stay in the processor's cache
 _NO_RULE = 0xFFFFFFFF
 
 
@@ -54,7 +54,7 @@ class SetNumbers:
 NO_SETS = SetNumbers({})
 
 
-class EncodedChain(Struct, frozen=True):
+class EncodedChain(Struct, frozen=True, gc=False):
     """A user chain as bytes.
 
     data -- from its ERROR head to its RETURN tail; entries -- how many there are, head and tail included; jumps -- (offset in data of the
@@ -84,7 +84,7 @@ def encode_chains(chains: Iterable[Chain], family: Family, sets: SetNumbers = NO
     rules = 0
     for chain in chains:
         batch.append(chain)
-        rules += len(chain.rules)
+        rules += _count(chain)
         if rules >= _BATCH:
             found += _encode_batch(batch, rules, family, sets)
             batch, rules = [], 0
@@ -93,14 +93,28 @@ def encode_chains(chains: Iterable[Chain], family: Family, sets: SetNumbers = NO
 
 def _encode_batch(chains: list[Chain], rules: int, family: Family, sets: SetNumbers) -> list[EncodedChain]:
     try:
-        packed = _pack(chains)
-    except (OverflowError, UnicodeEncodeError):
-        # A number of more than 64 bits, or half a surrogate pair: msgspec does not say where.
-        raise ValueError(_unpackable(chains)) from None
+        packed = pack_chains(chains)
+    except UnicodeEncodeError:
+        raise ValueError(f"one of {[chain.name for chain in chains]} is no name for a chain") from None
     output = Output(lib.np_xt_encode, packed, family, sets, len(chains), rules)
     if output.code < 0:
         raise _refused(-output.code, chains, packed, output.native, sets)
     return _results(chains, packed, output, sets)
+
+
+def pack_chains(chains: Collection[Chain]) -> bytes:
+    """What C reads: an array of maps, each of a name and rules, the latter as the chains have them."""
+    parts = [_ARRAY.pack(0xDD, len(chains))]
+    for chain in chains:
+        parts += (_NAME, _pack(chain.name), _RULES, chain.packed)
+    return b"".join(parts)
+
+
+def _count(chain: Chain) -> int:
+    """How many rules a chain has, from the head of their array."""
+    packed = chain.packed
+    first = packed[0]
+    return first & 15 if first < 0xDC else int.from_bytes(packed[1 : 3 if first == 0xDC else 5], "big")
 
 
 def encode_match(match: Match, family: Family, sets: SetNumbers = NO_SETS) -> bytes:
@@ -142,21 +156,26 @@ class Output:
 
 
 def _results(values: list[Chain], packed: bytes, output: Output, sets: SetNumbers) -> list[EncodedChain]:
-    native, data = output.native, output.data()
-    opens = list(_OPEN.iter_unpack(ffi.buffer(output.jumps, native.jump_count * _OPEN.size)))
-    jumps = [(at, packed[name : name + size].decode()) for _, at, name, size in opens]
-    uses = list(_USE.iter_unpack(ffi.buffer(output.uses, native.use_count * _USE.size)))
-    pairs = [sets.pairs[place] for _, place in uses]
-    jumpers, users = [chain for chain, _, _, _ in opens], [chain for chain, _ in uses]
-    spans = _CHAIN.iter_unpack(ffi.buffer(output.chains))
+    native, data, pairs = output.native, output.data(), sets.pairs
+    jumpers, places, names, sizes = _columns(output.jumps, native.jump_count, 4)
+    jumps = [(at, packed[name : name + size].decode()) for at, name, size in zip(places, names, sizes, strict=True)]
+    users, used = _columns(output.uses, native.use_count, 2)
     found: list[EncodedChain] = []
     jump = use = 0
-    for number, (chain, (_, _, offset, size, entries, _)) in enumerate(zip(values, spans, strict=True)):
+    for number, (chain, (_, _, offset, size, entries, _)) in enumerate(
+        zip(values, _CHAIN.iter_unpack(ffi.buffer(output.chains)), strict=True)
+    ):
         next_jump, next_use = bisect_right(jumpers, number, jump), bisect_right(users, number, use)
-        ends = tuple(jumps[jump:next_jump]), tuple(pairs[use:next_use])
-        found.append(EncodedChain(chain.name, data[offset : offset + size], entries, *ends))
+        uses = tuple([pairs[place] for place in used[use:next_use]])
+        found.append(EncodedChain(chain.name, data[offset : offset + size], entries, tuple(jumps[jump:next_jump]), uses))
         jump, use = next_jump, next_use
     return found
+
+
+def _columns(array: Any, count: int, width: int) -> list[list[int]]:
+    """An array of structs that are `width` numbers of 32 bits, column by column."""
+    numbers = memoryview(ffi.buffer(array, count * width * 4)).cast("I") if count else memoryview(b"").cast("I")
+    return [numbers[column::width].tolist() for column in range(width)]
 
 
 def _refused(code: int, values: list[Chain], packed: bytes, native: Any, sets: SetNumbers) -> Exception:
@@ -165,20 +184,19 @@ def _refused(code: int, values: list[Chain], packed: bytes, native: Any, sets: S
     field = packed[native.field : native.field + native.field_size].decode()
     if native.rule == _NO_RULE:
         return ValueError(f"{chain.name!r} is no name for a chain: those have 1 to 28 characters")
-    rule, where = chain.rules[native.rule], f"{chain.name}, rule {native.rule + 1}"
+    rule, where = _words(chain, native.rule), f"{chain.name}, rule {native.rule + 1}"
     if code == errno.ENOENT:
-        name = next(match.name for match in rule.matches if isinstance(match, SetMatch) and sets.get(match.name) is None)
+        matches = chain.rules[native.rule].matches
+        name = next(match.name for match in matches if isinstance(match, SetMatch) and sets.get(match.name) is None)
         return KernelError(code, "iptables rule", where, f"there is no set {name}")
     if not field:
         return ValueError(f"{where}: it takes more than the 65,535 bytes that a rule may have: {rule}")
     return ValueError(f"{where}: the kernel's form of a rule cannot hold its {field!r}: {rule}")
 
 
-def _unpackable(values: list[Chain]) -> str:
-    for chain in values:
-        for number, rule in enumerate(chain.rules, 1):
-            try:
-                _pack(rule)
-            except (OverflowError, UnicodeEncodeError) as error:
-                return f"{chain.name}, rule {number}: {error}: {rule}"
-    return f"one of {[chain.name for chain in values]} is no name for a chain"
+def _words(chain: Chain, rule: int) -> str:
+    """A rule in words; one that is no value of ours (a verdict that there is not), as it was packed."""
+    try:
+        return str(chain.rules[rule])
+    except msgspec.ValidationError:
+        return str(msgspec.msgpack.decode(chain.packed)[rule])

@@ -56,14 +56,18 @@ def decode_chain(name: str, data: bytes, family: Family, jumps: Mapping[int, str
     while (end := entry_end(data, offset, family)) < len(data):
         rules.append(_decode_rule(data, offset, end, family, jumps, sets))
         offset = end
-    chain = Chain(name, tuple(rules))
     try:
+        chain = Chain(name, rules)
         again = encode_chain(chain, family, sets)
     except (ValueError, KernelError):
-        again = None
-    if again is None or again.data != without_verdicts(data, jumps):
-        raise MalformedKernelData(f"the chain {name} asks for something that netpol does not write")
+        raise _unwritten(name) from None
+    if again.data != without_verdicts(data, jumps):
+        raise _unwritten(name)
     return Known(chain, again)
+
+
+def _unwritten(name: str) -> MalformedKernelData:
+    return MalformedKernelData(f"the chain {name} asks for something that netpol does not write")
 
 
 def without_verdicts(data: bytes, places: Iterable[int]) -> bytes:

@@ -192,11 +192,22 @@ class Layout:
         self._jump_count += moved
         self._append(old.blob[start:end])
 
+    def add(self, chain: EncodedChain) -> None:
+        """A whole chain of ours: `begin` and `put`."""
+        self._copy()
+        self._chains.append(_CHAIN.pack(b"", -1, self._size, len(chain.data), chain.entries, self._first))
+        self._first += chain.entries
+        if chain.jumps:
+            self.put(chain.data, chain.jumps)
+        else:
+            self._append(chain.data)
+
     def put(self, data: bytes, jumps: tuple[tuple[int, str], ...]) -> None:
         """Bytes of ours."""
         self._copy()
         if jumps:
-            raw = b"".join([_JUMP.pack(self._size + at, 0, self._number[to] if to else -1) for at, to in jumps])
+            start, number = self._size, self._number
+            raw = b"".join([_JUMP.pack(start + at, 0, number[to] if to else -1) for at, to in jumps])
             ffi.memmove(self._jumps + self._jump_count, raw, len(raw))
             self._jump_count += len(jumps)
         self._append(data)
@@ -254,6 +265,10 @@ class Layout:
                 yield first + i, before[key].popleft()
 
 
+def _name(source: Span | EncodedChain) -> str:
+    return source.name
+
+
 def splice(old: Snapshot, chains: Mapping[str, EncodedChain], hooked: bool, owns: Callable[[str], bool]) -> Layout:
     """The table with all chains that we own (by name) replaced by the given ones, everything else as it was.
 
@@ -263,15 +278,14 @@ def splice(old: Snapshot, chains: Mapping[str, EncodedChain], hooked: bool, owns
     foreign = [span for i, span in enumerate(old.spans) if span.hook < 0 and i not in owned]
     ours = _saved(old, chains, owned) | dict(chains)
     built_in = sorted((span for span in old.spans if span.hook >= 0), key=lambda span: span.hook)
-    sources: list[Span | EncodedChain] = [*built_in]
-    sources += merge(foreign, sorted(ours.values(), key=lambda source: source.name), key=lambda source: source.name)
+    by_name = sorted(ours.values(), key=_name)
+    sources: list[Span | EncodedChain] = [*built_in, *(merge(foreign, by_name, key=_name) if foreign else by_name)]
     names = [source.name for source in sources]
     _check(old, chains, names, hooked)
     layout = Layout(old, names, sum([len(chain.jumps) for chain in chains.values()]) + 1)
     for source in sources:
         if isinstance(source, EncodedChain):
-            layout.begin(-1, len(source.data), source.entries)
-            layout.put(source.data, source.jumps)
+            layout.add(source)
         elif source.hook == FORWARD:
             _put_forward(layout, old, source, hooked)
         else:

@@ -59,7 +59,7 @@ def test_a_file_with_any_byte_wrong_is_refused_by_name(tmp_path: Path, data: st.
 def test_no_file_is_no_state_and_another_version_is_refused(tmp_path: Path) -> None:
     """Absent is None; a file of a later format says that it is not this version's; a directory in its place is an error too."""
     assert load(tmp_path / "state") is None
-    (tmp_path / "state").write_bytes(FORMAT.replace(b"1", b"2") + bytes(64))
+    (tmp_path / "state").write_bytes(FORMAT.replace(b"2", b"3") + bytes(64))
     with pytest.raises(SavedStateError, match="not a state that this version"):
         load(tmp_path / "state")
     with pytest.raises(SavedStateError, match="directory"):

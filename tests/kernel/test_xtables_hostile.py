@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from netpol.errors import KernelError, MalformedKernelData
 from netpol.kernel import namespaces
 from netpol.kernel._native import ffi, lib
-from netpol.kernel.encode import EncodedChain, SetNumbers, encode_chain, encode_chains, encode_match, encode_target
+from netpol.kernel.encode import EncodedChain, SetNumbers, encode_chain, encode_chains, encode_match, encode_target, pack_chains
 from netpol.kernel.entries import decode_chain, extensions
 from netpol.kernel.matches import decode_match
 from netpol.kernel.table import Snapshot, splice
@@ -314,12 +314,11 @@ def test_any_packed_bytes(function: Any, data: bytes) -> None:
 @given(st.data())
 def test_packed_rules_with_some_bytes_wrong(part: str, data: st.DataObject) -> None:
     """Packed rules of which bytes were changed or cut off are taken or refused, and so are right ones with too little room."""
-    value: Any
     if part == "chains":
-        value = [Chain("NETPOL-A", tuple(data.draw(st.lists(rule_strategies.rules(4), max_size=2))))]
+        raw = bytearray(pack_chains([Chain("NETPOL-A", data.draw(st.lists(rule_strategies.rules(4), max_size=2)))]))
     else:
-        value = data.draw(rule_strategies.matches(4) if part == "match" else rule_strategies.targets(4))
-    raw = bytearray(msgspec.msgpack.encode(value))
+        value: Any = data.draw(rule_strategies.matches(4) if part == "match" else rule_strategies.targets(4))
+        raw = bytearray(msgspec.msgpack.encode(value))
     assert encode(bytes(raw), ENCODERS[part], data.draw(st.integers(0, 2000))) in (0, -errno.ENOBUFS)
     for at, byte in data.draw(st.lists(st.tuples(st.integers(0, len(raw) - 1), st.integers(0, 255)), max_size=3)):
         raw[at] = byte
@@ -336,7 +335,7 @@ FULL: dict[str, tuple[Chain, ...]] = {
 @pytest.mark.parametrize("part", FULL)
 def test_too_little_room(part: str) -> None:
     """Where there is room for two and three come, C says so and has written two."""
-    packed = msgspec.msgpack.encode(FULL[part])
+    packed = pack_chains(FULL[part])
     arrays = {"chains": ffi.new("struct np_xt_chain[3]"), "jumps": ffi.new("struct np_xt_open[3]"), "uses": ffi.new("struct np_xt_use[3]")}
     rooms = {"chain_room": 3, "jump_room": 3, "use_room": 3, "data_room": 4000, "set_count": len(SETS.pairs), "family": 4}
     data = ffi.new("uint8_t[4000]")

@@ -32,6 +32,7 @@ from netpol.rules.ruleset import (
     SetMatch,
     Tcp,
     Udp,
+    pack_rules,
 )
 
 # Up to so many queries, or plain prefixes, are a match each: their sets stay shared with other classes.
@@ -79,9 +80,9 @@ def class_chain(direction: Direction, family: Family, policies: Iterable[Policy]
         rules += [rule for match in matches for rule in _service_rules(service, match)]
     rules.sort(key=_cost)
     rules.append(Rule(Goto(DENY)))
-    content = tuple(rules)
-    name = f"NETPOL-{'E' if direction == 'egress' else 'I'}-{content_hash((family, content), 19)}"
-    return ClassChain(Chain(name, content), selections)
+    packed = pack_rules(rules)
+    name = f"NETPOL-{'E' if direction == 'egress' else 'I'}-{content_hash((family, packed), 19)}"
+    return ClassChain(Chain.of_packed(name, packed), selections)
 
 
 # -- taking apart and putting together ---------------------------------------------------------------------------------

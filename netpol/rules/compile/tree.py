@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from netpol.model import Address, Direction, Network, network
 from netpol.rules.compile.selections import content_hash
-from netpol.rules.ruleset import DENY, EGRESS, INGRESS, RETURN, Chain, Goto, Rule, Target
+from netpol.rules.ruleset import DENY, EGRESS, INGRESS, RETURN, Chain, Goto, Rule, Target, pack_rules
 
 # A power of two. 4 was best where 2, 4 and 16 were compared (bench/, dispatch).
 ARITY = 4
@@ -53,9 +53,9 @@ class _Builder:
     def branch(self, group: list[Address]) -> tuple[Rule, ...]:
         if len(group) == 1:
             return self.leaf(group[0])
-        rules = self.rules(group) + self.last
-        name = self.prefix + content_hash(rules, 18)
-        self.chains[name] = Chain(name, rules)
+        packed = pack_rules(self.rules(group) + self.last)
+        name = self.prefix + content_hash(packed, 18)
+        self.chains[name] = Chain.of_packed(name, packed)
         return (_rule(self.direction, network(group[0], _common_bits(group)), Goto(name)),)
 
     def leaf(self, address: Address) -> tuple[Rule, ...]:
