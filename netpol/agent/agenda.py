@@ -121,9 +121,10 @@ class Agenda:
         self._attempt = ended + wait * (0.5 + self._jitter() / 2)
         self._rest_until = ended + min(max(ended - began, first / 2), longest)
 
-    def again(self, at: float) -> None:
-        """Something is to be written at that time though no event comes."""
-        self._attempt = at if self._attempt is None else min(at, self._attempt)
+    def hold(self, until: float) -> None:
+        """What was written is only a part of it: the rest is to be written at that time, and nothing before."""
+        self.in_force = False
+        self._rest_until = self._attempt = until
 
     def looked(self, now: float, touched: bool) -> None:
         """The cheap look was taken; somebody who touched a table brings the audit at once."""

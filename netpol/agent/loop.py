@@ -244,10 +244,14 @@ class Loop:
     def _done(self, began: float, report: Report) -> None:
         ended = self._clock()
         self.tally.applies.observe(ended - began)
-        self.tally.enforced.observe_all(ended - stamp for stamp in self._stamps)
         self.tally.system_calls += report.system_calls
-        self._stamps = []
         self._told = None
+        if report.grace:
+            self.agenda.hold(ended + report.grace)
+            self._listener.applied(report)
+            return
+        self.tally.enforced.observe_all(ended - stamp for stamp in self._stamps)
+        self._stamps = []
         self.agenda.applied(began, ended, bool(report.steps))
         self._listener.applied(report)
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from netpol.cli import options
+
 if TYPE_CHECKING:
     from netpol.agent.enforcer import Enforcer, Report
-    from netpol.model import Object
+    from netpol.model import Network, Object
 
 
 # How long the last state may take to be saved when the command ends.
@@ -22,17 +24,20 @@ SAVING = 1.0  # seconds
     "-f", "--file", "files", multiple=True, required=True, metavar="PATH", help="Manifests: a file, a directory, or - (repeatable)."
 )
 @click.option("--node", default=None, help="This node's name.  [default: the only one that the pods name]")
-@click.option("--table", type=click.Choice(["mangle", "filter"]), default="mangle", show_default=True, help="The table to program.")
-@click.option(
-    "--unknown-pods",
-    type=click.Choice(["auto", "deny", "allow"]),
-    default="auto",
-    show_default=True,
-    help="What happens to unknown addresses of the node's pod CIDRs.",
-)
+@options.table
+@options.unknown_pods
+@options.pod_cidrs
 @click.option("--watch", is_flag=True, help="Stay, and follow the files as they change, until TERM or INT; the rules stay in force.")
-@click.option("--state", default=None, metavar="FILE", help="Save what was written there, for `netpol restore`.  [default: not saved]")
-def apply(files: tuple[str, ...], node: str | None, table: str, unknown_pods: str, watch: bool, state: str | None) -> None:
+@options.state
+def apply(
+    files: tuple[str, ...],
+    node: str | None,
+    table: str,
+    unknown_pods: str,
+    pod_cidrs: tuple[Network, ...],
+    watch: bool,
+    state: str | None,
+) -> None:
     """Program this host's kernel for the pods that the manifests put on this node.
 
     What is there already is adopted: only what differs is changed, without a moment in which neither the old nor the new holds. Bad
@@ -48,7 +53,7 @@ def apply(files: tuple[str, ...], node: str | None, table: str, unknown_pods: st
     from netpol.rules.compile import Settings
 
     objects = load(files)
-    settings = Settings(table=table, unknown_pods=unknown_pods)  # type: ignore[arg-type]  # both are of the choices
+    settings = Settings(table=table, unknown_pods=unknown_pods, pod_cidrs=pod_cidrs)  # type: ignore[arg-type]  # of the choices
     with Kernel(settings.table) as kernel:
         enforcer = Enforcer(kernel, node_name(objects, node), settings)
         if watch:

@@ -165,12 +165,11 @@ def test_the_state_is_saved_in_quiet_and_under_steady_change() -> None:
     assert made.due(None, 206.0) == Due(1205.5, "look")
 
 
-def test_a_write_can_be_asked_for() -> None:
-    """Without a change that waits; the earliest of several counts."""
-    made = in_force(Pace(look=1000.0, audit=0.0))
-    made.again(300.0)
-    made.again(250.0)
-    made.again(270.0)
-    assert made.due(None, 200.0) == Due(250.0, "apply")
-    made.applied(250.0, 250.0, changed=False)
-    assert made.due(None, 250.0) == Due(1100.0, "look")
+def test_a_first_install_holds_everything() -> None:
+    """Neither a change nor a look nor an audit comes before the grace is over; then it is written, and all is as ever."""
+    made = in_force()
+    made.hold(105.0)
+    assert not made.in_force
+    assert made.due(None, 101.0) == made.due(101.0, 101.0) == Due(105.0, "apply")
+    made.applied(105.0, 105.0, changed=True)
+    assert made.due(None, 105.0) == Due(105.1, "look")

@@ -106,3 +106,19 @@ def test_files_are_followed_until_a_signal(tmp_path: Path, stop: signal.Signals)
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_options_have_variables(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A range of pods that is none is refused by the option's name, wherever it came from; good ones are programmed."""
+    good, bad = "10.0.0.0/16", "10.0.0.0/160"
+    if by == "environment":
+        monkeypatch.setenv("NETPOL_POD_CIDR", f"{good} {bad}")
+        assert "--pod-cidr: '10.0.0.0/160' is not a CIDR" in netpol("apply", "-f", str(EXAMPLE)).stderr
+        monkeypatch.setenv("NETPOL_POD_CIDR", f"{good} fd00::/64")
+        monkeypatch.setenv("NETPOL_UNKNOWN_PODS", "deny")
+        netpol("apply", "-f", str(EXAMPLE))
+    else:
+        assert "is not a CIDR" in netpol("apply", "-f", str(EXAMPLE), "--pod-cidr", good, "--pod-cidr", bad).stderr
+        netpol("apply", "-f", str(EXAMPLE), "--pod-cidr", good, "--unknown-pods", "deny")
+    assert "-s 10.0.0.0/16 -g NETPOL-DENY" in rules()
