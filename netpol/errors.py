@@ -63,3 +63,19 @@ class MalformedKernelData(NetpolError):
 
 class LabError(NetpolError):
     """The private world of namespaces could not be built or used; says what is missing and what to do."""
+
+
+class ApiError(NetpolError):
+    """The API server could not be asked: configuration, credentials, or no connection to it. Its own refusals are answers, not this."""
+
+
+class Cut(ApiError):
+    """An answer of the API server broke off before its end."""
+
+
+class Silence(ApiError):
+    """The API server said nothing for longer than it may."""
+
+
+class MalformedAnswer(NetpolError):
+    """Bytes that no API server sends where a watch, a list or a page of it was asked for."""

@@ -70,6 +70,11 @@ MODULES = {
     "netpol.policy.verdict": Room(("netpol.policy.cluster", "netpol.policy.selectors"), MSGSPEC, own=False, pure=True),
     "netpol.rules.compile": Room(("netpol.policy",), MSGSPEC, pure=True),
     "netpol.rules.interpret": Room(("netpol.rules.ruleset",), MSGSPEC, own=False, pure=True),
+    # Bytes in, values out; and what to ask next. The connection and the threads are others'.
+    "netpol.kube.watch": Room((), MSGSPEC, pure=True),
+    "netpol.kube.reflector": Room(("netpol.policy.decode",), MSGSPEC, pure=True),
+    # The one module that imports the kubernetes package, and so takes 0.2 s: whoever needs it imports it when it runs.
+    "netpol.kube.client": Room((), MSGSPEC | {"kubernetes", "urllib3"}),
     # What a command imports when it runs, and nobody before.
     "netpol.cli.connections": Room(("netpol",), MSGSPEC),
     "netpol.cli.main": Room((), frozenset({"click"}), own=False, lazy=True, standard=frozenset({"importlib"})),

@@ -35,3 +35,10 @@ def test_light(arguments: tuple[str, ...], must: str) -> None:
     assert not {module.partition(".")[0] for module in modules} & HEAVY
     assert not {module for module in modules if module.startswith(tuple(f"netpol.{room}" for room in ROOMS))}
     assert not {module for module in modules if module.startswith("netpol.cli.") and module != "netpol.cli.main"}
+
+
+def test_the_kubernetes_package_waits_for_a_client() -> None:
+    """Following an API server is decided without it: only what connects imports it."""
+    modules = imported("-c", "import netpol.kube.sources")
+    assert "netpol.kube.reflector" in modules, "the list of imports was not read"
+    assert not {module.partition(".")[0] for module in modules} & {"kubernetes", "urllib3", "pydantic"}

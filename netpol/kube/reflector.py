@@ -1,0 +1,387 @@
+"""How one kind of objects is followed: what to ask an API server next, and what its answers mean. Decisions only, no I/O.
+
+As client-go's reflector: the first request is a watch that begins with all objects there are (WatchList); where a server does not
+do that, one list in pages. From there on one watch follows another, each from the resourceVersion that the last one reached. Who
+drives it (`netpol.kube.sources`) asks `next()` what to do, does it, and says how it went by one of `receive`, `receive_page`, `end`,
+`reject`, `malformed` and `fail`.
+
+Invariants
+- No position is recorded before everything has been said; `Synced` is said exactly then. What is gone since the last time is said as
+  `Gone` just before.
+- What comes counts, whatever its resourceVersion: after etcd was restored to an older state, older ones are right.
+- Only the server's word leads to another full sync: 410, or `REJECTIONS` refusals in a row. An outage, however long, does not.
+- After a failure it waits: 0.8 to 30 s, at random, longer each time; at least as long as Retry-After says, within a limit.
+- What cannot be read of an object is reported and never ends the stream; an object that was readable before stays as it was.
+
+Memory: of each object its namespace and name, and those are the strings of the objects that were said.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from netpol.errors import InvalidObject, MalformedAnswer
+from netpol.kube.events import Event, Gone, Put, Synced
+from netpol.kube.watch import GONE, Bookmark, Change, Status, WatchStream, read_object, read_page, read_status
+from netpol.model import Namespace, Node, Object, Pod, Policy
+from netpol.policy.decode import Decoded, decode_namespace, decode_node, decode_pod, decode_policy
+
+PAGE = 500  # objects a page of a list
+REJECTIONS = 5
+
+# Why a request was not the last one: the values of a metric's label, so they are few.
+Reason = Literal[
+    "timeout", "cut", "silence", "expired", "rejected", "unauthorized", "forbidden", "throttled", "malformed", "unreachable", "internal"
+]
+Phase = Literal["sync", "list", "watch"]
+
+# Refusals that say nothing about how we ask: they end by waiting.
+_WAIT_FOR: dict[int, Reason] = {401: "unauthorized", 403: "forbidden", 429: "throttled", 503: "unreachable"}
+
+
+class Timing(Struct, frozen=True):
+    """All in seconds. The waits after failures double from the first to the last, and each is between half of its value and all of it."""
+
+    first_wait: float = 1.6
+    last_wait: float = 30.0
+    longest_retry_after: float = 120.0  # what a server may ask of us
+    watch: tuple[int, int] = (300, 600)  # how long a watch is asked to last, at random in between
+    silence: float = 150.0  # without a byte, where a server sends a bookmark about every minute
+    short: float = 1.0  # a watch that ends sooner and said nothing has failed
+    steady: float = 10.0  # a watch that lasts so long lets the waits begin anew
+
+
+class Resource(Struct, frozen=True):
+    """A kind of objects: where an API server has it, and how one is read."""
+
+    kind: type[Object]
+    path: str
+    decode: Callable[[bytes], Decoded[Any]]
+
+
+PODS = Resource(Pod, "/api/v1/pods", decode_pod)
+NAMESPACES = Resource(Namespace, "/api/v1/namespaces", decode_namespace)
+POLICIES = Resource(Policy, "/apis/networking.k8s.io/v1/networkpolicies", decode_policy)
+NODES = Resource(Node, "/api/v1/nodes", decode_node)
+
+
+class Request(Struct, frozen=True):
+    """What to ask: a watch, whose bytes go to `receive` as they come, or a page, which goes to `receive_page` whole.
+
+    silence -- how many seconds may pass without a byte.
+    """
+
+    path: str
+    query: tuple[tuple[str, str], ...]
+    watch: bool
+    silence: float
+
+
+class Pause(Struct, frozen=True):
+    """Nothing is to be asked for some seconds."""
+
+    seconds: float
+
+
+class Heard(Struct, frozen=True):
+    """What an answer said: events, and what is wrong with objects of which nothing new could be said."""
+
+    events: list[Event]
+    invalid: list[InvalidObject]
+
+
+class Trouble(Struct, frozen=True):
+    """Why the last request failed, in words."""
+
+    reason: Reason
+    message: str
+
+
+class Figures:
+    """What happened so far, for metrics. Read from any thread; each value is right by itself."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[str] = Counter()  # by phase
+        self.restarts: Counter[str] = Counter()  # by reason
+        self.syncs = 0
+        self.events = 0
+        self.bytes = 0
+        self.unreadable = 0  # objects that were left out because not even their name, or nothing else of them, could be read
+        self.last_contact: float | None = None  # by the reflector's clock: when the server last said anything
+
+
+class Reflector:
+    """See the module.
+
+    field_selector -- which objects, where not all; clock -- seconds that only go forward; random -- numbers from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        resource: Resource,
+        field_selector: str = "",
+        timing: Timing | None = None,
+        *,
+        clock: Callable[[], float],
+        random: Callable[[], float],
+    ) -> None:
+        self.resource = resource
+        self.figures = Figures()
+        self.trouble: Trouble | None = None  # what is wrong now; None while the server answers as it should
+        self.synced = False  # whether everything was said at least once
+        self.reading = False  # whether more of the present answer is wanted
+        self.phase: Phase = "sync"
+        self.version = ""  # the resourceVersion that everything said so far reaches to; only a watch starts from it
+        self._selector = (("fieldSelector", field_selector),) if field_selector else ()
+        self._timing = timing or Timing()
+        self._clock, self._random = clock, random
+        self._names: dict[str, set[str]] = {}  # namespace -> names of all that was said to be there
+        self._seen: dict[str, set[str]] = {}  # the same, in the present sync
+        self._continue = ""
+        self._stream = WatchStream()
+        self._began = 0.0
+        self._heard_any = False
+        self._failures = 0
+        self._rejections = 0
+        self._wait: float | None = None
+
+    # -- what to do ----------------------------------------------------------------------------------------------------
+
+    def next(self) -> Request | Pause:
+        """What to do now. Each Request has to be answered before the next call."""
+        if self._wait is not None:
+            pause, self._wait = Pause(self._wait), None
+            return pause
+        self.figures.requests[self.phase] += 1
+        self._began = self._clock()
+        self._heard_any = False
+        self.reading = True
+        if self.phase == "list":
+            if not self._continue:
+                self._seen = {}
+            return self._request(False, ("limit", str(PAGE)), *([("continue", self._continue)] if self._continue else []))
+        self._stream = WatchStream()
+        shortest, longest = self._timing.watch
+        time = ("timeoutSeconds", str(int(shortest + (longest - shortest) * self._random())))
+        watch = (("watch", "true"), ("allowWatchBookmarks", "true"), time)
+        if self.phase == "sync":
+            self._seen = {}
+            return self._request(True, *watch, ("sendInitialEvents", "true"), ("resourceVersionMatch", "NotOlderThan"))
+        return self._request(True, *watch, ("resourceVersion", self.version))
+
+    def _request(self, watch: bool, *query: tuple[str, str]) -> Request:
+        return Request(self.resource.path, (*query, *self._selector), watch, self._timing.silence)
+
+    # -- how it went ---------------------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> Heard:
+        """Bytes of the watch that was asked for. When `reading` is False afterwards, the rest is not wanted."""
+        heard = Heard([], [])
+        self.figures.bytes += len(data)
+        self.figures.last_contact = self._clock()
+        try:
+            for event in self._stream.feed(data):
+                if not self.reading:
+                    break
+                if isinstance(event, Change):
+                    self._take(event, heard)
+                elif isinstance(event, Bookmark):
+                    self._bookmark(event, heard)
+                else:
+                    self._refuse(event, event.code, event.retry_after, event=True)
+        except MalformedAnswer as error:
+            self.malformed(error)
+        return heard
+
+    def receive_page(self, body: bytes) -> Heard:
+        """The page of a list that was asked for."""
+        heard = Heard([], [])
+        self.figures.bytes += len(body)
+        self.figures.last_contact = self._clock()
+        try:
+            page = read_page(body)
+            for item in page.items:
+                self._take(read_object(item, "ADDED"), heard)
+            if not page.next:
+                self._finish(page.version, heard)
+        except MalformedAnswer as error:
+            self.malformed(error)
+        else:
+            self.reading = False
+            self._recovered()
+            self._continue = page.next
+        return heard
+
+    def end(self, reason: Literal["timeout", "cut", "silence"], message: str = "") -> None:
+        """The watch ended: as it should, or it broke off, or nothing came for too long."""
+        if not self.reading:
+            return
+        lasted = self._clock() - self._began
+        if self.phase == "sync":
+            # A server that ends in good order, or goes silent, may not know what was asked of it; one that breaks off is away.
+            if reason == "cut":
+                self._fail(reason, message or "the watch broke off before all was said")
+                self._doubt()
+            else:
+                self._list_once(reason, message or "the watch ended before all was said")
+        elif lasted < self._timing.short and not self._heard_any:
+            self._fail(reason, message or f"the watch ended after {lasted:.1f} s without an event")
+        else:
+            if lasted >= self._timing.steady:
+                self._failures = 0
+            self._rejections = 0
+            self._stop_reading(reason)
+
+    def reject(self, code: int, body: bytes, retry_after: float | None = None) -> None:
+        """The server answered with an HTTP error. `retry_after` is its header's, in seconds."""
+        self.figures.last_contact = self._clock()
+        status = read_status(body)
+        self._refuse(status, code, retry_after if retry_after is not None else status.retry_after)
+
+    def malformed(self, error: MalformedAnswer) -> None:
+        """The answer is none that an API server gives."""
+        self._fail("malformed", str(error))
+        self._doubt()
+
+    def fail(self, message: str) -> None:
+        """No answer at all came, or a page broke off."""
+        self._fail("unreachable", message)
+
+    def restart(self, message: str) -> None:
+        """Something went wrong on our side, and what was heard may be lost: everything has to be said again."""
+        self._fail("internal", message)
+        self.phase, self._continue = "sync", ""
+
+    # -- objects -------------------------------------------------------------------------------------------------------
+
+    def _take(self, change: Change, heard: Heard) -> None:
+        """An object of a sync or of a watch."""
+        self.figures.events += 1
+        kind, name, namespace = self.resource.kind, change.name, change.namespace
+        if change.type == "DELETED":
+            if not name:
+                self._unreadable(heard, InvalidObject(kind.__name__, "metadata.name", "a deleted object cannot be told by its name"))
+            elif _remove(self._names, namespace, name) | _remove(self._seen, namespace, name):
+                heard.events.append(Gone(kind, name, namespace))
+        else:
+            decoded = self.resource.decode(change.object)
+            if decoded.value is not None:
+                name, namespace = decoded.value.name, getattr(decoded.value, "namespace", "")
+            if not name:
+                self._unreadable(heard, *(decoded.errors or [InvalidObject(kind.__name__, "metadata.name", "is empty")]))
+            elif decoded.value is None:
+                # It is there, whatever it is: what was known of it stays.
+                self._unreadable(heard, *decoded.errors)
+                if name in self._names.get(namespace, ()):
+                    _add(self._seen, namespace, name)
+            else:
+                _add(self._names, namespace, name)
+                if self.phase != "watch":
+                    _add(self._seen, namespace, name)
+                heard.events.append(Put(decoded.value, decoded.errors))
+        if self.phase == "watch":
+            self._reached(change.version)
+
+    def _unreadable(self, heard: Heard, *errors: InvalidObject) -> None:
+        self.figures.unreadable += 1
+        heard.invalid.extend(errors)
+
+    def _bookmark(self, bookmark: Bookmark, heard: Heard) -> None:
+        if self.phase == "watch":
+            self._reached(bookmark.version)
+        elif bookmark.initial_end:
+            self._finish(bookmark.version, heard)
+            self._recovered()
+            self._began, self._heard_any = self._clock(), True
+        else:
+            # A server that sends any other bookmark now does not know what was asked of it, and will not say where the start ends.
+            self._list_once("rejected", "the server does not begin a watch with the objects that are there")
+
+    def _reached(self, version: str) -> None:
+        """The watch has said something, and says where it is."""
+        if version:
+            self.version = version
+        self._heard_any = True
+        self._recovered()
+        if self._failures and self._clock() - self._began >= self._timing.steady:
+            self._failures = 0
+
+    def _finish(self, version: str, heard: Heard) -> None:
+        """Everything has been said."""
+        if not version:
+            raise MalformedAnswer("the end of all objects has no resourceVersion")
+        for namespace, names in self._names.items():
+            gone = names - self._seen.get(namespace, set())
+            heard.events.extend(Gone(self.resource.kind, name, namespace) for name in sorted(gone))
+        self._names, self._seen = self._seen, {}
+        heard.events.append(Synced(self.resource.kind))
+        self.version = version
+        self.phase, self.synced = "watch", True
+        self.figures.syncs += 1
+
+    # -- failures ------------------------------------------------------------------------------------------------------
+
+    def _refuse(self, status: Status, code: int, retry_after: float | None, event: bool = False) -> None:
+        """An HTTP error, or an ERROR event. `status` is what it says, and empty where the answer is not an API server's."""
+        message = f"{code} {status.reason}: {status.message}" if status != Status() else f"HTTP status {code}"
+        if code == GONE:
+            self._fail("expired", message, retry_after)
+            self._continue = ""
+            if self.phase == "watch":
+                self.phase = "sync"
+        elif code in _WAIT_FOR:
+            self._fail(_WAIT_FOR[code], message, retry_after)
+        elif self.phase == "sync" and (event or code < 500):
+            self._list_once("rejected", message)
+        else:
+            self._fail("rejected", message, retry_after)
+            if status != Status():  # anybody else's answer is an outage
+                self._doubt()
+
+    def _fail(self, reason: Reason, message: str, retry_after: float | None = None) -> None:
+        """The next request has to wait."""
+        timing = self._timing
+        longest = min(timing.last_wait, timing.first_wait * 2.0 ** min(self._failures, 16))
+        self._failures += 1
+        self._wait = max(longest * (0.5 + 0.5 * self._random()), min(retry_after or 0.0, timing.longest_retry_after))
+        self.trouble = Trouble(reason, message)
+        self._stop_reading(reason)
+
+    def _list_once(self, reason: Reason, message: str) -> None:
+        """The server does not begin a watch with all objects: they are listed, at once."""
+        self.trouble = Trouble(reason, message)
+        self.phase, self._continue = "list", ""
+        self._stop_reading(reason)
+
+    def _stop_reading(self, reason: Reason) -> None:
+        self.figures.restarts[reason] += 1
+        self.reading = False
+
+    def _doubt(self) -> None:
+        """The server did answer, and not as it should. After some of that in a row the way we ask is what is wrong."""
+        self._rejections += 1
+        if self._rejections >= REJECTIONS:
+            self._rejections, self._continue = 0, ""
+            self.phase = "list" if self.phase == "sync" else "sync"
+
+    def _recovered(self) -> None:
+        self.trouble, self._rejections = None, 0
+
+
+def _add(names: dict[str, set[str]], namespace: str, name: str) -> None:
+    names.setdefault(namespace, set()).add(name)
+
+
+def _remove(names: dict[str, set[str]], namespace: str, name: str) -> bool:
+    """Whether the name was there."""
+    inside = names.get(namespace, set())
+    if name not in inside:
+        return False
+    inside.remove(name)
+    if not inside:
+        del names[namespace]
+    return True

@@ -1,0 +1,293 @@
+"""Sources against a server that fails in every way, through the real client: what is asked, how often, and what is said.
+
+The waits are a hundredth of the real ones; how long each is, is tests/kube/test_reflector.py's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from netpol.errors import InvalidObject
+from netpol.kube.client import Client, configured
+from netpol.kube.events import Event, Gone, Put, Synced
+from netpol.kube.reflector import PODS, Timing, Trouble
+from netpol.kube.sources import Listener, Selection, Sources
+from netpol.model import Object, Pod
+from tests.kube.fake import (
+    CLOSED,
+    Answer,
+    FakeServer,
+    added,
+    bare,
+    bookmark,
+    deleted,
+    error,
+    line,
+    modified,
+    page,
+    pod,
+    silent,
+    status,
+    watch,
+)
+
+TIMING = Timing(first_wait=0.02, last_wait=0.1, short=60.0, steady=60.0)
+IMPATIENT = structs.replace(TIMING, silence=0.3)
+PATH = PODS.path
+
+
+class Heard(Listener):
+    """What was said, as words: "+name" or "+name/version", "-name", "synced"; and the troubles' reasons."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.events: list[Event] = []
+        self.troubles: list[str | None] = []
+        self.errors: list[str] = []
+        self._change = threading.Condition()
+
+    def __call__(self, *events: Event) -> None:
+        with self._change:
+            self.events += events
+            self.said += map(_word, events)
+            self._change.notify_all()
+
+    def troubled(self, kind: type[Object], trouble: Trouble | None) -> None:
+        with self._change:
+            self.troubles.append(trouble.reason if trouble is not None else None)
+            self._change.notify_all()
+
+    def unreadable(self, error: InvalidObject) -> None:
+        with self._change:
+            self.errors.append(str(error))
+            self._change.notify_all()
+
+    def wait(self, *words: str) -> None:
+        """Until exactly this was said, in this order."""
+        self.until(lambda: self.said == list(words), words)
+
+    def until(self, done: Callable[[], bool], wanted: object = None) -> None:
+        with self._change:
+            assert self._change.wait_for(done, 30), (self.said, wanted)
+
+
+def _word(event: Event) -> str:
+    if isinstance(event, Synced):
+        return "synced"
+    if isinstance(event, Gone):
+        return f"-{event.name}"
+    assert isinstance(event.object, Pod)
+    return "+" + event.object.name + "".join(f" {key}={value}" for key, value in event.object.labels)
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    """A server that answers as the test says."""
+    with FakeServer() as fake:
+        yield fake
+
+
+@contextmanager
+def following(server: FakeServer, folder: Path, timing: Timing = TIMING) -> Iterator[Heard]:
+    """What is heard of its pods, from the first request on, which waits for the test's first answer."""
+    listener = Heard()
+    client = Client(configured(server.kubeconfig(folder)))
+    with Sources(client, [Selection(PODS)], listener, listener, timing=timing):
+        yield listener
+
+
+@pytest.fixture
+def heard(server: FakeServer, tmp_path: Path) -> Iterator[Heard]:
+    """The same, with waits for an answer that no test outlasts."""
+    with following(server, tmp_path) as listener:
+        yield listener
+
+
+def asked(server: FakeServer, number: int) -> list[str]:
+    """What was asked, when it was so many times; and not once more."""
+    return [one.what for one in server.wait(number, PATH)]
+
+
+START = watch(added(pod("a", 5), pod("b", 6)), bookmark("10", True), whole=False)
+HEARD = ("+a", "+b", "synced")
+
+
+def test_all_there_is_then_what_changes(server: FakeServer, heard: Heard) -> None:
+    """One request brings the start and the changes after it; the next goes on from where it was."""
+    go = threading.Event()
+    changes = modified(pod("a", 11, app="x")) + deleted(pod("b", 12)) + bookmark("20")
+    server.answer(PATH, watch(added(pod("a", 5), pod("b", 6)), bookmark("10", True), go, changes))
+    heard.wait(*HEARD)
+    go.set()
+    heard.wait(*HEARD, "+a app=x", "-b")
+    assert asked(server, 2) == ["sync", "watch@20"]
+    first, second = server.asked
+    assert {key: first.query[key] for key in sorted(first.query) if key != "timeoutSeconds"} == {
+        "allowWatchBookmarks": "true",
+        "resourceVersionMatch": "NotOlderThan",
+        "sendInitialEvents": "true",
+        "watch": "true",
+    }
+    assert second.query.keys() == {"allowWatchBookmarks", "resourceVersion", "timeoutSeconds", "watch"}
+    assert all(300 <= int(one.query["timeoutSeconds"]) <= 600 for one in server.asked)
+    assert "accept-encoding" not in first.headers or first.headers["accept-encoding"] == "identity"
+    assert heard.troubles == []
+
+
+def test_a_list_in_pages_where_watchlist_is_not_there(server: FakeServer, heard: Heard) -> None:
+    """A refusal of the first request turns into one list, compressed, which a watch follows."""
+    server.answer(
+        PATH,
+        status(422, "Invalid", "sendInitialEvents: Forbidden"),
+        page("10", pod("a", 5), next="more", compressed=True),
+        page("10", pod("b", 6)),
+    )
+    heard.wait(*HEARD)
+    assert asked(server, 4) == ["sync", "list", "list+more", "watch@10"]
+    assert [one.query for one in server.asked[1:3]] == [{"limit": "500"}, {"limit": "500", "continue": "more"}]
+    assert server.asked[1].headers["accept-encoding"] == "gzip"
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        pytest.param(watch(added(pod("a", 5)), error(500, "InternalError")), ("+a",), id="an error event"),
+        pytest.param(watch(added(pod("a", 5))), ("+a",), id="no end of the start"),
+        pytest.param(watch(added(pod("a", 5)), bookmark("7"), threading.Event()), ("+a",), id="a server that knows no start"),
+        pytest.param(status(400, "BadRequest"), (), id="bad request"),
+        pytest.param(bare(404), (), id="not found"),
+    ],
+)
+def test_one_list_when_the_start_fails(server: FakeServer, heard: Heard, answer: Answer, said: tuple[str, ...]) -> None:
+    """At once, and once."""
+    server.answer(PATH, answer, page("10", pod("a", 5), pod("b", 6)))
+    heard.wait(*said, *HEARD)
+    assert asked(server, 3) == ["sync", "list", "watch@10"]
+
+
+def test_gone_mid_list_starts_the_list_again(server: FakeServer, heard: Heard) -> None:
+    """410 on a page: from the first one, and what is not found again is gone."""
+    server.answer(
+        PATH,
+        status(422),
+        page("10", pod("a", 5), pod("b", 6), next="more"),
+        status(410, "Expired", "the provided continue parameter is too old"),
+        page("20", pod("b", 6)),
+    )
+    heard.wait("+a", "+b", "+b", "-a", "synced")
+    assert asked(server, 5) == ["sync", "list", "list+more", "list", "watch@20"]
+
+
+def test_a_page_that_breaks_off_is_asked_for_again(server: FakeServer, heard: Heard) -> None:
+    """An outage in a list goes on with the same page."""
+    whole = page("10", pod("b", 6))
+    cut = Answer(whole.head, (whole.pieces[0][:40],), whole=False)  # type: ignore[index]  # its one piece is bytes
+    server.answer(PATH, status(422), page("10", pod("a", 5), next="more"), cut, CLOSED, whole)
+    heard.wait(*HEARD)
+    assert asked(server, 6) == ["sync", "list", "list+more", "list+more", "list+more", "watch@10"]
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [pytest.param(status(410, "Gone"), id="HTTP"), pytest.param(watch(error(410, "Expired", "too old resource version")), id="event")],
+)
+def test_expired_is_another_full_sync(server: FakeServer, heard: Heard, gone: Answer) -> None:
+    """410 on a watch: everything again, what is missing is gone, and older versions are taken as they come."""
+    server.answer(PATH, START, gone, watch(added(pod("b", 3, app="old"), pod("c", 4)), bookmark("5", True), threading.Event()))
+    heard.wait(*HEARD, "+b app=old", "+c", "-a", "synced")
+    assert asked(server, 3) == ["sync", "watch@10", "sync"]
+    heard.until(lambda: heard.troubles == ["expired", None])
+
+
+def test_silence_in_the_start_is_one_list(server: FakeServer, tmp_path: Path) -> None:
+    """A server that begins and then says nothing may not know where the start ends."""
+    server.answer(PATH, watch(added(pod("a", 5)), threading.Event()), page("10", pod("a", 5), pod("b", 6)))
+    with following(server, tmp_path, IMPATIENT) as heard:
+        heard.wait("+a", *HEARD)
+        assert asked(server, 3)[:3] == ["sync", "list", "watch@10"]
+
+
+def test_silence_is_another_watch(server: FakeServer, tmp_path: Path) -> None:
+    """A server that says nothing, before its answer or in it, is asked to go on from where it was."""
+    last = watch(added(pod("c", 12)), threading.Event())
+    server.answer(PATH, START, silent(), watch(added(pod("b", 11)), threading.Event()), last)
+    with following(server, tmp_path, IMPATIENT) as heard:
+        heard.wait(*HEARD, "+b", "+c")
+        assert asked(server, 4)[:4] == ["sync", "watch@10", "watch@10", "watch@11"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(CLOSED, id="closed"),
+        pytest.param(bare(502), id="a gateway without its server"),
+        pytest.param(bare(200, b"<html>", Connection="close"), id="something else that answers"),
+        pytest.param(status(503, "ServiceUnavailable"), id="unavailable"),
+        pytest.param(status(429, "TooManyRequests"), id="throttled"),
+        pytest.param(status(403, "Forbidden"), id="forbidden"),
+        pytest.param(status(500, "InternalError"), id="internal error"),
+        pytest.param(watch(), id="a watch that ends at once"),
+        pytest.param(watch(added(pod("c", 11))[:-9], whole=False), id="a torn line"),
+        pytest.param(watch(error(500, "InternalError")), id="an error event"),
+        pytest.param(watch(b"no event at all\n"), id="garbage"),
+    ],
+)
+def test_a_failure_goes_on_where_it_was(server: FakeServer, heard: Heard, answer: Answer) -> None:
+    """Whatever the failure, the next watch starts where the last one was: nothing is listed again."""
+    server.answer(PATH, START, answer, watch(added(pod("c", 11)), threading.Event()))
+    heard.wait(*HEARD, "+c")
+    assert asked(server, 3) == ["sync", "watch@10", "watch@10"]
+    heard.until(lambda: len(heard.troubles) == 2 and heard.troubles[1] is None)
+
+
+def test_an_outage_is_never_a_relist(server: FakeServer, heard: Heard) -> None:
+    """However long nobody listens, and whatever stands in between answers, the watch goes on from where it was."""
+    server.answer(PATH, START)
+    heard.wait(*HEARD)
+    server.wait(2, PATH)
+    server.stop()
+    heard.until(lambda: "unreachable" in heard.troubles)
+    server.start()
+    server.answer(PATH, *[bare(504)] * 8, *[CLOSED] * 8, watch(added(pod("c", 11)), threading.Event()))
+    heard.wait(*HEARD, "+c")
+    assert {one.what for one in server.asked[1:]} == {"watch@10"}
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        pytest.param(status(504, "Timeout", "Too large resource version: 10, current: 3"), id="HTTP"),
+        pytest.param(watch(error(500, "InternalError", "etcdserver: mvcc: required revision is a future revision")), id="event"),
+    ],
+)
+def test_an_older_state_of_etcd_is_found(server: FakeServer, heard: Heard, refusal: Answer) -> None:
+    """Five refusals in a row are a full sync; what is older by its version is what is right."""
+    server.answer(
+        PATH, START, *[refusal] * 5, watch(added(pod("a", 2, app="old")), bookmark("3", True), modified(pod("a", 4)), threading.Event())
+    )
+    heard.wait(*HEARD, "+a app=old", "-b", "synced", "+a")
+    assert asked(server, 7) == ["sync", *["watch@10"] * 5, "sync"]
+
+
+def test_an_object_that_cannot_be_read_stops_nothing(server: FakeServer, heard: Heard) -> None:
+    """It is named with its field; it counts as it did before, also through a full sync; one without a name is counted."""
+    broken = line("MODIFIED", '{"metadata":{"name":"a","namespace":"default","labels":{"app":5}}}')
+    nameless = line("ADDED", '{"metadata":{"name":5}}') + line("DELETED", '{"metadata":{}}')
+    half = line("ADDED", '{"metadata":{"name":"h","namespace":"default"},"status":{"podIP":"10.0.0.256"}}')
+    again = watch(broken.replace(b"MODIFIED", b"ADDED"), bookmark("30", True), threading.Event())
+    server.answer(PATH, START, watch(broken, nameless, half, modified(pod("b", 12))), status(410), again)
+    heard.wait(*HEARD, "+h", "+b", "-b", "-h", "synced")
+    assert heard.errors == [
+        "Pod default/a: metadata.labels[*]: Expected `str`, got `int`",
+        "Pod: metadata.name: Expected `str`, got `int`",
+        "Pod: metadata.name: a deleted object cannot be told by its name",
+        "Pod default/a: metadata.labels[*]: Expected `str`, got `int`",
+    ]
+    (put,) = [event for event in heard.events if isinstance(event, Put) and event.object == Pod("default", "h")]
+    assert [str(one) for one in put.errors] == ["Pod default/h: status.podIP: '10.0.0.256' is not an IP address"]
