@@ -11,7 +11,27 @@ from hypothesis import strategies as st
 from msgspec import Struct
 
 from netpol.model import FAMILIES
-from netpol.rules.ruleset import DROP, RETURN, Chain, Jump, Rule, Tcp, pack_rules
+from netpol.rules.ruleset import (
+    DROP,
+    RETURN,
+    Addrtype,
+    Chain,
+    Connmark,
+    Conntrack,
+    Hashlimit,
+    Icmp,
+    Jump,
+    Match,
+    Multiport,
+    Nflog,
+    Opaque,
+    Rule,
+    Sctp,
+    SetMatch,
+    Tcp,
+    Udp,
+    pack_rules,
+)
 from tests.kernel import rule_strategies
 
 rules = st.sampled_from(FAMILIES).flatmap(rule_strategies.rules)
@@ -43,6 +63,18 @@ def test_rules_come_out_as_they_went_in(values: list[Rule]) -> None:
 def test_equal_rules_are_equal_bytes(rule: Rule) -> None:
     """Whatever objects they are made of: a default that somebody else made is packed, or left out, like the class's own."""
     assert pack_rules([anew(rule)]) == pack_rules([rule])
+
+
+DEFAULTS: tuple[Match, ...] = (
+    *(Conntrack(()), Connmark(1), Tcp(), Udp(), Sctp(), Multiport(()), SetMatch("x", ())),
+    *(Addrtype(), Hashlimit("x", 1, 1), Icmp(8), Opaque("x", 0, b"")),
+)
+
+
+@pytest.mark.parametrize("match", DEFAULTS, ids=lambda match: type(match).__name__)
+def test_defaults_that_somebody_else_made(match: Match) -> None:
+    """Every default of every match, as an object of its own, gives the bytes of the class's own object."""
+    assert pack_rules([anew(Rule(Nflog(1), (match,)))]) == pack_rules([Rule(Nflog(1), (match,))])
 
 
 @given(rules, rules)
