@@ -93,7 +93,7 @@ def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def world(wish: Settings | None = None) -> Iterator[World]:
     with Lab(HOSTS, NODE_ADDRESSES) as lab:
         with lab.entered():
-            kernel = Kernel()
+            kernel = Kernel((wish or Settings()).table)
         with kernel:
             made = World(lab, kernel, wish or Settings())
             made.put(*BASE)

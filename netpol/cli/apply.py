@@ -12,7 +12,8 @@ from netpol.cli import options
 
 if TYPE_CHECKING:
     from netpol.agent.enforcer import Enforcer, Report
-    from netpol.model import Network, Object
+    from netpol.model import Object
+    from netpol.rules.compile import Settings
 
 
 # How long the last state may take to be saved when the command ends.
@@ -24,20 +25,10 @@ SAVING = 1.0  # seconds
     "-f", "--file", "files", multiple=True, required=True, metavar="PATH", help="Manifests: a file, a directory, or - (repeatable)."
 )
 @click.option("--node", default=None, help="This node's name.  [default: the only one that the pods name]")
-@options.table
-@options.unknown_pods
-@options.pod_cidrs
+@options.settings
 @click.option("--watch", is_flag=True, help="Stay, and follow the files as they change, until TERM or INT; the rules stay in force.")
 @options.state
-def apply(
-    files: tuple[str, ...],
-    node: str | None,
-    table: str,
-    unknown_pods: str,
-    pod_cidrs: tuple[Network, ...],
-    watch: bool,
-    state: str | None,
-) -> None:
+def apply(files: tuple[str, ...], node: str | None, settings: Settings, watch: bool, state: str | None) -> None:
     """Program this host's kernel for the pods that the manifests put on this node.
 
     What is there already is adopted: only what differs is changed, without a moment in which neither the old nor the new holds. Bad
@@ -50,10 +41,8 @@ def apply(
     from netpol.cli.files import node_name
     from netpol.kernel.apply import Kernel
     from netpol.kube.manifests import load
-    from netpol.rules.compile import Settings
 
     objects = load(files)
-    settings = Settings(table=table, unknown_pods=unknown_pods, pod_cidrs=pod_cidrs)  # type: ignore[arg-type]  # of the choices
     with Kernel(settings.table) as kernel:
         enforcer = Enforcer(kernel, node_name(objects, node), settings)
         if watch:

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from netpol.cli import options
+
 if TYPE_CHECKING:
+    from netpol.rules.compile import Settings
     from netpol.rules.ruleset import Ruleset
 
 PARTS = ("sets", "ipv4", "ipv6")
@@ -18,14 +21,13 @@ PARTS = ("sets", "ipv4", "ipv6")
 )
 @click.option("--node", default=None, help="The node to render for.  [default: the only one that the pods name]")
 @click.option("--pod-cidr", "cidrs", multiple=True, default=("10.244.0.0/16",), show_default=True, help="Addresses for pods without one.")
-@click.option(
-    "--table", type=click.Choice(["mangle", "filter"]), default="mangle", show_default=True, help="The table the chains stand in."
-)
+@options.unknown_pods
+@options.form
 @click.option(
     "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="For the real tools, or for programs."
 )
 @click.option("--part", type=click.Choice(["all", *PARTS]), default="all", show_default=True, help="Which part of the text.")
-def render(files: tuple[str, ...], node: str | None, cidrs: tuple[str, ...], table: str, form: str, part: str) -> None:
+def render(files: tuple[str, ...], node: str | None, cidrs: tuple[str, ...], settings: Settings, form: str, part: str) -> None:
     """Print the sets and rules that a node's kernel should hold.
 
     Each part of the text can be loaded by a real tool: sets by `ipset restore`, ipv4 by `iptables-legacy-restore`, ipv6 by
@@ -34,11 +36,11 @@ def render(files: tuple[str, ...], node: str | None, cidrs: tuple[str, ...], tab
     import msgspec
 
     from netpol.cli.files import node_name, read_cluster
-    from netpol.rules.compile import Settings, compiled
+    from netpol.rules.compile import compiled
 
     cluster = read_cluster(files, cidrs)
     name = node_name(cluster.all_pods(), node)
-    ruleset = compiled(cluster, name, Settings(table=table))  # type: ignore[arg-type]  # one of the choices
+    ruleset = compiled(cluster, name, settings)
     if form == "json":
         click.echo(msgspec.json.format(msgspec.json.encode(as_data(ruleset, name))).decode())
         return

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
+
+from netpol.cli import options
+
+if TYPE_CHECKING:
+    from netpol.rules.compile import Settings
 
 STATE = "/var/lib/netpol/state"
 
@@ -13,18 +20,18 @@ STATE = "/var/lib/netpol/state"
     "--boot", type=click.Choice(["open", "closed"]), default="open", show_default=True, help="What to do where no state was saved."
 )
 @click.option("--pod-cidr", "cidrs", multiple=True, metavar="CIDR", help="Ranges that --boot=closed denies (repeatable).")
-def restore(state: str, boot: str, cidrs: tuple[str, ...]) -> None:
+@options.form
+def restore(state: str, boot: str, cidrs: tuple[str, ...], settings: Settings) -> None:
     """Load the saved state into this host's kernel, without a cluster; the agent adopts it when it comes.
 
-    With no saved state, `--boot=open` programs nothing, and `--boot=closed` denies what is forwarded from and to the pod ranges. A state
-    that is damaged is refused by name, and nothing is programmed.
+    With no saved state, `--boot=open` programs nothing, and `--boot=closed` denies what is forwarded from and to the pod ranges, as the
+    options for rules say; a saved state brings its own. One that is damaged is refused by name, and nothing is programmed.
     """
     from pathlib import Path
 
     from netpol.agent.saved import load
     from netpol.cli.files import parse_ranges
     from netpol.kernel.apply import Kernel
-    from netpol.rules.compile import Settings
     from netpol.rules.compile.skeleton import closed
     from netpol.rules.diff import diff
 
@@ -33,7 +40,7 @@ def restore(state: str, boot: str, cidrs: tuple[str, ...]) -> None:
     if wanted is None and boot == "closed":
         if not ranges:
             raise click.UsageError("--boot=closed needs the ranges to deny: --pod-cidr")
-        wanted = closed(Settings(), tuple(ranges))
+        wanted = closed(settings, tuple(ranges))
     if wanted is None:
         click.echo(f"{state}: no state was saved; nothing to do")
         return

@@ -16,10 +16,12 @@ from netpol.kernel.xtables import Counts, Ours, TableSocket, read_ours
 from netpol.model import FAMILIES, Family
 from netpol.rules.ruleset import (
     DENY,
+    DROP,
     Chain,
     CreateSet,
     DestroySet,
     GrowSet,
+    Reject,
     ReplaceTable,
     Ruleset,
     Step,
@@ -108,9 +110,13 @@ class Kernel:
         return self._read_table(family).counters
 
     def dropped(self) -> int:
-        """Packets that the last rule of NETPOL-DENY dropped, both families, as long as the chain has been there."""
-        chains = (self.counters(family).get(DENY) for family in FAMILIES)
-        return sum(chain[-1][0] for chain in chains if chain)
+        """Packets that NETPOL-DENY dropped or rejected, both families, as long as the chain has been there."""
+        total = 0
+        for family in FAMILIES:
+            ours = self._read_table(family)
+            ends = zip(ours.chains[DENY].rules, ours.counters[DENY], strict=False) if DENY in ours.chains else ()
+            total += sum(packets for rule, (packets, _) in ends if rule.target == DROP or isinstance(rule.target, Reject))
+        return total
 
     def _read_table(self, family: Family) -> Ours:
         socket = self._sockets[family]

@@ -29,6 +29,7 @@ from netpol.rules.ruleset import (
     Multiport,
     Nflog,
     PortRange,
+    Reject,
     Rule,
     Ruleset,
     Sctp,
@@ -94,6 +95,8 @@ def interpret(ruleset: Ruleset, packet: Packet, start: str = ROOT) -> Decision:
             chain, at = chains[target.chain], 0
         elif isinstance(target, Goto):
             chain, at = chains[target.chain], 0
+        elif isinstance(target, Reject):
+            return Decision(False, tuple(hits))
         elif isinstance(target, Verdict):
             if target.name != "RETURN":
                 return Decision(target.name == "ACCEPT", tuple(hits))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from netpol.model import EVERYONE, FAMILIES, TCP, UDP, Address, ContainerPort, Family, Namespace, Pod, parse_address, parse_network
 from netpol.policy.cluster import Cluster, Standing
@@ -35,6 +36,7 @@ from netpol.rules.ruleset import (
     Icmp,
     Jump,
     Nflog,
+    Reject,
     Rule,
     Ruleset,
     Set,
@@ -74,6 +76,17 @@ def test_the_log_stands_before_the_drop(family: Family, width: int) -> None:
     limit = Hashlimit(f"netpol-deny{family}", 100_000, 20, ("dstip", "srcip"), source_length=width, destination_length=width)
     rules = skeleton(family, Settings(log_group=0), False)[DENY].rules
     assert rules[-2:] == (Rule(Nflog(0, "netpol", size=128), (limit,)), Rule(DROP))
+
+
+@pytest.mark.parametrize(("family", "answer"), [(4, "icmp-admin-prohibited"), (6, "icmp6-adm-prohibited")])
+def test_what_is_denied_can_be_answered(family: Family, answer: str) -> None:
+    """TCP by a reset, all else by ICMP; behind the log and what always passes, and in the filter table only."""
+    wish = Settings(table="filter", deny="reject", log_group=3)
+    rules = skeleton(family, wish, False)[DENY].rules
+    before = skeleton(family, replace(wish, deny="drop"), False)[DENY].rules
+    assert rules == (*before[:-1], Rule(Reject("tcp-reset"), protocol=TCP), Rule(Reject(answer)))
+    with pytest.raises(ValueError, match="filter table only"):
+        Settings(deny="reject")
 
 
 def test_the_cut_bit_is_a_setting() -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from netpol.model import FAMILIES, ICMPV6, Family, Network
+from netpol.model import FAMILIES, ICMPV6, TCP, Family, Network
 from netpol.rules.ruleset import (
     DENY,
     DROP,
@@ -22,6 +22,7 @@ from netpol.rules.ruleset import (
     Icmp,
     Jump,
     Nflog,
+    Reject,
     Rule,
     Ruleset,
     TableName,
@@ -35,9 +36,9 @@ ALWAYS_ALLOWED_ICMPV6 = (*range(130, 138), 143)
 class Settings(Struct, frozen=True):
     """What the user may choose of the rules.
 
-    cut_bit -- the connmark bit of flows that were cut; unknown_pods -- what happens to addresses of this node's pod CIDRs that
-    belong to no known pod (SEMANTICS 29); pod_cidrs -- those ranges, where the Node object does not say them; log_group -- the NFLOG
-    group for denied packets, None for no log.
+    cut_bit -- the connmark bit of flows that were cut; deny -- "reject" answers what is denied, in the filter table only;
+    unknown_pods -- what happens to addresses of this node's pod CIDRs that belong to no known pod (SEMANTICS 29); pod_cidrs -- those
+    ranges, where the Node object does not say them; log_group -- the NFLOG group for denied packets, None for no log.
     """
 
     table: TableName = "mangle"
@@ -45,6 +46,11 @@ class Settings(Struct, frozen=True):
     unknown_pods: Literal["auto", "deny", "allow"] = "auto"
     pod_cidrs: tuple[Network, ...] = ()
     log_group: int | None = None
+    deny: Literal["drop", "reject"] = "drop"
+
+    def __post_init__(self) -> None:
+        if self.deny == "reject" and self.table != "filter":
+            raise ValueError("the kernel takes REJECT in the filter table only")
 
 
 def skeleton(family: Family, settings: Settings, isolated: bool) -> dict[str, Chain]:
@@ -59,7 +65,7 @@ def skeleton(family: Family, settings: Settings, isolated: bool) -> dict[str, Ch
         # Between pods on one bridge these addresses would be a way around.
         root.append(Rule(Goto(DENY), source=LINK_LOCAL, destination=LINK_LOCAL))
     root += [Rule(Jump(EGRESS)), Rule(Jump(INGRESS))]
-    return {ROOT: Chain(ROOT, tuple(root)), DENY: Chain(DENY, (*_exceptions(family), *_log(settings, family), Rule(DROP)))}
+    return {ROOT: Chain(ROOT, tuple(root)), DENY: Chain(DENY, (*_exceptions(family), *_log(settings, family), *_ends(settings, family)))}
 
 
 def closed(settings: Settings, ranges: tuple[Network, ...]) -> Ruleset:
@@ -77,6 +83,14 @@ def _exceptions(family: Family) -> tuple[Rule, ...]:
     if family == 4:
         return ()
     return tuple(Rule(RETURN, (Icmp(number),), protocol=ICMPV6) for number in ALWAYS_ALLOWED_ICMPV6)
+
+
+def _ends(settings: Settings, family: Family) -> tuple[Rule, ...]:
+    """The last rules of NETPOL-DENY; none of them lets a packet go on."""
+    if settings.deny == "drop":
+        return (Rule(DROP),)
+    answer = "icmp-admin-prohibited" if family == 4 else "icmp6-adm-prohibited"
+    return Rule(Reject("tcp-reset"), protocol=TCP), Rule(Reject(answer))
 
 
 def _log(settings: Settings, family: Family) -> tuple[Rule, ...]:
