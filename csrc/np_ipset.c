@@ -403,8 +403,8 @@ int np_ipset_finish(struct np_ipset *ipset, struct np_ipset_outcome *outcome)
     return result;
 }
 
-/* Starts a dump: the headers of all sets, or header and members of the set called `name`. Returns 0 or -errno. */
-int np_ipset_list(struct np_ipset *ipset, uint32_t seq, const char *name)
+/* Starts a dump of all sets, or of the set called `name`: the headers only, or with the members. Returns 0 or -errno. */
+int np_ipset_list(struct np_ipset *ipset, uint32_t seq, const char *name, int headers_only)
 {
     struct np_nl_out out;
     size_t start = 0;
@@ -415,7 +415,7 @@ int np_ipset_list(struct np_ipset *ipset, uint32_t seq, const char *name)
     start = begin(&out, IPSET_CMD_LIST, NLM_F_DUMP, seq);
     if (name)
         np_nl_put_string(&out, IPSET_ATTR_SETNAME, name);
-    else
+    if (headers_only)
         np_nl_put_be32(&out, IPSET_ATTR_FLAGS, IPSET_FLAG_LIST_HEADER);
     result = keep(ipset, &out, start);
     return result < 0 ? result : flush(ipset);
@@ -429,4 +429,15 @@ int np_ipset_receive(struct np_ipset *ipset, struct np_ipset_dump *dump)
     if (result == -EAGAIN)
         return -ENODATA;
     return result < 0 ? result : np_ipset_parse_dump(ipset->buffer, (size_t)result, dump);
+}
+
+/* A whole dump, of all sets or of the set called `name`, numbered dump->seq: a record for each set of which the name begins with
+ * dump->prefix. Returns 0 or -errno; -ENOSPC where there are more of those than room. */
+int np_ipset_record(struct np_ipset *ipset, struct np_ipset_dump *dump, const char *name, int headers_only)
+{
+    int result = np_ipset_list(ipset, dump->seq, name, headers_only);
+
+    while (result == 0 && !(dump->flags & NP_IPSET_DONE))
+        result = np_ipset_receive(ipset, dump);
+    return result;
 }

@@ -57,6 +57,12 @@ struct np_ipset_header {
     uint8_t revision;
 };
 
+struct np_ipset_record {
+    struct np_ipset_header header;
+    uint32_t members;
+    uint64_t digest[2];
+};
+
 struct np_ipset_dump {
     struct np_ipset_header *headers;
     size_t header_room;
@@ -64,6 +70,12 @@ struct np_ipset_dump {
     uint8_t *members;
     size_t member_room;
     size_t member_size;
+    struct np_ipset_record *records;
+    size_t record_room;
+    size_t record_count;
+    const char *prefix;
+    const uint8_t *key;
+    uint32_t largest_other;
     struct np_ipset_header set;
     uint32_t seq;
     int flags;
@@ -81,8 +93,9 @@ int np_ipset_destroy(struct np_ipset *ipset, uint32_t seq, const char *name);
 int np_ipset_swap(struct np_ipset *ipset, uint32_t seq, const char *name, const char *other);
 int np_ipset_number(struct np_ipset *ipset, uint32_t seq, const char *name);
 int np_ipset_finish(struct np_ipset *ipset, struct np_ipset_outcome *outcome);
-int np_ipset_list(struct np_ipset *ipset, uint32_t seq, const char *name);
+int np_ipset_list(struct np_ipset *ipset, uint32_t seq, const char *name, int headers_only);
 int np_ipset_receive(struct np_ipset *ipset, struct np_ipset_dump *dump);
+int np_ipset_record(struct np_ipset *ipset, struct np_ipset_dump *dump, const char *name, int headers_only);
 int np_ipset_parse_version(const uint8_t *data, size_t size, uint32_t seq);
 int np_ipset_parse_number(const uint8_t *data, size_t size, uint32_t seq);
 int np_ipset_parse_answers(const uint8_t *data, size_t size, struct np_ipset_outcome *outcome);

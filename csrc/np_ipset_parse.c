@@ -1,3 +1,4 @@
+#include "np_digest.h"
 #include "np_ipset.h"
 #include "np_nl.h"
 
@@ -237,6 +238,46 @@ static int parse_members(struct np_nl_in in, struct np_ipset_dump *dump)
     return result;
 }
 
+/* Begins the record of a set whose name begins with the prefix; of the others only the most members that one has is of interest.
+ * Returns 0, or -ENOSPC where there is no room for a record. */
+static int begin_record(struct np_ipset_dump *dump)
+{
+    if (strncmp(dump->set.name, dump->prefix, strlen(dump->prefix)) != 0) {
+        if (dump->largest_other < dump->set.entries)
+            dump->largest_other = dump->set.entries;
+        return 0;
+    }
+    if (dump->record_count == dump->record_room)
+        return -ENOSPC;
+    dump->records[dump->record_count++] = (struct np_ipset_record){.header = dump->set};
+    return 0;
+}
+
+/* Adds the members of a list to the record of the set that the dump is at, where it has one and is of a type that we read. Returns 0
+ * or -EBADMSG. */
+static int record_members(struct np_nl_in in, struct np_ipset_dump *dump)
+{
+    struct np_ipset_record *record = dump->record_count ? &dump->records[dump->record_count - 1] : NULL;
+    const int kind = np_ipset_kind(dump->set.type);
+    const int width = kind < 0 ? kind : np_ipset_width(kind, dump->set.family);
+    struct np_nl_attribute attribute;
+    uint8_t member[32];
+    int result = 0;
+
+    if (width < 0 || !record || strcmp(record->header.name, dump->set.name) != 0)
+        return 0;
+    while ((result = np_nl_next_attribute(&in, &attribute)) > 0) {
+        if (attribute.type != IPSET_ATTR_DATA)
+            return -EBADMSG;
+        result = parse_member(attribute.value, kind, dump->set.family == 4 ? 4 : 16, member);
+        if (result < 0)
+            return result;
+        np_digest_members(dump->key, member, (size_t)width, (size_t)width, record->digest);
+        record->members++;
+    }
+    return result;
+}
+
 /* Reads the attributes of a set's message but its members, whose list is left in `list`. Returns 0 or -EBADMSG. */
 static int parse_set(struct np_nl_in in, struct np_ipset_header *header, struct np_nl_in *list)
 {
@@ -293,14 +334,19 @@ static int parse_list(struct np_nl_in in, struct np_ipset_dump *dump)
         if (dump->headers)
             dump->headers[dump->header_count++] = header;
         dump->set = header;
+        if (dump->records && begin_record(dump) < 0)
+            return -ENOSPC;
     } else if (strcmp(header.name, dump->set.name) != 0) {
         return -EBADMSG;
     }
+    if (dump->records && list.data)
+        return record_members(list, dump);
     return dump->members && list.data ? parse_members(list, dump) : 0;
 }
 
 /* Appends what one datagram of the dump numbered `seq` says: headers where `headers` is not NULL, packed members where `members`
- * is not; `set` is the header of the set it is at. Sets NP_IPSET_INTERRUPTED where the kernel says that the sets changed meanwhile, and
+ * is not; or, where `records` is not NULL, digests of the members of the sets whose names begin with `prefix`. `set` is the header of
+ * the set it is at. Sets NP_IPSET_INTERRUPTED where the kernel says that the sets changed meanwhile, and
  * NP_IPSET_DONE at the end. Returns 0, the kernel's -errno, -EOPNOTSUPP for members of a type that we do not read, -ENOSPC where the
  * caller's room is short, or -EBADMSG. */
 int np_ipset_parse_dump(const uint8_t *data, size_t size, struct np_ipset_dump *dump)

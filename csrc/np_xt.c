@@ -248,7 +248,7 @@ int np_xt_split(const uint8_t *blob, size_t size, int family, const struct np_xt
 }
 
 /* Clears what the kernel fills in by itself, the counters and comefrom of every entry, so that equal rules are equal bytes; the
- * counters (struct xt_counters, 16 bytes an entry) go to `counters`. Returns the number of entries; -EBADMSG, -ENOBUFS. */
+ * counters (struct xt_counters, 16 bytes an entry) go to `counters`, where that is not NULL. Returns the number of entries; -EBADMSG, -ENOBUFS. */
 int np_xt_normalise(uint8_t *blob, size_t size, int family, uint8_t *counters, size_t room)
 {
     struct np_xt_sizes sizes;
@@ -263,8 +263,9 @@ int np_xt_normalise(uint8_t *blob, size_t size, int family, uint8_t *counters, s
             return -EBADMSG;
         if (count == room)
             return -ENOBUFS;
-        memcpy(counters + count * sizeof(struct xt_counters), blob + offset + sizes.counters_at,
-               sizeof(struct xt_counters));
+        if (counters)
+            memcpy(counters + count * sizeof(struct xt_counters), blob + offset + sizes.counters_at,
+                   sizeof(struct xt_counters));
         memset(blob + offset + sizes.comefrom_at, 0, sizeof(unsigned int));
         memset(blob + offset + sizes.counters_at, 0, sizeof(struct xt_counters));
         offset = entry.end;

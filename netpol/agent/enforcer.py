@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from msgspec import Struct
 from msgspec.structs import replace
 
+from netpol.agent.audit import NO_DRIFT, Drift, compare, written
 from netpol.errors import KernelError, MalformedKernelData
 from netpol.kernel.apply import Kernel
-from netpol.model import FAMILIES, Address, Object, Pod, Policy
+from netpol.model import Address, Object, Pod, Policy
 from netpol.policy.cluster import Cluster
 from netpol.rules.compile import NodeState, Settings
 from netpol.rules.diff import diff
@@ -40,36 +41,6 @@ class Report(Struct, frozen=True):
     grace: float = 0.0
 
 
-class Drift(Struct, frozen=True):
-    """How the kernel differed from what was written, by kind. All empty: it did not.
-
-    hooks -- families whose FORWARD does not begin with our jump; chains -- "IPv4 NETPOL-..." that are edited, missing or not ours to
-    have; sets -- (name, members missing, members too many); lost_sets, stray_sets -- names.
-    """
-
-    hooks: tuple[str, ...] = ()
-    chains: tuple[str, ...] = ()
-    sets: tuple[tuple[str, int, int], ...] = ()
-    lost_sets: tuple[str, ...] = ()
-    stray_sets: tuple[str, ...] = ()
-
-    def __bool__(self) -> bool:
-        return self != NO_DRIFT
-
-    def named(self) -> tuple[str, ...]:
-        """What differed, in words, a few for each thing."""
-        return (
-            *(f"the jump of {family} FORWARD" for family in self.hooks),
-            *(f"the chain {chain}" for chain in self.chains),
-            *(f"the set {name} ({missing} missing, {extra} too many)" for name, missing, extra in self.sets),
-            *(f"the lost set {name}" for name in self.lost_sets),
-            *(f"the stray set {name}" for name in self.stray_sets),
-        )
-
-
-NO_DRIFT = Drift()
-
-
 class Enforcer:
     """See the module. For one thread at a time."""
 
@@ -77,6 +48,8 @@ class Enforcer:
         self.kernel = kernel
         self.cluster = Cluster()
         self.state = NodeState(self.cluster, node, settings)
+        self.drift = NO_DRIFT
+        """What the last audit found."""
         self._sure = False
 
     def put(self, *objects: Object) -> None:
@@ -103,10 +76,14 @@ class Enforcer:
         KernelError names what failed: the steps before it are in force, as the law of `netpol.rules.diff` has it, and the next call
         tries again from what is there.
         """
+        return self._enforce(None)
+
+    def _enforce(self, found: Ruleset | None) -> Report:
+        """found -- all that the kernel holds, where it is not what was written."""
         before = self.kernel.calls
-        whole = None if self._sure else self.state.wanted()
+        whole = None if self._sure and found is None else self.state.wanted()
         try:
-            steps = diff(*self.state.pending()) if whole is None else diff(whole, self.kernel.read())
+            steps = diff(*self.state.pending()) if whole is None else diff(whole, found or self.kernel.read())
             self._sure = False
             self.kernel.apply(steps)
         except (KernelError, MalformedKernelData):
@@ -123,10 +100,28 @@ class Enforcer:
         return self.enforce()
 
     def audit(self) -> tuple[Drift, Report]:
-        """Reads everything back, compares it with what should be there, and repairs it."""
-        found = self.kernel.read()
-        drift = compare(self.state.wanted(), found)
-        return drift, self.adopt() if drift else Report((), 0)
+        """Compares all that the kernel holds with what was written, and repairs it; changes that are pending go along with a repair.
+
+        Nothing is looked at or written before the first `enforce`, nor after one that failed, until another one succeeded: it reads
+        everything anyway. KernelError as `enforce`; `drift` says what was found even then.
+        """
+        self.drift = NO_DRIFT
+        if not self._sure:
+            return NO_DRIFT, Report((), 0)
+        before = self.kernel.calls
+        look = self.kernel.look()
+        if look:
+            should = written(self.state)
+            try:
+                found = self.kernel.reread(should, look)
+            except (KernelError, MalformedKernelData):
+                self._sure = False
+                raise
+            self.drift = compare(should, found.ruleset, found.moved, look.strangers)
+        if not self.drift:
+            return NO_DRIFT, Report((), self.kernel.calls - before)
+        report = self._enforce(found.ruleset)
+        return self.drift, replace(report, system_calls=self.kernel.calls - before)
 
 
 def _touched(*parts: frozenset[Address] | None) -> frozenset[Address] | None:
@@ -137,27 +132,6 @@ def _touched(*parts: frozenset[Address] | None) -> frozenset[Address] | None:
 def identity(item: Object) -> tuple[type[Object], str, str]:
     """What makes an object the same one: kind, namespace ("" where it has none) and name."""
     return type(item), item.namespace if isinstance(item, Pod | Policy) else "", item.name
-
-
-def compare(wanted: Ruleset, found: Ruleset) -> Drift:
-    """How `found` differs from `wanted`."""
-    sets = []
-    for name in sorted(wanted.sets.keys() & found.sets.keys()):
-        want, have = wanted.sets[name].members, found.sets[name].members
-        if want != have:
-            sets.append((name, len(want - have), len(have - want)))
-    chains = []
-    for family in FAMILIES:
-        want_chains, have_chains = wanted.chains.get(family, {}), found.chains.get(family, {})
-        names = sorted(want_chains.keys() | have_chains.keys())
-        chains += [f"IPv{family} {name}" for name in names if want_chains.get(name) != have_chains.get(name)]
-    return Drift(
-        hooks=tuple(f"IPv{family}" for family in sorted(wanted.hooked ^ found.hooked)),
-        chains=tuple(chains),
-        sets=tuple(sets),
-        lost_sets=tuple(sorted(wanted.sets.keys() - found.sets.keys())),
-        stray_sets=tuple(sorted(found.sets.keys() - wanted.sets.keys())),
-    )
 
 
 def clean(*kernels: Kernel) -> tuple[Step, ...]:

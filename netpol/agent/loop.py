@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from netpol.agent.agenda import Agenda, Due, Pace
+from netpol.agent.audit import Drift
 from netpol.agent.coalesce import coalesced
-from netpol.agent.enforcer import Drift, Enforcer, Report, identity
+from netpol.agent.enforcer import Enforcer, Report, identity
 from netpol.agent.tally import Tally, kind_name
 from netpol.errors import InvalidObject, KernelError, MalformedKernelData, NetpolError
 from netpol.kube.events import Event, Gone, Put, Synced
@@ -267,7 +268,7 @@ class Loop:
         self.tally.system_calls += report.system_calls
         self.agenda.audited(ended)
         if drift:
-            self.tally.drift.update(kinds_of(drift))
+            self.tally.drift.update(drift.kinds())
             self._listener.drifted(drift, report)
 
     def _refuse(self, began: float, error: Refusal) -> None:
@@ -276,12 +277,3 @@ class Loop:
         if self._told != str(error):
             self._told = str(error)
             self._listener.refused(error)
-
-
-DRIFT_KINDS = ("hook", "chain", "set_member", "set_lost", "set_stray")
-
-
-def kinds_of(drift: Drift) -> dict[str, int]:
-    """How much of each of DRIFT_KINDS: hooks, chains, sets with other members, sets that are lost or not ours to have."""
-    parts = (drift.hooks, drift.chains, drift.sets, drift.lost_sets, drift.stray_sets)
-    return {kind: len(part) for kind, part in zip(DRIFT_KINDS, parts, strict=True)}

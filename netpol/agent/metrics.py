@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from netpol import __version__
+from netpol.agent.audit import KINDS
 from netpol.agent.census import Census
-from netpol.agent.loop import DRIFT_KINDS, Loop
+from netpol.agent.loop import Loop
 from netpol.agent.tally import BOUNDS, Histogram, kind_name
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _of_the_loop(loop: Loop) -> Iterator[Metric]:
     yield CounterMetricFamily("netpol_system_calls", "System calls to program and to audit the kernel.", tally.system_calls)
 
     drift = CounterMetricFamily("netpol_drift", "Things of ours that somebody else had changed, repaired.", labels=("kind",))
-    for kind in DRIFT_KINDS:
+    for kind in KINDS:
         drift.add_metric((kind,), tally.drift[kind])
     yield drift
 

@@ -60,7 +60,7 @@ def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str],
     import random
     from pathlib import Path
 
-    from netpol.agent.enforcer import Drift
+    from netpol.agent.audit import Drift
     from netpol.agent.files import KINDS, FileSource
     from netpol.agent.loop import Listener, Loop
     from netpol.agent.saver import Saver

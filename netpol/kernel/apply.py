@@ -2,21 +2,34 @@
 
 Steps are done in their order; neighbouring changes of sets travel together in one send. A step that fails raises and leaves those
 before it in force; the caller reads back what there is and plans anew. Chains are encoded once and kept as long as they are wanted.
+
+Looking whether somebody else changed something comes in three depths, each of which is taken only where the one before gives cause:
+- `touched`: what the kernel says about each table in one call, and about few sets by their headers. Right whenever it says yes; it
+  misses what leaves a table as long as it was.
+- `look`: everything is read, and proven by digests to be as it was written or read last (`netpol.kernel.digests`). Where somebody changed
+  his own rules in a table, ours are compared byte by byte. No value is made, and nothing is missed.
+- `reread`: the sets and tables that a `look` found to differ, and those only, as values.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import NamedTuple
 
-from netpol.kernel.encode import SetNumbers, encode_chains
+from netpol.errors import KernelError
+from netpol.kernel.encode import NO_SETS, SetNumbers, encode_chains
 from netpol.kernel.entries import Known
-from netpol.kernel.ipset import Add, Command, Create, Delete, Destroy, IpsetSocket, pack
-from netpol.kernel.xtables import Counts, Ours, TableSocket, read_ours
+from netpol.kernel.ipset import Add, Command, Create, Delete, Destroy, IpsetSocket, Records, pack
+from netpol.kernel.proofs import Look, SetProofs
+from netpol.kernel.table import Shape
+from netpol.kernel.xtables import Counts, Ours, Proof, TableSocket, holds, read_ours
 from netpol.model import FAMILIES, Family
 from netpol.rules.ruleset import (
     DENY,
     DROP,
+    ROOT,
     Chain,
     CreateSet,
     DestroySet,
@@ -24,6 +37,7 @@ from netpol.rules.ruleset import (
     Reject,
     ReplaceTable,
     Ruleset,
+    Set,
     Step,
     TableName,
     is_our_set,
@@ -31,8 +45,27 @@ from netpol.rules.ruleset import (
 
 # From so many new sets on, one listing of all is cheaper than asking for the number of each: it walks every bucket of every set.
 MANY = 64
+# A listing of all sets holds on to one that does not fit into a message between two of them, and its owner can then neither swap nor
+# destroy it. Where somebody else has a set that large, ours are listed one by one.
+LARGE = 1_000
+# Up to so many members of ours, and so many sets, their headers are looked at with the tables: that walks every bucket of every set.
+GLANCE_MEMBERS, GLANCE_SETS = 20_000, 64
 
 Counters = Mapping[str, Counts]
+
+
+class Found(NamedTuple):
+    """What a `reread` found: the ruleset, and the families whose jump to NETPOL is there, but not first or more than once."""
+
+    ruleset: Ruleset
+    moved: frozenset[Family]
+
+
+class _Written(NamedTuple):
+    """What one table of ours is as it was written or read last: its chains that netpol could have written, and whether FORWARD jumps."""
+
+    chains: Mapping[str, Known]
+    hooked: bool = False
 
 
 class Kernel:
@@ -42,6 +75,11 @@ class Kernel:
         self.table: TableName = table
         self._ipset = IpsetSocket()
         self._sockets: dict[Family, TableSocket] = {}
+        self._set_proofs = SetProofs()
+        self._shapes: dict[Family, Shape] = {}  # of tables that are there
+        self._proofs: dict[Family, Proof] = {}  # of tables in which ours is as written
+        self._sets = NO_SETS
+        self._largest_other = 0
         try:
             for family in FAMILIES:
                 self._sockets[family] = TableSocket(family)
@@ -49,7 +87,7 @@ class Kernel:
         except BaseException:
             self.close()
             raise
-        self._known: dict[Family, dict[str, Known]] = {4: {}, 6: {}}
+        self._written: dict[Family, _Written] = {4: _Written({}), 6: _Written({})}
 
     def __enter__(self) -> Kernel:
         return self
@@ -68,74 +106,37 @@ class Kernel:
         """System calls so far, those of opening included."""
         return self._ipset.calls + sum(socket.calls for socket in self._sockets.values())
 
+    @property
+    def longest_hold(self) -> float:
+        """Seconds: the longest that iptables' lock has been held here."""
+        return max(socket.longest_hold for socket in self._sockets.values())
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
     def apply(self, steps: Sequence[Step]) -> None:
         """Does the steps. KernelError names what failed; the steps before it are in force."""
-        commands: list[Command] = []
+        batch: list[Step] = []
         for step in steps:
             if isinstance(step, ReplaceTable):
-                self._run(commands)
-                commands = []
+                self._run(batch)
+                batch = []
                 self._replace(step)
             else:
-                commands.append(_command(step))
-        self._run(commands)
+                batch.append(step)
+        self._run(batch)
 
-    def read(self) -> Ruleset:
-        """What of ours the kernel holds: all sets by name, and the chains of both families. Creates nothing."""
-        self._ask_numbers()
-        sets = {name: self._ipset.read(name) for name, _ in self._sets.pairs if is_our_set(name)}
-        chains: dict[Family, Mapping[str, Chain]] = {}
-        hooked: set[Family] = set()
-        for family in FAMILIES:
-            ours = self._read_table(family)
-            # What a predecessor wrote need not be decoded more than once, nor encoded again.
-            self._known[family] = ours.known
-            if ours.chains:
-                chains[family] = ours.chains
-            if ours.is_hooked:
-                hooked.add(family)
-        return Ruleset(chains, sets, frozenset(hooked), self.table)
-
-    def sizes(self) -> dict[str, int]:
-        """How many members each of our sets has, as the kernel counts them."""
-        return {name: header.entries for name, header in self._ipset.headers().items() if is_our_set(name)}
-
-    def counted(self, family: Family) -> tuple[Mapping[str, Chain], Counters]:
-        """Our chains, and (packets, bytes) of each of their rules."""
-        ours = self._read_table(family)
-        return ours.chains, ours.counters
-
-    def counters(self, family: Family) -> Counters:
-        """(packets, bytes) of each rule of our chains, by chain."""
-        return self._read_table(family).counters
-
-    def dropped(self) -> int:
-        """Packets that NETPOL-DENY dropped or rejected, both families, as long as the chain has been there."""
-        total = 0
-        for family in FAMILIES:
-            ours = self._read_table(family)
-            ends = zip(ours.chains[DENY].rules, ours.counters[DENY], strict=False) if DENY in ours.chains else ()
-            total += sum(packets for rule, (packets, _) in ends if rule.target == DROP or isinstance(rule.target, Reject))
-        return total
-
-    def _read_table(self, family: Family) -> Ours:
-        socket = self._sockets[family]
-        if not socket.exists(self.table):
-            return Ours({}, {}, False, {})
-        return read_ours(socket.read(self.table), self._sets, self._known[family])
-
-    def _ask_numbers(self) -> None:
-        self._sets = SetNumbers({name: header.index for name, header in self._ipset.headers().items()})
-
-    def _run(self, commands: list[Command]) -> None:
-        if not commands:
+    def _run(self, steps: Sequence[Step]) -> None:
+        if not steps:
             return
+        commands = [_command(step) for step in steps]
         try:
             self._ipset.run(commands)
         except BaseException:
             # Some of them may have been carried out.
+            self._set_proofs.doubt(steps)
             self._ask_numbers()
             raise
+        self._set_proofs.follow(steps)
         gone = {command.name for command in commands if isinstance(command, Destroy)}
         made = [command.name for command in commands if isinstance(command, Create)]
         if len(made) > MANY:
@@ -145,19 +146,148 @@ class Kernel:
             self._sets = SetNumbers(kept | {name: self._ipset.number(name) for name in made if name not in gone})
 
     def _replace(self, step: ReplaceTable) -> None:
-        known = self._known[step.family]
+        known, socket = self._written[step.family].chains, self._sockets[step.family]
         found = {name: self._unchanged(known.get(name), chain) for name, chain in step.chains.items()}
         missing = [step.chains[name] for name, kept in found.items() if kept is None]
         for chain, encoded in zip(missing, encode_chains(missing, step.family, self._sets), strict=True):
             found[chain.name] = Known(chain, encoded)
         written = {name: kept for name, kept in found.items() if kept is not None}
-        self._sockets[step.family].change(step.table, {name: kept.encoded for name, kept in written.items()}, step.hooked)
-        self._known[step.family] = written
+        socket.change(step.table, {name: kept.encoded for name, kept in written.items()}, step.hooked)
+        self._written[step.family] = _Written(written, step.hooked)
+        if step.table == self.table:
+            self._shapes[step.family] = socket.left[step.table]
+            self._proofs.pop(step.family, None)
 
     def _unchanged(self, known: Known | None, chain: Chain) -> Known | None:
         """What was written last time, where it is the same chain and its sets have the numbers they had."""
         same = known is not None and (known.chain is chain or known.chain == chain)
         return known if known is not None and same and known.is_of(self._sets) else None
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def read(self) -> Ruleset:
+        """What of ours the kernel holds: all sets by name, and the chains of both families. Creates nothing."""
+        self._ask_numbers()
+        names = [name for name, _ in self._sets.pairs if is_our_set(name)]
+        sets = {name: self._ipset.read(name) for name in names}
+        self._set_proofs.learn(sets, self._set_proofs.names.union(names))
+        tables = {family: self._learn_table(family) for family in FAMILIES}
+        chains = {family: ours.chains for family, ours in tables.items() if ours.chains}
+        return Ruleset(chains, sets, frozenset(family for family, ours in tables.items() if ours.is_hooked), self.table)
+
+    def sizes(self) -> dict[str, int]:
+        """How many members each of our sets has, as the kernel counts them."""
+        return {record.header.name: record.header.entries for record in self._ipset.records(ROOT, headers_only=True).decoded()}
+
+    def counted(self, family: Family) -> tuple[Mapping[str, Chain], Counters]:
+        """Our chains, and (packets, bytes) of each of their rules."""
+        ours, _ = self._read_table(family)
+        return ours.chains, ours.counters
+
+    def counters(self, family: Family) -> Counters:
+        """(packets, bytes) of each rule of our chains, by chain."""
+        return self._read_table(family)[0].counters
+
+    def dropped(self) -> int:
+        """Packets that NETPOL-DENY dropped or rejected, both families, as long as the chain has been there."""
+        total = 0
+        for family in FAMILIES:
+            chains, counters = self.counted(family)
+            ends = zip(chains[DENY].rules, counters[DENY], strict=False) if DENY in chains else ()
+            total += sum(packets for rule, (packets, _) in ends if rule.target == DROP or isinstance(rule.target, Reject))
+        return total
+
+    def _read_table(self, family: Family) -> tuple[Ours, Shape | None]:
+        socket = self._sockets[family]
+        if not socket.exists(self.table):
+            return Ours({}, {}, False, {}), None
+        snapshot = socket.read(self.table)
+        return read_ours(snapshot, self._sets, self._written[family].chains), snapshot.shape
+
+    def _learn_table(self, family: Family) -> Ours:
+        """Reads a table; what it is now is what it is to be until it is written again."""
+        ours, shape = self._read_table(family)
+        # What a predecessor wrote need not be decoded more than once, nor encoded again.
+        self._written[family] = _Written(ours.known, ours.is_hooked)
+        self._proofs.pop(family, None)
+        if shape is None:
+            self._shapes.pop(family, None)
+        else:
+            self._shapes[family] = shape
+        return ours
+
+    def _ask_numbers(self) -> None:
+        headers = self._ipset.headers()
+        self._sets = SetNumbers({name: header.index for name, header in headers.items()})
+        self._largest_other = max((header.entries for name, header in headers.items() if not is_our_set(name)), default=0)
+
+    # -- looking -------------------------------------------------------------------------------------------------------
+
+    def touched(self) -> bool:
+        """The cheap look: whether somebody changed a table or, where ours are few, a set since it was written, read or looked at last.
+
+        One system call a family, and for the sets two and one for each. False before anything was written or read. A yes may be about rules
+        that are not ours: `look` tells.
+        """
+        if any(self._sockets[family].shape(self.table) != shape for family, shape in self._shapes.items()):
+            return True
+        if not self._shapes or len(self._set_proofs.names) > GLANCE_SETS or self._set_proofs.members > GLANCE_MEMBERS:
+            return False
+        return not self._set_proofs.agree(self._ipset.records(ROOT, headers_only=True))
+
+    def look(self) -> Look:
+        """The whole look. What differs stays different until `reread`, or `read`, or until it is written."""
+        records = self._records()
+        numbers = {record.header.name: record.header.index for record in records.decoded()} if self._set_proofs.is_news(records) else {}
+        if any(self._sets.get(name) != number for name, number in numbers.items()):
+            self._ask_numbers()
+        sets, strangers = self._set_proofs.differing(records)
+        return Look(frozenset(family for family in FAMILIES if not self._is_as_written(family)), sets, strangers)
+
+    def reread(self, written: Ruleset, look: Look) -> Found:
+        """What the kernel holds, given what it should hold: what the look found to differ is read again."""
+        names = look.sets | look.strangers | (self._set_proofs.names - written.sets.keys())
+        sets = {name: found for name in sorted(names) if (found := self._read_set(name)) is not None}
+        self._set_proofs.learn(sets, names)
+        tables = {family: self._learn_table(family) for family in look.tables}
+        chains = {**written.chains, **{family: ours.chains for family, ours in tables.items()}}
+        hooked = written.hooked - tables.keys() | {family for family, ours in tables.items() if ours.is_hooked}
+        kept = {name: found for name, found in written.sets.items() if name not in names}
+        ruleset = Ruleset(chains, kept | sets, frozenset(hooked), self.table)
+        return Found(ruleset, frozenset(family for family, ours in tables.items() if ours.is_moved))
+
+    def _records(self) -> Records:
+        records = self._ipset.records(ROOT, self._names() if self._largest_other > LARGE else None)
+        if self._largest_other <= LARGE:
+            self._largest_other = records.largest_other
+        return records
+
+    def _names(self) -> list[str]:
+        """The names of ours that there are; asks which sets there are."""
+        self._ask_numbers()
+        return [name for name, _ in self._sets.pairs if is_our_set(name)]
+
+    def _read_set(self, name: str) -> Set | None:
+        try:
+            return self._ipset.read(name)
+        except KernelError as error:
+            if error.code != errno.ENOENT:
+                raise
+            return None
+
+    def _is_as_written(self, family: Family) -> bool:
+        socket, written = self._sockets[family], self._written[family]
+        if family not in self._shapes and not socket.exists(self.table):
+            return True
+        entries = socket.entries(self.table)
+        proof = entries.proof()
+        if proof is not None and proof == self._proofs.get(family):
+            return True
+        snapshot = entries.snapshot()
+        if proof is None or not holds(snapshot, written.chains, written.hooked, self._sets):
+            return False
+        self._proofs[family], self._shapes[family] = proof, snapshot.shape
+        return True
 
 
 def _command(step: Step) -> Command:

@@ -27,14 +27,44 @@ from typing import Any, cast
 
 from netpol.errors import Contended, KernelError, MalformedKernelData, Unsupported
 from netpol.kernel._native import ffi, lib
+from netpol.kernel.digests import key
 from netpol.kernel.ipset_errors import FIND_TYPE, missing_type, translate
-from netpol.kernel.ipset_values import Add, Command, Create, Delete, Destroy, Header, Swap, check_name, member_text, pack, unpack
+from netpol.kernel.ipset_values import (
+    Add,
+    Command,
+    Create,
+    Delete,
+    Destroy,
+    Header,
+    Record,
+    Records,
+    Swap,
+    check_name,
+    member_text,
+    pack,
+    unpack,
+)
 from netpol.model import Family, format_address
 from netpol.rules.ruleset import Set, SetKind, member_size
 
-__all__ = ["Add", "Command", "Create", "Delete", "Destroy", "Header", "IpsetSocket", "Swap", "member_text", "pack", "unpack"]
+__all__ = [
+    "Add",
+    "Command",
+    "Create",
+    "Delete",
+    "Destroy",
+    "Header",
+    "IpsetSocket",
+    "Record",
+    "Records",
+    "Swap",
+    "member_text",
+    "pack",
+    "unpack",
+]
 
 DUMP_TRIES = 8
+_CHANGED = f"the sets changed while they were read, {DUMP_TRIES} times in a row"
 
 _NETLINK_NETFILTER = 12
 _PROTOCOL = 7  # what a kernel of 4.20 or later speaks; before it, a listing lacks the sets' indexes
@@ -193,6 +223,42 @@ class IpsetSocket:
         kind, family = cast(SetKind, header.kind), cast(Family, header.family)
         return Set(name, kind, family, frozenset(unpack(members, member_size(kind, family))))
 
+    def records(self, prefix: str, names: Sequence[str] | None = None, headers_only: bool = False) -> Records:
+        """The sets whose names begin with the prefix: their headers and the digests of their members, in one dump of all sets.
+
+        names -- dumps of these sets alone, one after another, whatever else there is. A set that is not there, or goes meanwhile, has no
+        record. headers_only -- the numbers of members that the headers say, and no digests.
+        """
+        room = 64 + len(names or ())
+        while True:
+            records = ffi.new("struct np_ipset_record[]", room)
+            dump = ffi.new("struct np_ipset_dump *", {"records": records, "record_room": room, "key": key()})
+            start = dump.prefix = ffi.new("char[]", _raw(prefix))
+            codes = [self._record(dump, name, headers_only) for name in (names if names is not None else (None,))]
+            del start
+            if -errno.ENOSPC not in codes:
+                return Records(bytes(ffi.buffer(records, dump.record_count * ffi.sizeof("struct np_ipset_record"))), dump.largest_other)
+            room *= 4
+
+    def _record(self, dump: Any, name: str | None, headers_only: bool) -> int:
+        """One dump into the records, which are as before where it fails. 0 or -ENOSPC."""
+        before = dump.record_count
+        for _ in range(DUMP_TRIES):
+            dump.seq, dump.flags, dump.record_count = self._next(1), 0, before
+            code = int(lib.np_ipset_record(self._native, dump, ffi.NULL if name is None else _raw(name), headers_only))
+            if code < 0:
+                dump.record_count = before
+                self._drain()
+            if code == -errno.ENOSPC or (code == -errno.ENOENT and name is not None):
+                return code
+            if code == -errno.EBADMSG:
+                raise MalformedKernelData(f"ipset list {name or 'all sets'}: what the kernel sent has no such form")
+            if code < 0:
+                raise translate(-code, "list", name or "all sets")
+            if not dump.flags & lib.NP_IPSET_INTERRUPTED:
+                return 0
+        raise Contended(errno.EINTR, "ipset list", name or "all sets", _CHANGED)
+
     def _members(self, name: str) -> tuple[Header, bytes]:
         check_name(name)
         headers, members = self._dump(name)
@@ -218,8 +284,7 @@ class IpsetSocket:
                 raise
             if not flags & lib.NP_IPSET_INTERRUPTED:
                 return headers, members
-        reason = f"the sets changed while they were read, {DUMP_TRIES} times in a row"
-        raise Contended(errno.EINTR, "ipset list", name or "all sets", reason)
+        raise Contended(errno.EINTR, "ipset list", name or "all sets", _CHANGED)
 
     def _dump_once(self, name: str | None) -> tuple[list[Header], bytearray, int]:
         places = _allocate("struct np_ipset_header[]", _HEADERS)
@@ -228,7 +293,7 @@ class IpsetSocket:
         dump.member_room = _MEMBERS if name is not None else 0
         headers: list[Header] = []
         members = bytearray()
-        code = int(lib.np_ipset_list(self._native, dump.seq, ffi.NULL if name is None else _raw(name)))
+        code = int(lib.np_ipset_list(self._native, dump.seq, ffi.NULL if name is None else _raw(name), name is None))
         while code == 0 and not dump.flags & lib.NP_IPSET_DONE:
             code = int(lib.np_ipset_receive(self._native, dump))
             headers += [_header(places[i]) for i in range(dump.header_count)]

@@ -7,9 +7,11 @@ bytes (the layout is at the end of `netpol.rules.ruleset`), one string for all o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from struct import Struct as Packing
 
 from msgspec import Struct
 
+from netpol.kernel.digests import Content
 from netpol.model import PROTOCOL_NAMES, Family, format_address
 from netpol.rules.ruleset import Set, SetKind, member_size
 
@@ -113,6 +115,32 @@ class Header(Struct, frozen=True, gc=False):
     references: int
     hashsize: int
     maxelem: int
+
+
+class Record(Struct, frozen=True, gc=False):
+    """A set's header, and the digest of its members; of a type that netpol does not read there is none. revision -- of its type."""
+
+    header: Header
+    revision: int
+    content: Content
+
+
+_RECORD = Packing("=32s32sIIIIHBBIQQ")
+
+
+class Records(Struct, frozen=True):
+    """Records as C wrote them: equal bytes are equal sets. largest_other -- the most members that a set of somebody else has."""
+
+    raw: bytes
+    largest_other: int
+
+    def decoded(self) -> Iterator[Record]:
+        """The single records."""
+        for fields in _RECORD.iter_unpack(self.raw):
+            name, kind = (raw.partition(b"\0")[0].decode("utf-8", "surrogateescape") for raw in fields[:2])
+            entries, references, hashsize, maxelem, index, family, revision, members, *sums = fields[2:]
+            header = Header(name, kind, family, index, entries, references, hashsize, maxelem)
+            yield Record(header, revision, Content(members, (sums[0], sums[1])))
 
 
 # -- packed members ----------------------------------------------------------------------------------------------------

@@ -49,6 +49,20 @@ _HOOK_RULE = {
 }
 
 
+Shape = tuple[int, ...]
+
+
+def shape_of(native: Any, size: int | None = None) -> Shape:
+    """What the kernel says about a table at once: size, number of entries, and where its built-in chains begin and end.
+
+    native -- a struct np_xt_info; or an np_xt_table, with the size.
+    """
+    hooks = [hook for hook in range(len(HOOK_NAMES)) if native.valid_hooks >> hook & 1]
+    ends = [(native.hook_entry[hook], native.underflow[hook]) for hook in hooks]
+    numbers = (native.size, native.num_entries) if size is None else (size, native.entries)
+    return (*numbers, native.valid_hooks, *(number for pair in ends for number in pair))
+
+
 class Span(Struct, frozen=True):
     """A chain in a table: where it stands, from head to tail, and the index of its first entry. `hook` is -1 for a user chain."""
 
@@ -69,7 +83,7 @@ class Snapshot:
 
     def __init__(self, family: Family, table: str, info: Any, native: Any) -> None:
         """`info` is a struct np_xt_info, `native` the entries that belong to it, as an array, which is changed here and kept."""
-        self.family, self.table = family, table
+        self.family, self.table, self.shape = family, table, shape_of(info)
         self.valid_hooks, self.entries, self.size = int(info.valid_hooks), int(info.num_entries), len(native)
         if self.entries * (ENTRY[family] + HEADER.size) > self.size:
             raise self._malformed("more entries than bytes")
@@ -228,6 +242,11 @@ class Layout:
         family = self._old.family
         if lib.np_xt_link(entries, self._size, family, chains, len(chains), self._jumps, self._jump_count, self.table) < 0:
             raise MalformedKernelData(f"the {self._old.table} table of IPv{family} could not be put together")
+
+    @property
+    def shape(self) -> Shape:
+        """What the kernel will say about it."""
+        return shape_of(self.table, self._size)
 
     @property
     def is_new(self) -> bool:

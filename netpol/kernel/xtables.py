@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,13 +28,15 @@ from typing import Any, NamedTuple
 from netpol.errors import Contended, KernelError, MalformedKernelData, NotPermitted, Unsupported
 from netpol.kernel import matches, targets
 from netpol.kernel._native import ffi, lib
+from netpol.kernel.digests import Digest, digest
 from netpol.kernel.encode import EncodedChain, SetNumbers
 from netpol.kernel.entries import Known, decode_chain, extensions, without_verdicts
-from netpol.kernel.table import COUNTER, Layout, Snapshot, Span, splice
+from netpol.kernel.table import COUNTER, Layout, Shape, Snapshot, Span, shape_of, splice
 from netpol.model import Family
 from netpol.rules.ruleset import Chain, OpaqueTarget, Rule, TableName, is_ours
 
 Counts = tuple[tuple[int, int], ...]
+Proof = tuple[Shape, Digest]
 
 TRIES = 10
 LOCK_WAIT_MS = 10_000
@@ -74,6 +77,10 @@ class TableSocket:
     def __init__(self, family: Family, wait_ms: int = LOCK_WAIT_MS) -> None:
         self.family, self._wait_ms = family, wait_ms
         self._calls = ffi.new("uint64_t *")
+        self.longest_hold = 0.0
+        """Seconds: the longest that this socket has held iptables' lock."""
+        self.left: dict[TableName, Shape] = {}
+        """The shapes that `change` left tables in, or found that it need not change."""
         self._fd = int(lib.np_sys_inet_socket(AF[family], self._calls))
         if self._fd < 0:
             raise self._error(-self._fd, "open", "socket")
@@ -110,6 +117,10 @@ class TableSocket:
 
     def read(self, table: TableName) -> Snapshot:
         """The table as it is now; read again while somebody changes it, `TRIES` times at most."""
+        return self.entries(table).snapshot()
+
+    def entries(self, table: TableName) -> Entries:
+        """The same, not taken apart yet."""
         for _ in range(TRIES):
             info = self._info(table)
             room = HEADER.size + int(info.size)
@@ -118,10 +129,14 @@ class TableSocket:
             ffi.memmove(request, HEADER.pack(table.encode(), info.size), HEADER.size)
             code = lib.np_sys_getsockopt(self._fd, LEVEL[self.family], GET_ENTRIES, request, size, self._calls)
             if code == 0:
-                return Snapshot(self.family, table, info, ffi.from_buffer("uint8_t[]", memoryview(ffi.buffer(request))[HEADER.size :]))
+                return Entries(self.family, table, info, ffi.from_buffer("uint8_t[]", memoryview(ffi.buffer(request))[HEADER.size :]))
             if code != -errno.EAGAIN:
                 raise self._error(-code, "read", table)
         raise Contended(errno.EAGAIN, self._op("read"), table, f"somebody changed it {TRIES} times while it was being read")
+
+    def shape(self, table: TableName) -> Shape:
+        """What the kernel says about a table at once, in one system call."""
+        return shape_of(self._info(table))
 
     def _info(self, table: TableName) -> Any:
         info = ffi.new("struct np_xt_info *", {"name": table.encode()})
@@ -142,10 +157,12 @@ class TableSocket:
             raise Contended(errno.EAGAIN, self._op("lock"), path, f"another program has held it for {self._wait_ms / 1000:g} s")
         if fd < 0:
             raise KernelError(-fd, self._op("lock"), path, f"{os.strerror(-fd)}: XTABLES_LOCKFILE can name another file")
+        since = time.monotonic()
         try:
             yield
         finally:
             lib.np_sys_close(fd, self._calls)
+            self.longest_hold = max(self.longest_hold, time.monotonic() - since)
 
     def change(self, table: TableName, chains: Mapping[str, EncodedChain], hooked: bool, owns: Callable[[str], bool] = is_ours) -> bool:
         """Makes these the chains of ours in the table, in one replace, under the lock; whether anything had to be written.
@@ -158,8 +175,10 @@ class TableSocket:
                 old = self.read(table)
                 new = splice(old, chains, hooked, owns)
                 if not new.is_new:
+                    self.left[table] = old.shape
                     return False
                 if self._replace(old, new, chains):
+                    self.left[table] = new.shape
                     return True
         raise Contended(errno.EAGAIN, self._op("replace"), table, f"somebody without iptables' lock changed it {TRIES} times")
 
@@ -242,17 +261,39 @@ class TableSocket:
         return KernelError(code, op, object, _WORDS.get((code, verb), os.strerror(code)))
 
 
+class Entries(NamedTuple):
+    """A table as bytes, as the kernel handed it out: `info` is a struct np_xt_info, `native` an array."""
+
+    family: Family
+    table: TableName
+    info: Any
+    native: Any
+
+    def snapshot(self) -> Snapshot:
+        """Taken apart into chains; the bytes are the snapshot's from then on."""
+        return Snapshot(self.family, self.table, self.info, self.native)
+
+    def proof(self) -> Proof | None:
+        """What two tables with the same rules have in common, and no other; clears the counters. None for bytes that are no table."""
+        size = len(self.native)
+        if lib.np_xt_normalise(self.native, size, self.family, ffi.NULL, self.info.num_entries) != self.info.num_entries:
+            return None
+        return shape_of(self.info), digest(self.native, size)
+
+
 class Ours(NamedTuple):
     """Our part of a table.
 
-    chains -- by name; counters -- the (packets, bytes) of their rules; is_hooked -- whether FORWARD begins with the jump to NETPOL;
-    known -- those of the chains that netpol could have written, with their bytes.
+    chains -- by name; counters -- the (packets, bytes) of their rules; is_hooked -- whether FORWARD begins with the jump to NETPOL, and
+    has no other; is_moved -- it has that jump, but elsewhere, or more than once; known -- those of the chains that netpol could have
+    written, with their bytes.
     """
 
     chains: dict[str, Chain]
     counters: dict[str, Counts]
     is_hooked: bool
     known: dict[str, Known]
+    is_moved: bool = False
 
 
 def read_ours(snapshot: Snapshot, sets: SetNumbers, known: Mapping[str, Known] = MappingProxyType({})) -> Ours:
@@ -260,7 +301,8 @@ def read_ours(snapshot: Snapshot, sets: SetNumbers, known: Mapping[str, Known] =
 
     A chain that holds what netpol does not write (someone edited it) is one opaque rule here, and so equal to none that is wanted.
     """
-    ours = Ours({}, {}, snapshot.is_hooked, {})
+    hooked = snapshot.is_hooked
+    ours = Ours({}, {}, hooked, {}, not hooked and bool(snapshot.hooks()))
     for span, places in zip(snapshot.spans, snapshot.places(), strict=True):
         if span.hook >= 0 or not is_ours(span.name):
             continue
@@ -279,6 +321,16 @@ def _recognised(known: Known | None, data: bytes, places: Mapping[int, str], set
     if known is None or known.encoded.jumps != tuple(places.items()) or not known.is_of(sets):
         return None
     return known if known.encoded.data == without_verdicts(data, places) else None
+
+
+def holds(snapshot: Snapshot, chains: Mapping[str, Known], hooked: bool, sets: SetNumbers) -> bool:
+    """Whether our part of a table is these chains, byte for byte, and FORWARD begins with the jump to them or has none."""
+    if snapshot.is_hooked != hooked or (not hooked and snapshot.hooks()):
+        return False
+    ours = [(span, places) for span, places in zip(snapshot.spans, snapshot.places(), strict=True) if span.hook < 0 and is_ours(span.name)]
+    return len(ours) == len(chains) and all(
+        _recognised(chains.get(span.name), snapshot.data(span), places, sets) is not None for span, places in ours
+    )
 
 
 def rule_counters(snapshot: Snapshot, span: Span) -> Counts:

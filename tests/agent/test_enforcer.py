@@ -1,4 +1,4 @@
-"""One node's enforcement on a real kernel: adoption, failure and retry, drift of each kind, cleaning up."""
+"""One node's enforcement on a real kernel: adoption, failure and retry, cleaning up. Drift is `test_audit`'s."""
 
 from __future__ import annotations
 
@@ -6,36 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from netpol.agent.enforcer import NO_DRIFT, Drift, Enforcer, clean
+from netpol.agent.audit import NO_DRIFT
+from netpol.agent.enforcer import Enforcer, clean
 from netpol.errors import KernelError
 from netpol.kernel.apply import Kernel
 from netpol.kernel.ipset import Create, Destroy, IpsetSocket
-from netpol.model import (
-    EVERYTHING,
-    TCP,
-    Namespace,
-    NumberedPort,
-    Object,
-    Pod,
-    Policy,
-    PolicyRule,
-    Query,
-    Requirement,
-    Selector,
-    parse_address,
-)
+from netpol.model import Pod, Policy, parse_address
 from netpol.rules.diff import diff
+from tests.agent.stage import OBJECTS, enforced, the_set
 from tests.referees import run
 
 pytestmark = pytest.mark.usefixtures("netns")
-
-WEB = Selector((Requirement("app", "In", ("web",)),))
-OBJECTS: tuple[Object, ...] = (
-    Namespace("x"),
-    Pod("x", "a", (("app", "web"),), "n", (parse_address("10.0.0.1"), parse_address("fd00::1"))),
-    Pod("x", "b", (), "n", (parse_address("10.0.0.2"), parse_address("fd00::2"))),
-    Policy("x", "p", WEB, (PolicyRule((Query("x", EVERYTHING, EVERYTHING),), (NumberedPort(TCP, 80, 80),)),), None),
-)
 
 
 @pytest.fixture
@@ -46,18 +27,7 @@ def kernel(netns: int) -> Iterator[Kernel]:
 
 @pytest.fixture
 def enforcer(kernel: Kernel) -> Enforcer:
-    made = Enforcer(kernel, "n")
-    made.put(*OBJECTS)
-    made.enforce()
-    return made
-
-
-def the_set(enforcer: Enforcer) -> str:
-    return next(name for name in enforcer.state.wanted().sets if name.startswith("NETPOL4"))
-
-
-def the_chain(enforcer: Enforcer) -> str:
-    return next(name for name in enforcer.state.wanted().chains[4] if name.startswith("NETPOL-I-"))
+    return enforced(kernel)
 
 
 def test_what_is_there_is_adopted_without_a_write(enforcer: Enforcer) -> None:
@@ -105,63 +75,6 @@ def test_a_kernel_as_written_has_no_drift(enforcer: Enforcer) -> None:
     """An audit of an untouched kernel finds and changes nothing."""
     drift, report = enforcer.audit()
     assert (drift, report.steps) == (NO_DRIFT, ())
-
-
-DRIFTS = {
-    "hook-deleted": "iptables-legacy -w -t mangle -D FORWARD -j NETPOL",
-    "hook-moved": "iptables-legacy -w -t mangle -I FORWARD -j MARK --set-mark 1",
-    "chain-edited": "iptables-legacy -w -t mangle -I {chain} -j RETURN",
-    "chain-flushed": "iptables-legacy -w -t mangle -F {chain}",
-    "chain-added": "iptables-legacy -w -t mangle -N NETPOL-X",
-    "table-flushed": "iptables-legacy -w -t mangle -F",
-    "member-added": "ipset add {set} 192.0.2.1",
-    "member-removed": "ipset del {set} 10.0.0.2",
-    "set-flushed": "ipset flush {set}",
-    "set-added": "ipset create NETPOL4-stray hash:ip",
-}
-EXPECTED = {
-    "hook-deleted": Drift(hooks=("IPv4",)),
-    "hook-moved": Drift(hooks=("IPv4",)),
-    "chain-edited": Drift(chains=("IPv4 {chain}",)),
-    "chain-flushed": Drift(chains=("IPv4 {chain}",)),
-    "chain-added": Drift(chains=("IPv4 NETPOL-X",)),
-    "member-added": Drift(sets=(("{set}", 0, 1),)),
-    "member-removed": Drift(sets=(("{set}", 1, 0),)),
-    "set-flushed": Drift(sets=(("{set}", 2, 0),)),
-    "set-added": Drift(stray_sets=("NETPOL4-stray",)),
-}
-
-
-@pytest.mark.parametrize("kind", DRIFTS)
-def test_drift_is_named_and_repaired(enforcer: Enforcer, kernel: Kernel, kind: str) -> None:
-    """Each kind of interference, made by the real tools: the audit says what it was, and afterwards the kernel is as wanted."""
-    places = {"set": the_set(enforcer), "chain": the_chain(enforcer)}
-    run(*DRIFTS[kind].format(**places).split())
-    drift, report = enforcer.audit()
-    if kind == "table-flushed":
-        assert drift.hooks == ("IPv4",)
-        assert f"IPv4 {places['chain']}" in drift.chains
-    else:
-        expected = EXPECTED[kind]
-        assert drift == Drift(
-            expected.hooks,
-            tuple(name.format(**places) for name in expected.chains),
-            tuple((name.format(**places), missing, extra) for name, missing, extra in expected.sets),
-            expected.lost_sets,
-            expected.stray_sets,
-        )
-    assert report.steps
-    assert diff(enforcer.state.wanted(), kernel.read()) == ()
-    assert enforcer.audit()[0] == NO_DRIFT
-
-
-def test_a_set_swapped_away_is_found(enforcer: Enforcer) -> None:
-    """`ipset swap` with a set of other members leaves ours with those: missing and extra members are told."""
-    name = the_set(enforcer)
-    run("ipset", "create", "other", "hash:ip", "hashsize", "64")
-    run("ipset", "add", "other", "192.0.2.7")
-    run("ipset", "swap", name, "other")
-    assert enforcer.audit()[0] == Drift(sets=((name, 2, 1),))
 
 
 def test_cleaning_removes_ours_and_nothing_else(enforcer: Enforcer, kernel: Kernel) -> None:

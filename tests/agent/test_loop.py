@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from netpol.agent.agenda import Pace
-from netpol.agent.enforcer import Drift, Enforcer, Report
+from netpol.agent.audit import Drift
+from netpol.agent.enforcer import Enforcer, Report
 from netpol.agent.loop import Listener, Loop, Refusal
 from netpol.errors import InvalidObject
 from netpol.kernel.apply import Kernel
@@ -176,9 +177,9 @@ def test_an_audit_repairs_and_counts(stage: Stage) -> None:
     stage.pass_time(9.9)
     assert stage.heard.drifts == []
     stage.pass_time(0.2)
-    assert stage.heard.drifts == [Drift(hooks=("IPv4",))]
+    assert stage.heard.drifts == [Drift(deleted=("IPv4",))]
     assert "-A FORWARD -j NETPOL" in rules()
-    assert stage.loop.tally.drift["hook"] == 1
+    assert stage.loop.tally.drift["jump_deleted"] == 1
     assert sum(stage.loop.tally.drift.values()) == 1
 
 
@@ -200,7 +201,7 @@ def test_a_look_that_sees_a_foreign_hand_audits_at_once(kernel: Kernel) -> None:
     run("iptables-legacy", "-w", "-t", "mangle", "-F", "NETPOL-DENY")
     touched = True
     stage.pass_time(0.101)
-    assert [drift.chains for drift in stage.heard.drifts] == [("IPv4 NETPOL-DENY",)]
+    assert [drift.edited for drift in stage.heard.drifts] == [("IPv4 NETPOL-DENY",)]
 
 
 def test_errors_of_objects_are_kept_and_told_when_they_change(stage: Stage) -> None:

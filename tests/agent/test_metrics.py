@@ -115,8 +115,8 @@ def test_values(loop: Loop) -> None:
     assert value(families, "netpol_object_errors_total", kind="NetworkPolicy") == 1.0
     assert value(families, "netpol_object_errors_total", kind="Pod") == 0.0
     assert value(families, "netpol_invalid_objects", kind="NetworkPolicy") == 1.0
-    assert value(families, "netpol_drift_total", kind="hook") == 1.0
-    assert value(families, "netpol_drift_total", kind="chain") == 0.0
+    assert value(families, "netpol_drift_total", kind="jump_deleted") == 1.0
+    assert value(families, "netpol_drift_total", kind="chain_edited") == 0.0
     assert value(families, "netpol_system_calls_total") > 0.0
     lines = [line for line in run("iptables-legacy-save", "-t", "mangle").splitlines() if line.startswith("-A NETPOL")]
     assert value(families, "netpol_rules", family="ipv4") == len(lines)

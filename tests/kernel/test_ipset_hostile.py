@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from netpol.kernel import namespaces
 from netpol.kernel._native import ffi, lib
+from netpol.kernel.digests import key
 from netpol.kernel.ipset import Add, Create, IpsetSocket
 from netpol.model import parse_address, parse_network
 from netpol.rules.ruleset import net_member, net_port_member
@@ -51,6 +52,20 @@ def parse_dump(data: bytes, seq: int = SEQ) -> int:
     return code
 
 
+def parse_records(data: bytes) -> int:
+    """Digests with room for one record, and checks that nothing was written behind it."""
+    size = ffi.sizeof("struct np_ipset_record")
+    records, guard = ffi.new("struct np_ipset_record[2]"), bytes([0xA5]) * size
+    ffi.memmove(records + 1, guard, size)
+    prefix = ffi.new("char[]", b"")
+    dump = ffi.new("struct np_ipset_dump *", {"records": records, "record_room": 1, "key": key(), "prefix": prefix, "seq": SEQ})
+    code = int(lib.np_ipset_parse_dump(copy(data), len(data), dump))
+    assert dump.record_count <= 1
+    assert bytes(ffi.buffer(records + 1, size)) == guard
+    assert -65535 <= code <= 0
+    return code
+
+
 def parse_answers(data: bytes) -> int:
     outcome = ffi.new("struct np_ipset_outcome *", {"first": SEQ, "commands": 2})
     code = int(lib.np_ipset_parse_answers(copy(data), len(data), outcome))
@@ -73,6 +88,7 @@ def parse_number(data: bytes) -> int:
 
 PARSERS: dict[str, Callable[[bytes], int]] = {
     "dump": parse_dump,
+    "records": parse_records,
     "answers": parse_answers,
     "version": parse_version,
     "number": parse_number,
@@ -102,7 +118,7 @@ def captured() -> dict[str, bytes]:
                 ]
             )
             for name in ("ips", "np"):
-                assert lib.np_ipset_list(ipset._native, SEQ, name.encode()) == 0
+                assert lib.np_ipset_list(ipset._native, SEQ, name.encode(), 0) == 0
                 sent[name] = receive(ipset)
                 assert parse_done(receive(ipset)) == 0
             lib.np_ipset_members(ipset._native, SEQ, lib.NP_IPSET_ADD, b"full", 0, 4, MANY, len(MANY), ffi.NULL)
