@@ -16,6 +16,7 @@ Invariants
 from __future__ import annotations
 
 import base64
+import http.client
 import os
 import socket
 import threading
@@ -171,15 +172,28 @@ class _Sockets:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
+class _Response(http.client.HTTPResponse):
+    """The standard library's, with a buffer that holds more than one object: in a burst, one system call brings many."""
+
+    def __init__(self, sock: socket.socket, *arguments: Any, **options: Any) -> None:
+        super().__init__(sock, *arguments, **options)
+        self.fp.close()
+        self.fp = sock.makefile("rb", CHUNK)  # type: ignore[assignment]  # a BufferedReader, which its stub does not promise
+
+
 def _pools(sockets: _Sockets) -> dict[str, type[urllib3.HTTPConnectionPool]]:
     """urllib3's pools, whose connections make their sockets known."""
 
     class Plain(urllib3.connection.HTTPConnection):
+        response_class = _Response
+
         def connect(self) -> None:
             super().connect()
             sockets.add(self.sock)
 
     class Secure(urllib3.connection.HTTPSConnection):
+        response_class = _Response
+
         def connect(self) -> None:
             super().connect()
             sockets.add(getattr(self.sock, "socket", self.sock))  # TLS inside TLS, by way of a proxy, has its socket inside

@@ -233,18 +233,27 @@ def _rule(wire: WireIngressRule | WireEgressRule, namespace: str, path: str) -> 
 
 
 def _decode(data: bytes, kind: str, build: Callable[[Report], T]) -> Decoded[T]:
-    """Runs `build` with a function that reports (field, reason); a failure to read at all still names the object where it can."""
-    errors: list[InvalidObject] = []
+    """Runs `build` with a function that reports (field, reason); a failure to read at all still names the object where it can.
+
+    Only what has errors is read once more, for its name: objects come by the ten thousand, and hardly one of them has any.
+    """
+    reports: list[tuple[str, str]] = []
+    value: T | None = None
+    try:
+        value = build(lambda field, reason: reports.append((field, reason)))
+    except UNREADABLE as error:
+        path, reason = _split_message(error)
+        reports.append((path.removeprefix("."), reason))
+    if not reports:
+        return Decoded(value)
     title = kind
     try:
         meta = msgspec.json.decode(data, type=WireNamed).metadata
         title = f"{kind} {meta.namespace}/{meta.name}" if meta.namespace else f"{kind} {meta.name}"
-        value: T | None = build(lambda field, reason: errors.append(InvalidObject(title, field, reason)))
     except UNREADABLE as error:
         path, reason = _split_message(error)
-        errors.append(InvalidObject(title, path.removeprefix("."), reason))
-        value = None
-    return Decoded(value, tuple(errors))
+        reports = [(path.removeprefix("."), reason)]
+    return Decoded(value, tuple(InvalidObject(title, *report) for report in reports))
 
 
 def decode_policy(data: bytes) -> Decoded[Policy]:
