@@ -86,10 +86,12 @@ def configured(kubeconfig: str | None = None, context: str | None = None, enviro
     return lambda: _from_kubeconfig(paths or "~/.kube/config", context)
 
 
-def _in_cluster(environ: Mapping[str, str], token_file: str = SERVICE_TOKEN_FILENAME, ca_file: str = SERVICE_CERT_FILENAME) -> Credentials:
+def _in_cluster(environ: Mapping[str, str]) -> Credentials:
+    _read_token(SERVICE_TOKEN_FILENAME)  # its error names the file
     configuration = Configuration()
-    InClusterConfigLoader(token_file, ca_file, try_refresh_token=False, environ=environ).load_and_set(configuration)
-    return Credentials(configuration, token_file)
+    loader = InClusterConfigLoader(SERVICE_TOKEN_FILENAME, SERVICE_CERT_FILENAME, try_refresh_token=False, environ=environ)
+    loader.load_and_set(configuration)
+    return Credentials(configuration, SERVICE_TOKEN_FILENAME)
 
 
 def _from_kubeconfig(paths: str, context: str | None) -> Credentials:
@@ -309,6 +311,7 @@ class Client:
         configuration, self._token_file, self._expires = self._load()
         if self._token_file is not None:
             _put_token(configuration, _read_token(self._token_file))
+        _check(configuration.api_key.get("BearerToken", ""))
         # The package's default is urllib3's, which tries three times more and waits in between.
         configuration.retries = False
         configuration.connection_pool_maxsize = POOL
@@ -326,7 +329,14 @@ class Client:
                 self._api = None
 
 
+def _check(token: str) -> None:
+    """What no header can hold is found here, and not by an error that would show it."""
+    if not (token.isascii() and token.isprintable()):
+        raise ConfigException("the token holds characters that no token has")
+
+
 def _put_token(configuration: Configuration, token: str) -> None:
+    _check(token)
     configuration.refresh_api_key_hook = None  # the package's would put the first one back
     configuration.api_key["BearerToken"] = f"Bearer {token}"
 
@@ -365,7 +375,7 @@ def _in_words() -> Iterator[None]:
     try:
         yield
     except ApiException as error:  # what the package makes of urllib3's SSLError
-        raise _Handshake(f"TLS: {error.reason}") from error
+        raise _Handshake(f"TLS: {str(error.reason).partition(chr(10))[2] or error.reason}") from error
     except urllib3.exceptions.ReadTimeoutError as error:
         raise Silence("the API server said nothing for too long") from error
     except (urllib3.exceptions.ProtocolError, urllib3.exceptions.SSLError, urllib3.exceptions.DecodeError) as error:

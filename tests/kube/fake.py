@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import socket
+import ssl
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -141,6 +142,7 @@ class FakeServer:
         self.asked: list[Asked] = []
         self.connections = 0
         self.tokens: set[str] | None = None  # those that are good; None: no one is asked for any
+        self.tls: ssl.SSLContext | None = None  # for connections from now on
         self._answers: dict[str, deque[Answer]] = {}
         self._change = threading.Condition()
         self._live: set[socket.socket] = set()
@@ -233,12 +235,12 @@ class FakeServer:
 
     def _serve(self, connection: socket.socket) -> None:
         try:
-            with connection, connection.makefile("rb") as reader:
+            with self.tls.wrap_socket(connection, server_side=True) if self.tls else connection as wire, wire.makefile("rb") as reader:
                 for asked in iter(lambda: _read_request(reader), None):
                     with self._change:
                         self.asked.append(asked)
                         self._change.notify_all()
-                    if not self._reply(connection, self._take(asked, connection)):
+                    if not self._reply(wire, self._take(asked, wire)):
                         return
         except OSError:
             pass
@@ -292,7 +294,8 @@ def _headers(reader: Any) -> Iterator[tuple[str, str]]:
 
 def _has_gone(connection: socket.socket) -> bool:
     try:
-        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        # By the socket itself: what TLS has of it cannot be looked at.
+        return socket.socket.recv(connection, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
     except BlockingIOError:
         return False
     except OSError:

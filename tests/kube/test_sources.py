@@ -6,6 +6,7 @@ The waits are a hundredth of the real ones; how long each is, is tests/kube/test
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from netpol.errors import InvalidObject
 from netpol.kube.client import Client, configured
 from netpol.kube.events import Event, Gone, Put, Synced
 from netpol.kube.reflector import PODS, Timing, Trouble
-from netpol.kube.sources import Listener, Selection, Sources
+from netpol.kube.sources import Listener, Selection, Sources, for_node
 from netpol.model import Object, Pod
 from tests.kube.fake import (
     CLOSED,
@@ -75,6 +76,13 @@ class Heard(Listener):
     def until(self, done: Callable[[], bool], wanted: object = None) -> None:
         with self._change:
             assert self._change.wait_for(done, 30), (self.said, wanted)
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def _word(event: Event) -> str:
@@ -291,3 +299,84 @@ def test_an_object_that_cannot_be_read_stops_nothing(server: FakeServer, heard: 
     ]
     (put,) = [event for event in heard.events if isinstance(event, Put) and event.object == Pod("default", "h")]
     assert [str(one) for one in put.errors] == ["Pod default/h: status.podIP: '10.0.0.256' is not an IP address"]
+
+
+def test_a_token_that_ran_out_is_followed_by_the_rotated_one(server: FakeServer, tmp_path: Path) -> None:
+    """401 is waited out, and the watch goes on from where it was as soon as the file holds a good token."""
+    (tmp_path / "token").write_text("old")
+    server.tokens = {"old"}
+    go = threading.Event()
+    start = watch(added(pod("a", 5), pod("b", 6)), bookmark("10", True), go)
+    server.answer(PATH, start, watch(added(pod("c", 11)), threading.Event()))
+    listener = Heard()
+    client = Client(configured(server.kubeconfig(tmp_path, {"tokenFile": "token"})))
+    with Sources(client, [Selection(PODS)], listener, listener, timing=TIMING):
+        listener.wait(*HEARD)
+        server.tokens = {"new"}
+        go.set()
+        listener.until(lambda: listener.troubles == ["unauthorized"])
+        (tmp_path / "token").write_text("new")
+        listener.wait(*HEARD, "+c")
+        listener.until(lambda: listener.troubles == ["unauthorized", None])
+    assert {one.what for one in server.asked[1:]} == {"watch@10"}
+
+
+def test_an_error_of_ours_is_a_full_sync(server: FakeServer, tmp_path: Path) -> None:
+    """What takes the events fails once: everything is said again, and following goes on."""
+
+    class Clumsy(Heard):
+        def __call__(self, *events: Event) -> None:
+            if not self.troubles:
+                raise KeyError("x")
+            super().__call__(*events)
+
+    listener = Clumsy()
+    server.answer(PATH, START, START)
+    with Sources(Client(configured(server.kubeconfig(tmp_path))), [Selection(PODS)], listener, listener, timing=TIMING) as sources:
+        listener.wait(*HEARD)
+        assert asked(server, 3) == ["sync", "sync", "watch@10"]
+        assert sources.figures["Pod"].restarts["internal"] == 1
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        pytest.param([silent()], id="no answer"),
+        pytest.param([watch(added(pod("a", 5)), threading.Event())], id="in a watch"),
+        pytest.param([status(422), Answer(page("1").head, (b'{"me', threading.Event()))], id="in a page"),
+        pytest.param([status(429, Retry_After="100")], id="in a wait"),
+        pytest.param([watch(*[added(pod("a", 5)) * 100] * 20_000)], id="in a flood"),
+    ],
+)
+def test_stop_ends_whatever_goes_on(server: FakeServer, tmp_path: Path, answers: list[Answer]) -> None:
+    """Every thread is over, and nothing is said afterwards."""
+    server.answer(PATH, *answers)
+    listener = Heard()
+    client = Client(configured(server.kubeconfig(tmp_path)))
+    sources = Sources(client, [Selection(PODS)], listener, listener, timing=Timing(silence=600))
+    sources.start()
+    server.wait(len(answers))
+    if answers[0].head == watch().head:
+        listener.until(lambda: bool(listener.said))
+    before = set(threading.enumerate())
+    sources.stop(patience=60)
+    said = len(listener.said)
+    assert not [thread for thread in before if thread.name == "pods" and thread.is_alive()]
+    assert len(listener.said) == said
+
+
+def test_stop_leaves_behind_what_cannot_be_woken(server: FakeServer, tmp_path: Path) -> None:
+    """An exec plugin that hangs: stop returns, and when it comes back nothing is asked."""
+    plugin = tmp_path / "plugin"
+    plugin.write_text("#!/bin/sh\necho > began; until [ -e go ]; do sleep 0.05; done; exit 1\n")
+    plugin.chmod(0o755)
+    user = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": str(plugin), "interactiveMode": "Never"}}
+    sources = Sources(Client(configured(server.kubeconfig(tmp_path, user))), for_node("n"), Heard(), timing=TIMING)
+    sources.start()
+    try:
+        wait_for((tmp_path / "began").exists)
+        sources.stop(patience=0.1)
+    finally:
+        (tmp_path / "go").touch()
+    wait_for(lambda: not any(thread.name in ("pods", "nodes", "namespaces", "networkpolicies") for thread in threading.enumerate()))
+    assert server.asked == []

@@ -1,0 +1,408 @@
+"""What a reflector asks next, and after how long: decided without a server. What it says of the answers is test_sources.py's too."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from netpol.kube.events import Gone, Put, Synced
+from netpol.kube.reflector import NODES, PODS, Heard, Pause, Reflector, Request
+from netpol.model import Pod
+from tests.kube.fake import Answer, added, bookmark, deleted, error, modified, page, pod
+
+START = added(pod("a", 5)) + bookmark("10", True)
+
+
+class Player:
+    """A reflector with a clock that stands still and dice that fall as they should; what it asks, in a word."""
+
+    def __init__(self, dice: float = 1.0, selector: str = "") -> None:
+        self.now, self.dice = 100.0, dice
+        self.reflector = Reflector(PODS, selector, clock=lambda: self.now, random=lambda: self.dice)
+
+    def next(self) -> str | float:
+        """A request in a word, or for how long to wait."""
+        todo = self.reflector.next()
+        return todo.seconds if isinstance(todo, Pause) else _what(todo)
+
+    def started(self) -> Player:
+        """Everything was said; the watch goes on."""
+        assert self.next() == "sync"
+        self.reflector.receive(START)
+        return self
+
+    def refuse(self, code: int, retry_after: float | None = None, body: bytes | None = None) -> None:
+        self.reflector.reject(code, json.dumps({"kind": "Status", "code": code}).encode() if body is None else body, retry_after)
+
+    def waits(self, number: int, code: int = 500) -> list[str | float]:
+        """What is asked, and the waits in between, while the server refuses."""
+        found = []
+        for _ in range(number):
+            found.append(self.next())
+            self.refuse(code)
+            found.append(self.next())
+        return found
+
+
+def _what(request: Request) -> str:
+    query = dict(request.query)
+    if "sendInitialEvents" in query:
+        return "sync"
+    if request.watch:
+        return f"watch@{query['resourceVersion']}"
+    return f"list+{query['continue']}" if "continue" in query else "list"
+
+
+def whole(answer: Answer) -> bytes:
+    (body,) = answer.pieces
+    assert isinstance(body, bytes)
+    return body
+
+
+# -- how long ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dice", "expected"),
+    [
+        pytest.param(0.0, [0.8, 1.6, 3.2, 6.4, 12.8, 15.0, 15.0], id="the shortest"),
+        pytest.param(1.0, [1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0], id="the longest"),
+    ],
+)
+def test_waits_grow_from_0_8_to_30_seconds(dice: float, expected: list[float]) -> None:
+    """Each failure doubles them; the jitter is half of each."""
+    player = Player(dice).started()
+    player.reflector.end("cut")
+    assert player.waits(7, 403)[1::2] == expected
+
+
+def test_waits_never_overflow() -> None:
+    """A server that is away for years is asked every 30 seconds."""
+    player = Player().started()
+    player.reflector.end("cut")
+    assert player.waits(2000, 403)[-1] == 30.0
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "body", "expected"),
+    [
+        pytest.param(7.0, None, 7.0, id="header"),
+        pytest.param(0.0, None, 1.6, id="shorter than ours"),
+        pytest.param(1e9, None, 120.0, id="without reason"),
+        pytest.param(None, b'{"kind":"Status","code":429,"details":{"retryAfterSeconds":9}}', 9.0, id="in the status"),
+        pytest.param(None, b'{"kind":"Status","code":429,"details":{"retryAfterSeconds":-9}}', 1.6, id="in the past"),
+    ],
+)
+def test_retry_after_is_honoured(retry_after: float | None, body: bytes | None, expected: float) -> None:
+    """As a header or in the Status, within reason."""
+    player = Player()
+    assert player.next() == "sync"
+    player.refuse(429, retry_after, body)
+    assert [player.next(), player.next()] == [expected, "sync"]
+
+
+def test_a_steady_watch_lets_the_waits_begin_anew() -> None:
+    """One that lasted ten seconds; not one that is new."""
+    player = Player().started()
+    player.reflector.end("cut")
+    assert player.waits(3)[1::2] == [1.6, 3.2, 6.4]
+    for lasted, expected in ((9.0, 12.8), (10.0, 1.6)):
+        assert player.next() == "watch@10"
+        player.now += lasted
+        player.reflector.end("timeout")
+        assert player.waits(1) == ["watch@10", expected]
+
+
+@pytest.mark.parametrize("reason", ["timeout", "cut", "silence"])
+def test_a_watch_that_ends_is_followed_by_the_next_at_once(reason: Literal["timeout", "cut", "silence"]) -> None:
+    """After a second, or with an event; a shorter one without has failed."""
+    player = Player().started()
+    player.reflector.end(reason)
+    assert player.next() == "watch@10"
+    player.now += 1
+    player.reflector.end(reason)
+    assert player.next() == "watch@10"
+    player.reflector.receive(bookmark("11"))
+    player.reflector.end(reason)
+    assert player.next() == "watch@11"
+    player.now += 0.9
+    player.reflector.end(reason)
+    assert [player.next(), player.next()] == [1.6, "watch@11"]
+
+
+# -- what --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_queries() -> None:
+    """As the documentation of the API has them; the selector is on every one, the time of a watch at random."""
+    player = Player(0.5, "spec.nodeName=n")
+    first = player.reflector.next()
+    assert isinstance(first, Request)
+    common = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": "450", "fieldSelector": "spec.nodeName=n"}
+    assert dict(first.query) == {**common, "sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
+    assert (first.path, first.watch, first.silence) == ("/api/v1/pods", True, 150.0)
+    player.refuse(422)
+    second = player.reflector.next()
+    assert second == Request("/api/v1/pods", (("limit", "500"), ("fieldSelector", "spec.nodeName=n")), False, 150.0)
+    player.reflector.receive_page(whole(page("7", pod("a", 5))))
+    third = player.reflector.next()
+    assert isinstance(third, Request)
+    assert dict(third.query) == {**common, "resourceVersion": "7"}
+
+
+def test_no_position_before_everything_is_said() -> None:
+    """A start that breaks off is a start again, whatever versions were seen in it."""
+    player = Player()
+    assert player.next() == "sync"
+    heard = player.reflector.receive(added(pod("a", 5), pod("b", 6)))
+    assert [type(event) for event in heard.events] == [Put, Put]
+    player.reflector.end("cut")
+    assert [player.next(), player.next()] == [1.6, "sync"]
+    assert player.reflector.receive(added(pod("b", 6)) + bookmark("9", True)).events[1:] == [Gone(Pod, "a", "default"), Synced(Pod)]
+    player.now += 60
+    player.reflector.end("timeout")
+    assert player.next() == "watch@9"
+
+
+def test_a_deletion_in_the_start_is_one() -> None:
+    """What was said to be there and is deleted before all is said is gone, once."""
+    player = Player()
+    player.next()
+    heard = player.reflector.receive(added(pod("a", 5), pod("b", 6)) + deleted(pod("a", 7), pod("x", 8)) + bookmark("9", True))
+    assert heard.events[2:] == [Gone(Pod, "a", "default"), Synced(Pod)]
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "after"),
+    [
+        pytest.param(410, None, [1.6, "sync"], id="410"),
+        pytest.param(401, None, [1.6, "sync"], id="401"),
+        pytest.param(403, None, [1.6, "sync"], id="403"),
+        pytest.param(429, None, [1.6, "sync"], id="429"),
+        pytest.param(500, None, [1.6, "sync"], id="500"),
+        pytest.param(502, b"bad gateway", [1.6, "sync"], id="502"),
+        pytest.param(503, None, [1.6, "sync"], id="503"),
+        pytest.param(400, None, ["list"], id="400"),
+        pytest.param(404, b"", ["list"], id="404"),
+        pytest.param(422, None, ["list"], id="422"),
+    ],
+)
+def test_a_refused_start(code: int, body: bytes | None, after: list[str | float]) -> None:
+    """What only time can help is asked again later; a server that does not know such a start lists at once."""
+    player = Player()
+    assert player.next() == "sync"
+    player.refuse(code, body=body)
+    assert [player.next() for _ in after] == after
+
+
+def test_five_refusals_of_the_start_are_a_list_and_the_other_way_round() -> None:
+    """One that never does what it was asked for may do something else."""
+    player = Player()
+    assert player.waits(15)[::2] == ["sync"] * 5 + ["list"] * 5 + ["sync"] * 5
+
+
+def test_five_refusals_of_a_watch_are_a_full_sync() -> None:
+    """In a row: an event in between begins the count anew."""
+    player = Player().started()
+    player.reflector.end("cut")
+    player.waits(4)
+    assert player.next() == "watch@10"
+    player.reflector.receive(bookmark("11"))
+    player.reflector.end("timeout")
+    assert player.waits(5)[::2] == ["watch@11"] * 5
+    assert player.next() == "sync"
+
+
+@pytest.mark.parametrize("code", [401, 403, 429, 503])
+def test_other_refusals_are_never_a_full_sync(code: int) -> None:
+    """They say nothing about where the watch starts."""
+    player = Player().started()
+    player.reflector.end("cut")
+    assert player.waits(20, code)[::2] == ["watch@10"] * 20
+
+
+def test_an_outage_is_never_a_full_sync() -> None:
+    """Nobody there, or something else that answers: for as long as it lasts."""
+    player = Player().started()
+    player.reflector.end("cut")
+    for number in range(40):
+        assert player.next() == "watch@10"
+        if number % 2:
+            player.refuse(504, body=b"<html>")
+        else:
+            player.reflector.fail("connection refused")
+        assert isinstance(player.next(), float)
+
+
+def test_gone_again_and_again_waits_longer_each_time() -> None:
+    """Full syncs that bring nothing do not follow each other at once."""
+    player = Player().started()
+    waits = []
+    for _ in range(5):
+        player.reflector.receive(error(410, "Expired"))
+        assert not player.reflector.reading
+        waits.append(player.next())
+        assert player.next() == "sync"
+        player.reflector.receive(START)
+    assert waits == [1.6, 3.2, 6.4, 12.8, 25.6]
+
+
+def test_nothing_is_read_after_an_error() -> None:
+    """What follows an ERROR event in the same bytes does not count."""
+    player = Player().started()
+    heard = player.reflector.receive(error(500, "InternalError") + modified(pod("a", 20)) + bookmark("30"))
+    assert heard == Heard([], [])
+    player.reflector.end("timeout")
+    assert [player.next(), player.next()] == [1.6, "watch@10"]
+
+
+@pytest.mark.parametrize("body", [b"[]", b'{"metadata":{},"items":[]}', b"<html>"])
+def test_a_page_that_is_none(body: bytes) -> None:
+    """It is asked for again; the last one needs a resourceVersion."""
+    player = Player()
+    player.next()
+    player.refuse(422)
+    assert player.next() == "list"
+    assert player.reflector.receive_page(body).events == []
+    assert [player.next(), player.next()] == [1.6, "list"]
+    assert player.reflector.trouble is not None
+    assert player.reflector.trouble.reason == "malformed"
+
+
+def test_what_is_lost_on_our_side_is_said_again() -> None:
+    """After an error that nobody foresaw everything is said again."""
+    player = Player().started()
+    player.reflector.restart("KeyError: 'x'")
+    assert [player.next(), player.next()] == [1.6, "sync"]
+
+
+def test_figures() -> None:
+    """What happened is counted, by reasons that are few."""
+    player = Player().started()
+    player.now += 5
+    player.reflector.receive(modified(pod("a", 11)) + added({"metadata": {}}))
+    player.now += 60
+    player.reflector.end("timeout")
+    player.waits(1, 403)
+    figures = player.reflector.figures
+    assert (figures.requests, figures.restarts) == ({"sync": 1, "watch": 1}, {"timeout": 1, "forbidden": 1})
+    assert (figures.syncs, figures.events, figures.unreadable, figures.last_contact) == (1, 3, 1, 165.0)
+    assert figures.bytes == len(START + modified(pod("a", 11)) + added({"metadata": {}}))
+
+
+def test_a_node_by_its_name() -> None:
+    """A kind without namespaces is told by its name; what a selector no longer matches is deleted."""
+    reflector = Reflector(NODES, "metadata.name=n", clock=lambda: 0.0, random=lambda: 0.0)
+    reflector.next()
+    node = {"metadata": {"name": "n", "resourceVersion": "1"}}
+    heard = reflector.receive(added(node) + bookmark("2", True) + deleted(node) + deleted(node))
+    assert [type(event) for event in heard.events] == [Put, Synced, Gone]
+    assert heard.events[2] == Gone(NODES.kind, "n")
+
+
+# -- a law -------------------------------------------------------------------------------------------------------------
+
+NAMES = st.sampled_from(["a", "b", "c", "d"])
+
+
+class Following(RuleBasedStateMachine):
+    """A made-up server whose objects change, and an answer of any kind to each request."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.player = Player()
+        self.there: dict[str, int] = {}
+        self.log: list[tuple[int, bytes]] = []
+        self.version = 10
+        self.known: dict[str, int] = {}
+        self.asking: str | None = None
+
+    def hear(self, heard: Heard) -> None:
+        for event in heard.events:
+            if isinstance(event, Put):
+                assert isinstance(event.object, Pod)
+                self.known[event.object.name] = int(dict(event.object.labels)["n"])
+            elif isinstance(event, Gone):
+                del self.known[event.name]
+
+    def change(self, name: str, value: int | None) -> bytes:
+        self.version += 1
+        if value is None:
+            self.there.pop(name, None)
+            return deleted(pod(name, self.version, n="0"))
+        self.there[name] = value
+        return modified(pod(name, self.version, n=str(value)))
+
+    @rule(name=NAMES, value=st.none() | st.integers(0, 9))
+    def churn(self, name: str, value: int | None) -> None:
+        data = self.change(name, value)
+        self.log.append((self.version, data))
+
+    @precondition(lambda self: self.asking is None)
+    @rule()
+    def ask(self) -> None:
+        asked = self.player.next()
+        while isinstance(asked, float):
+            asked = self.player.next()
+        self.asking = asked
+
+    @precondition(lambda self: self.asking is not None)
+    @rule(how=st.sampled_from(["good", "cut", "torn", "gone", "refused", "away", "silence"]), at=st.integers(0, 5))
+    def answer(self, how: str, at: int) -> None:
+        assert self.asking is not None
+        asked, self.asking = self.asking, None
+        reflector = self.player.reflector
+        if how == "gone":
+            return self.player.refuse(410)
+        if how == "refused":
+            return self.player.refuse(422 if at % 2 else 500)
+        if how == "away":
+            return reflector.fail("away")
+        objects = [pod(name, 5, n=str(value)) for name, value in self.there.items()]
+        if asked.startswith("list"):
+            start = int(asked.partition("+")[2] or 0)
+            if start == 0:
+                self.listed, self.listed_at = objects, str(self.version)
+            part, more = self.listed[start : start + 2], len(self.listed) > start + 2
+            self.hear(reflector.receive_page(whole(page(self.listed_at, *part, next=str(start + 2) if more else ""))))
+            return None
+        if asked == "sync":
+            data = added(*objects) + bookmark(str(self.version), True)
+        else:
+            since = int(asked.partition("@")[2])
+            if since > self.version:
+                return self.player.refuse(504)
+            data = b"".join(line for version, line in self.log if version > since)
+        if how == "good":
+            self.hear(reflector.receive(data))
+        else:
+            self.hear(reflector.receive(data[: len(data) * at // 6]))
+        reflector.end({"cut": "cut", "torn": "timeout", "silence": "silence"}.get(how, "timeout"))  # type: ignore[arg-type]  # of the three
+        return None
+
+    @rule()
+    def settle(self) -> None:
+        """When the server answers as it should, what is known is what is there."""
+        for _ in range(30):
+            if self.asking is None:
+                self.ask()
+            synced = self.player.reflector.phase == "watch" and self.asking == f"watch@{self.version}"
+            if synced:
+                break
+            self.answer("good", 0)
+        assert self.known == self.there
+
+    @invariant()
+    def bounded(self) -> None:
+        assert self.player.reflector.figures.restarts.keys() <= {
+            "timeout", "cut", "silence", "expired", "rejected", "unreachable", "malformed",
+        }  # fmt: skip
+
+
+Following.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestFollowing = Following.TestCase
