@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, get_args
 
 from netpol import __version__
 from netpol.agent.audit import KINDS
 from netpol.agent.census import Census
 from netpol.agent.loop import Loop
 from netpol.agent.tally import BOUNDS, Histogram, kind_name
+from netpol.kube.reflector import Phase, Reason, Reflector
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-Extra = Callable[[], Iterable["Metric"]]
-
 
 class Exposition:
-    """Makes the text of a scrape. census -- what the kernel holds now, None where nobody could say in time; extra -- more families."""
+    """Makes the text of a scrape.
 
-    def __init__(self, loop: Loop, census: Callable[[], Census | None], extra: Iterable[Extra] = ()) -> None:
-        self._loop, self._census, self._extra = loop, census, tuple(extra)
+    census -- what the kernel holds now, None where nobody could say in time; reflectors -- what follows an API server.
+    """
+
+    def __init__(self, loop: Loop, census: Callable[[], Census | None], reflectors: Sequence[Reflector] = ()) -> None:
+        self._loop, self._census, self._reflectors = loop, census, reflectors
 
     def text(self) -> tuple[bytes, str]:
         """The text and its content type."""
@@ -44,8 +46,7 @@ class Exposition:
         census = self._census()
         if census is not None:
             yield from _of_the_kernel(census)
-        for families in self._extra:
-            yield from families()
+        yield from _of_the_sources(self._reflectors, time.monotonic())
 
 
 def _of_the_loop(loop: Loop) -> Iterator[Metric]:
@@ -68,6 +69,13 @@ def _of_the_loop(loop: Loop) -> Iterator[Metric]:
     yield _histogram("netpol_audit_duration_seconds", "What it took to read the kernel back, compare and repair.", tally.audits)
     yield CounterMetricFamily("netpol_apply_failures", "Times that the kernel refused.", tally.refusals)
     yield CounterMetricFamily("netpol_system_calls", "System calls to program and to audit the kernel.", tally.system_calls)
+
+    flows = CounterMetricFamily("netpol_cut_flows", "Running flows that were cut, and given back.", labels=("action",))
+    flows.add_metric(("cut",), tally.cut)
+    flows.add_metric(("given_back",), tally.given_back)
+    yield flows
+    yield _histogram("netpol_cut_duration_seconds", "What it took to look at running flows once.", tally.sweeps)
+    yield CounterMetricFamily("netpol_cut_failures", "Times that running flows could not be looked at.", tally.sweep_failures)
 
     drift = CounterMetricFamily("netpol_drift", "Things of ours that somebody else had changed, repaired.", labels=("kind",))
     for kind in KINDS:
@@ -100,6 +108,29 @@ def _of_the_kernel(census: Census) -> Iterator[Metric]:
     for labels, count in sorted(census.denied.items()):
         denied.add_metric(labels, count)
     yield denied
+
+
+def _of_the_sources(reflectors: Sequence[Reflector], now: float) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    requests = CounterMetricFamily("netpol_watch_requests", "Requests for objects, by what they were to give.", labels=("kind", "phase"))
+    restarts = CounterMetricFamily("netpol_watch_restarts", "Requests that were not the last one, by why.", labels=("kind", "reason"))
+    syncs = CounterMetricFamily("netpol_watch_syncs", "Times that all objects were said.", labels=("kind",))
+    size = CounterMetricFamily("netpol_watch_received_bytes", "What the API server sent.", labels=("kind",))
+    unreadable = CounterMetricFamily("netpol_watch_unreadable_objects", "Objects of which nothing new could be read.", labels=("kind",))
+    silence = GaugeMetricFamily("netpol_watch_silence_seconds", "Since the API server last said anything.", labels=("kind",))
+    for reflector in reflectors:
+        name, figures = kind_name(reflector.resource.kind), reflector.figures
+        for phase in get_args(Phase):
+            requests.add_metric((name, phase), figures.requests[phase])
+        for reason in get_args(Reason):
+            restarts.add_metric((name, reason), figures.restarts[reason])
+        syncs.add_metric((name,), figures.syncs)
+        size.add_metric((name,), figures.bytes)
+        unreadable.add_metric((name,), figures.unreadable)
+        if figures.last_contact is not None:
+            silence.add_metric((name,), now - figures.last_contact)
+    yield from (requests, restarts, syncs, size, unreadable, silence)
 
 
 def _histogram(name: str, words: str, found: Histogram) -> Metric:

@@ -1,4 +1,4 @@
-"""What the loop counts about itself, as plain numbers: written by the loop's thread only, read by any.
+"""What the agent counts about itself, as plain numbers: each written by one thread only, read by any.
 
 `netpol.agent.metrics` gives them the names that monitoring knows. They are kept apart so that counting imports nothing and costs next
 to nothing: a number is read while another one is written, so two of them may differ by what happened in between.
@@ -51,3 +51,8 @@ class Tally:
         self.system_calls = 0
         self.drift: Counter[str] = Counter()
         self.object_errors: Counter[str] = Counter()
+        # By the thread that cuts flows.
+        self.sweeps = Histogram()
+        self.sweep_failures = 0
+        self.cut = 0  # flows marked
+        self.given_back = 0  # flows whose mark was taken away

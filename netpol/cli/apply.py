@@ -85,7 +85,7 @@ def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str],
                 saver.give(enforcer.state.wanted())
 
     saver = Saver(Path(state), complain) if state is not None else None
-    loop = Loop(enforcer, KINDS, Words(), jitter=random.random)
+    loop = Loop(enforcer, KINDS, Words(), look=enforcer.kernel.touched, jitter=random.random)
     source = FileSource(files, loop.hear, complain)
     source.say(objects)
     run_until_signal(loop, source.start)

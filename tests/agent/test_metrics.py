@@ -19,6 +19,7 @@ from netpol.agent.tally import Histogram
 from netpol.errors import InvalidObject
 from netpol.kernel.apply import Kernel
 from netpol.kube.events import Event, Gone, Put, Synced
+from netpol.kube.reflector import POLICIES, Reflector
 from netpol.lab import Host, Lab, Probe
 from netpol.model import EVERYTHING, TCP, Namespace, Node, Pod, Policy
 from tests.referees import run
@@ -55,7 +56,10 @@ def loop(netns: int) -> Iterator[Loop]:
 def scraped(loop: Loop) -> dict[str, Metric]:
     """The families of a scrape by the name that is documented: a counter's has its _total."""
     taker = CensusTaker()
-    text, content_type = Exposition(loop, lambda: taker.look(loop.enforcer)).text()
+    reflector = Reflector(POLICIES, clock=lambda: 1.0, random=lambda: 1.0)
+    reflector.next()
+    reflector.receive(b'{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"1"}}}\n')
+    text, content_type = Exposition(loop, lambda: taker.look(loop.enforcer), [reflector]).text()
     assert content_type.startswith("text/plain")
     families = {}
     for family in text_string_to_metric_families(text.decode()):
@@ -118,6 +122,9 @@ def test_values(loop: Loop) -> None:
     assert value(families, "netpol_drift_total", kind="jump_deleted") == 1.0
     assert value(families, "netpol_drift_total", kind="chain_edited") == 0.0
     assert value(families, "netpol_system_calls_total") > 0.0
+    assert value(families, "netpol_watch_requests_total", kind="NetworkPolicy", phase="sync") == 1.0
+    assert value(families, "netpol_watch_restarts_total", kind="NetworkPolicy", reason="rejected") == 1.0
+    assert value(families, "netpol_watch_received_bytes_total", kind="NetworkPolicy") > 0.0
     lines = [line for line in run("iptables-legacy-save", "-t", "mangle").splitlines() if line.startswith("-A NETPOL")]
     assert value(families, "netpol_rules", family="ipv4") == len(lines)
 

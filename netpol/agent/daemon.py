@@ -1,0 +1,111 @@
+"""The agent of a node: an API server followed, its policies enforced, and how that goes told to whoever wants to know.
+
+Put together here, decided elsewhere. `loop` owns the kernel; cutting, saving, probes and the sources of objects have threads of their
+own. What can fail without harm to enforcement, from a port that is taken to a full disk, is said and tried again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from msgspec import Struct
+
+from netpol import __version__
+from netpol.agent.agenda import Pace
+from netpol.agent.census import Census, CensusTaker
+from netpol.agent.cutting import Cutting
+from netpol.agent.enforcer import Enforcer
+from netpol.agent.health import Health, Page
+from netpol.agent.loop import Loop
+from netpol.agent.metrics import Exposition
+from netpol.agent.notify import Notifier
+from netpol.agent.saver import Saver
+from netpol.agent.service import run_until_signal
+from netpol.agent.standing import Standing
+from netpol.agent.tally import Tally
+from netpol.agent.voice import Voice
+from netpol.errors import NetpolError
+from netpol.kernel.apply import Kernel
+from netpol.kube.client import Client, configured
+from netpol.kube.sources import Sources, for_node
+from netpol.model import Namespace, Node, Object, Pod, Policy
+from netpol.rules.compile import Settings
+
+KINDS: tuple[type[Object], ...] = (Namespace, Node, Pod, Policy)
+# What a page may wait for an answer of the loop.
+QUESTION = 2.0  # seconds
+# What saving, and the threads of the sources, may take to end.
+ENDING = 0.3  # seconds
+# How long a thread that computes keeps the others waiting: reading a storm of events must not hold up the first of them.
+TURN = 0.001  # seconds
+
+log = logging.getLogger("netpol")
+
+
+class Options(Struct, frozen=True):
+    """What the user may choose: `netpol agent --help` says what each means."""
+
+    node: str
+    kubeconfig: str | None = None
+    context: str | None = None
+    settings: Settings = Settings()
+    audit_interval: float = 10.0
+    state: Path | None = None
+    listen: tuple[str, int] | None = None
+    cut: bool = True
+
+
+def run(options: Options) -> None:
+    """Until TERM or INT comes. KernelError where this kernel cannot be programmed at all."""
+    sys.setswitchinterval(TURN)
+    log.info("netpol %s on node %s, table %s", __version__, options.node, options.settings.table)
+    with ExitStack() as stack:
+        kernel = stack.enter_context(Kernel(options.settings.table))
+        enforcer = Enforcer(kernel, options.node, options.settings)
+        notifier = Notifier(os.environ, os.getpid(), time.monotonic)
+        stack.callback(notifier.close)
+        tally = Tally()
+        voice = Voice(
+            notifier,
+            tally,
+            changed=lambda report: cutting.changed(report),
+            keep=lambda: saver.give(enforcer.state.wanted()) if saver is not None else None,
+            announce=lambda put: None,
+        )
+        saver = Saver(options.state, voice.not_saved) if options.state is not None else None
+        if saver is not None:
+            stack.callback(saver.close, ENDING)
+        cutting = stack.enter_context(Cutting(options.settings.cut_bit, cut=options.cut, swept=voice.swept, failed=voice.not_swept))
+        loop = Loop(enforcer, KINDS, voice, pace=Pace(audit=options.audit_interval), look=kernel.touched, tally=tally, jitter=random.random)
+        standing = voice.standing = Standing(loop)
+        client = Client(configured(options.kubeconfig, options.context))
+        sources = Sources(client, for_node(options.node), loop.hear, voice)
+        stack.callback(sources.stop, ENDING)
+        if options.listen is not None:
+            health = Health(*options.listen, _pages(loop, standing, sources), voice.trouble)
+            health.start()
+            stack.callback(health.stop)
+        stack.callback(notifier.stopping)
+        run_until_signal(loop, sources.start)
+        log.info("stopped; the rules stay in force")
+
+
+def _pages(loop: Loop, standing: Standing, sources: Sources) -> dict[str, Callable[[], Page]]:
+    taker = CensusTaker()
+
+    def census() -> Census | None:
+        try:
+            return loop.ask(taker.look, QUESTION)
+        except NetpolError as error:
+            log.warning("the kernel could not be asked for its numbers: %s", error)
+            return None
+
+    exposition = Exposition(loop, census, sources.reflectors)
+    return {"/healthz": standing.alive, "/readyz": standing.ready, "/metrics": lambda: Page(200, *exposition.text())}

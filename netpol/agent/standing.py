@@ -1,0 +1,45 @@
+"""How the agent does, for those who probe it: whether its loop lives, and whether what is wanted is enforced."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from netpol.agent.health import Page
+from netpol.agent.loop import Loop
+from netpol.agent.tally import kind_name
+
+# A loop that has shown no sign of life for so long hangs. The longest that it is silent on purpose is a wait for the xtables lock.
+DEAD = 30.0  # seconds
+
+
+class Standing:
+    """See the module. For any thread.
+
+    obstacles -- why enforcement would be an illusion on this node, however complete it is, a sentence each: what preflight says.
+    """
+
+    def __init__(self, loop: Loop, obstacles: Callable[[], Sequence[str]] = tuple, clock: Callable[[], float] = time.monotonic) -> None:
+        self._loop, self._obstacles, self._clock = loop, obstacles, clock
+        self.refusal: str | None = None  # what the kernel said last, where it refused
+
+    def objections(self) -> list[str]:
+        """Why it is not ready, a sentence each; none where it is."""
+        missing = sorted(kind_name(kind) for kind in self._loop.agenda.missing.copy())
+        if missing:
+            return [f"waits until the API server has said all of {', '.join(missing)}"]
+        if not self._loop.in_force:
+            return [f"not in force: {self.refusal or 'the kernel is being written'}"]
+        return list(self._obstacles())
+
+    def alive(self) -> Page:
+        """/healthz."""
+        idle = self._clock() - self._loop.last_pulse
+        if idle > DEAD:
+            return Page(503, f"the loop has not moved for {idle:.0f} s\n".encode())
+        return Page(200, b"ok\n")
+
+    def ready(self) -> Page:
+        """/readyz: everything is complete, in force, and no illusion."""
+        found = self.objections()
+        return Page(503, "".join(f"{one}\n" for one in found).encode()) if found else Page(200, b"ok\n")

@@ -1,0 +1,77 @@
+"""`netpol agent` as a process of its own, in the network namespace of the test that starts it."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 30.0  # seconds that anything may take on a loaded machine
+
+
+def until(holds: Callable[[], object], what: Callable[[], object] = lambda: "") -> None:
+    """Waits for something to be true; fails with what there is instead."""
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end, f"waited in vain: {what()}"
+        time.sleep(0.01)
+
+
+class Agent:
+    """A running agent; a context manager that ends it, if need be, by its id. `port` is where its pages are."""
+
+    def __init__(
+        self, *arguments: str, environment: dict[str, str] | None = None, python: tuple[str, ...] = (), listen: int | None = None
+    ) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = listen if listen is not None else free.getsockname()[1]
+        self._file = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed with the agent
+        command = [sys.executable, *python, "-m", "netpol.cli.main", "agent", "--listen", f"127.0.0.1:{self.port}", *arguments]
+        self.process = subprocess.Popen(command, cwd=ROOT, stderr=self._file, env={**os.environ, **(environment or {})})
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._file.close()
+
+    def log(self) -> str:
+        """All that it said so far."""
+        self._file.seek(0)
+        return self._file.read()
+
+    def says(self, words: str) -> None:
+        """Waits until it has said that."""
+        until(lambda: words in self.log(), self.log)
+
+    def page(self, path: str) -> tuple[int, str]:
+        """Status and body of a page; 0 where nobody answers."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except OSError as error:
+            return 0, str(error)
+        finally:
+            connection.close()
+
+    def ready(self) -> None:
+        """Waits until it is."""
+        until(lambda: self.page("/readyz")[0] == 200, lambda: (self.page("/readyz"), self.log()))
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Its exit status, after that signal."""
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
