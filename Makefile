@@ -18,7 +18,7 @@ export PYTHON
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint format bench soak sanitize mutants build clean
+.PHONY: help demo test lint format bench soak sanitize mutants apiserver build clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "make %-9s %s\n", $$1, $$2 }'
@@ -26,8 +26,12 @@ help:  ## This list
 demo: $(NATIVE)  ## Enforce the example policy on real packets and show it (ARGS="--json")
 	@$(BIN)/netpol demo $(ARGS)
 
+apiserver:  ## Build the API server that tests run against, once, into a cache (needs Go)
+	@tests/kube/apiserver/build
+
 test: $(NATIVE) $(VENV)/.dev  ## Run all tests (ARGS="-k name"); as root, first install the tools they compare with
 	@.ci/needs referees
+	@if command -v go >/dev/null; then tests/kube/apiserver/build >/dev/null; fi
 	@$(BIN)/pytest $(ARGS)
 
 lint: $(NATIVE) $(VENV)/.dev  ## Check style, types and C warnings
