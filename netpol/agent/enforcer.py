@@ -2,6 +2,7 @@
 
 `enforce` brings pending changes into the kernel. After a step has failed nobody knows exactly what the kernel holds: the next
 `enforce` then reads everything back and plans from there, as `adopt` does at a start. Rules of before stay in force meanwhile.
+The first enforcement also takes over what a predecessor left in another form (`netpol.agent.takeover`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from netpol.agent.audit import NO_DRIFT, Drift, compare, written
+from netpol.agent.takeover import take_over
 from netpol.errors import KernelError, MalformedKernelData
 from netpol.kernel.apply import Kernel
 from netpol.model import Address, Object, Pod, Policy
@@ -30,7 +32,7 @@ class Report(Struct, frozen=True):
     pods -- the addresses of this node's pods that some rule is about; touched -- those of them, and of their peers, whose flows may be
     judged otherwise than before; None: any.
     grace -- not zero at a first install: only the gate is in force yet. So many seconds later, and not before, `enforce` is to be
-    called again; see `Enforcer`.
+    called again.
     """
 
     steps: tuple[Step, ...]
@@ -42,15 +44,19 @@ class Report(Struct, frozen=True):
 
 
 class Enforcer:
-    """See the module. For one thread at a time."""
+    """See the module. For one thread at a time.
 
-    def __init__(self, kernel: Kernel, node: str, settings: Settings | None = None) -> None:
+    grace -- seconds that a node which tracks no connections yet is given to learn of those that run, before anything is denied.
+    """
+
+    def __init__(self, kernel: Kernel, node: str, settings: Settings | None = None, grace: float = 0.0) -> None:
         self.kernel = kernel
         self.cluster = Cluster()
         self.state = NodeState(self.cluster, node, settings)
         self.drift = NO_DRIFT
         """What the last audit found."""
-        self._sure = False
+        self._sure = self._taken_over = False
+        self._grace = grace
 
     def put(self, *objects: Object) -> None:
         """Objects are there, or are different now."""
@@ -80,6 +86,8 @@ class Enforcer:
 
     def _enforce(self, found: Ruleset | None) -> Report:
         """found -- all that the kernel holds, where it is not what was written."""
+        if not self._taken_over:
+            return self._take_over()
         before = self.kernel.calls
         whole = None if self._sure and found is None else self.state.wanted()
         try:
@@ -93,6 +101,16 @@ class Enforcer:
         self.state.applied()
         self._sure = True
         return Report(steps, self.kernel.calls - before, whole, self.state.judged, touched)
+
+    def _take_over(self) -> Report:
+        before, wanted = self.kernel.calls, self.state.wanted()
+        taken = take_over(self.kernel, wanted, self.state.settings, learn=self._grace > 0)
+        calls = self.kernel.calls - before + taken.calls
+        if taken.learning:
+            return Report(taken.steps, calls, taken.ruleset, touched=None, grace=self._grace)
+        self.state.applied()
+        self._sure = self._taken_over = True
+        return Report(taken.steps, calls, wanted, self.state.judged, None)
 
     def adopt(self) -> Report:
         """Takes over whatever the kernel holds: reads all of it and changes only what differs."""

@@ -24,7 +24,7 @@ from types import TracebackType
 
 from netpol.errors import KernelError, MalformedKernelData, NotPermitted, Unsupported
 from netpol.kernel._native import ffi, lib
-from netpol.model import FAMILIES, Address, family_of, format_address
+from netpol.model import FAMILIES, Address, Family, family_of, format_address
 from netpol.rules.flows import SIZE, unpack
 
 _NETLINK_NETFILTER = 12
@@ -103,9 +103,13 @@ class ConntrackSocket:
         """System calls so far, those of opening and closing included."""
         return int(self._native.calls)
 
-    def count(self) -> int:
-        """How many entries the namespace has."""
-        return self._count("count")
+    def count(self, family: Family | None = None) -> int:
+        """How many entries the namespace has; those of one family are counted one by one."""
+        if family is None:
+            return self._count("count")
+        before = self.looked_at
+        self._dump(lib.NP_CT_ALL, (), 0, family)
+        return self.looked_at - before
 
     def _count(self, op: str) -> int:
         entries = ffi.new("uint32_t *")

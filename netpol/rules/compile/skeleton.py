@@ -68,6 +68,11 @@ def skeleton(family: Family, settings: Settings, isolated: bool) -> dict[str, Ch
     return {ROOT: Chain(ROOT, tuple(root)), DENY: Chain(DENY, (*_exceptions(family), *_log(settings, family), *_ends(settings, family)))}
 
 
+def gate(family: Family, settings: Settings) -> dict[str, Chain]:
+    """What is there with no policy at all: the kernel tracks connections, and everything passes but flows that were cut."""
+    return skeleton(family, settings, isolated=False) | {EGRESS: Chain(EGRESS, ()), INGRESS: Chain(INGRESS, ())}
+
+
 def closed(settings: Settings, ranges: tuple[Network, ...]) -> Ruleset:
     """Everything from and to these ranges denied: a node whose state is not known yet. Established flows and neighbour discovery pass."""
     chains: dict[Family, dict[str, Chain]] = {}
