@@ -60,6 +60,7 @@ class Options(Struct, frozen=True):
     state: Path | None = None
     listen: tuple[str, int] | None = None
     cut: bool = True
+    grace: float = 0.0
 
 
 def run(options: Options) -> None:
@@ -68,7 +69,7 @@ def run(options: Options) -> None:
     log.info("netpol %s on node %s, table %s", __version__, options.node, options.settings.table)
     with ExitStack() as stack:
         kernel = stack.enter_context(Kernel(options.settings.table))
-        enforcer = Enforcer(kernel, options.node, options.settings)
+        enforcer = Enforcer(kernel, options.node, options.settings, options.grace)
         notifier = Notifier(os.environ, os.getpid(), time.monotonic)
         stack.callback(notifier.close)
         tally = Tally()

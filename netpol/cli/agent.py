@@ -47,6 +47,7 @@ def _address(ctx: click.Context, param: click.Parameter, value: str) -> tuple[st
 )
 @options.settings
 @options.cut_flows
+@options.grace
 @click.option(
     "--audit-interval",
     show_envvar=True,
@@ -88,6 +89,7 @@ def agent(
     context: str | None,
     settings: Settings,
     cut_flows: bool,
+    grace: float,
     audit_interval: float,
     state: str | None,
     listen: tuple[str, int] | None,
@@ -118,5 +120,6 @@ def agent(
             state=Path(state) if state is not None else None,
             listen=listen,
             cut=cut_flows,
+            grace=grace,
         )
     )

@@ -26,14 +26,19 @@ SAVING = 1.0  # seconds
 )
 @click.option("--node", default=None, help="This node's name.  [default: the only one that the pods name]")
 @options.settings
+@options.cut_flows
+@options.grace
 @click.option("--watch", is_flag=True, help="Stay, and follow the files as they change, until TERM or INT; the rules stay in force.")
 @options.state
-def apply(files: tuple[str, ...], node: str | None, settings: Settings, watch: bool, state: str | None) -> None:
+def apply(
+    files: tuple[str, ...], node: str | None, settings: Settings, cut_flows: bool, grace: float, watch: bool, state: str | None
+) -> None:
     """Program this host's kernel for the pods that the manifests put on this node.
 
     What is there already is adopted: only what differs is changed, without a moment in which neither the old nor the new holds. Bad
     manifests change nothing. `netpol cleanup` takes it all away again.
     """
+    import time
     from pathlib import Path
 
     from netpol.agent.enforcer import Enforcer
@@ -44,23 +49,29 @@ def apply(files: tuple[str, ...], node: str | None, settings: Settings, watch: b
 
     objects = load(files)
     with Kernel(settings.table) as kernel:
-        enforcer = Enforcer(kernel, node_name(objects, node), settings)
+        enforcer = Enforcer(kernel, node_name(objects, node), settings, grace)
         if watch:
-            _follow(enforcer, objects, files, state)
+            _follow(enforcer, objects, files, state, cut_flows)
             return
         enforcer.replace(objects)
         report = enforcer.enforce()
+        if report.grace:
+            _warn(report)
+            time.sleep(report.grace)
+            report = enforcer.enforce()
+        _sweep(enforcer, cut_flows)
         if state is not None and report.steps:
             save(Path(state), enforcer.state.wanted())
         _tell(report)
 
 
-def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str], state: str | None) -> None:
+def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str], state: str | None, cut_flows: bool) -> None:
     """Until a signal comes. Files that cannot be understood, and a kernel that refuses, are reported; what is in force stays."""
     import random
     from pathlib import Path
 
     from netpol.agent.audit import Drift
+    from netpol.agent.cutting import Cutting
     from netpol.agent.files import KINDS, FileSource
     from netpol.agent.loop import Listener, Loop
     from netpol.agent.saver import Saver
@@ -72,12 +83,17 @@ def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str],
 
     class Words(Listener):
         def applied(self, report: Report) -> None:
-            _tell(report)
+            cutting.changed(report)
+            if report.grace:
+                _warn(report)
+            else:
+                _tell(report)
 
         def refused(self, error: NetpolError) -> None:
             complain(error)
 
         def drifted(self, drift: Drift, report: Report) -> None:
+            cutting.changed(report)
             click.echo(f"repaired what somebody else changed: {', '.join(drift.named())}", err=True)
 
         def save(self) -> None:
@@ -88,10 +104,31 @@ def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str],
     loop = Loop(enforcer, KINDS, Words(), look=enforcer.kernel.touched, jitter=random.random)
     source = FileSource(files, loop.hear, complain)
     source.say(objects)
-    run_until_signal(loop, source.start)
+    with Cutting(enforcer.state.settings.cut_bit, cut=cut_flows, failed=complain) as cutting:
+        run_until_signal(loop, source.start)
     if saver is not None:
         saver.close(SAVING)
     click.echo("stopped; the rules stay in force")
+
+
+def _sweep(enforcer: Enforcer, cut_flows: bool) -> None:
+    """Cuts what is denied now, once; a kernel that cannot is no failure of the command."""
+    from netpol.agent.cutter import Cutter
+    from netpol.errors import Unsupported
+
+    try:
+        with Cutter(enforcer.state.settings.cut_bit) as cutter:
+            report = cutter.sweep(enforcer.state.wanted(), enforcer.state.judged) if cut_flows else cutter.forget()
+    except Unsupported as error:
+        click.echo(f"netpol: running flows are not cut: {error}", err=True)
+        return
+    if report.marked or report.unmarked:
+        click.echo(f"{report.marked} running flows cut, {report.unmarked} given back")
+
+
+def _warn(report: Report) -> None:
+    words = "this node tracked no connections: those that run are learnt before anything is denied"
+    click.echo(f"netpol: {words}, for {report.grace:g} s", err=True)
 
 
 def _tell(report: Report) -> None:

@@ -36,7 +36,9 @@ class Agent:
             self.port = listen if listen is not None else free.getsockname()[1]
         self._file = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed with the agent
         command = [sys.executable, *python, "-m", "netpol.cli.main", "agent", "--listen", f"127.0.0.1:{self.port}", *arguments]
-        self.process = subprocess.Popen(command, cwd=ROOT, stderr=self._file, env={**os.environ, **(environment or {})})
+        # In a namespace of a test nothing runs that a first install could lose.
+        variables = {**os.environ, "NETPOL_GRACE": "0", **(environment or {})}
+        self.process = subprocess.Popen(command, cwd=ROOT, stderr=self._file, env=variables)
 
     def __enter__(self) -> Agent:
         return self

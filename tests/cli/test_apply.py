@@ -28,6 +28,12 @@ PODS = """
 POLICY = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {podSelector: {matchLabels: {app: %s}}}}"
 
 
+@pytest.fixture(autouse=True)
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a namespace of a test nothing runs that a first install could lose."""
+    monkeypatch.setenv("NETPOL_GRACE", "0")
+
+
 def netpol(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments)
 
@@ -122,3 +128,24 @@ def test_options_have_variables(by: str, monkeypatch: pytest.MonkeyPatch) -> Non
         assert "is not a CIDR" in netpol("apply", "-f", str(EXAMPLE), "--pod-cidr", good, "--pod-cidr", bad).stderr
         netpol("apply", "-f", str(EXAMPLE), "--pod-cidr", good, "--unknown-pods", "deny")
     assert "-s 10.0.0.0/16 -g NETPOL-DENY" in rules()
+
+
+def test_a_first_install_says_that_it_waits(tmp_path: Path) -> None:
+    """A node that tracks nothing is given its grace, with a warning, and then all is in force; the second time there is none."""
+    (tmp_path / "all.yaml").write_text(PODS + "---\n" + POLICY % "a")
+    first, second = (netpol("apply", "-f", str(tmp_path), "--grace", "0.05") for _ in range(2))
+    assert "this node tracked no connections" in first.stderr
+    assert "0.05 s" in first.stderr
+    assert "-d 10.0.0.1/32" in rules()
+    assert (second.stderr, "nothing to change" in second.output) == ("", True)
+
+
+def test_running_flows_are_cut_and_given_back(tmp_path: Path) -> None:
+    """One that the policy denies gets the mark, at once or at the end of the grace; without cutting it loses it."""
+    (tmp_path / "all.yaml").write_text(PODS + "---\n" + POLICY % "a")
+    ends = ["-s", "192.0.2.1", "-d", "10.0.0.1", "-p", "tcp", "--sport", "40000", "--dport", "80"]
+    run("conntrack", "-I", *ends, "--state", "ESTABLISHED", "-u", "SEEN_REPLY,ASSURED", "-t", "99")
+    assert "1 running flows cut, 0 given back" in netpol("apply", "-f", str(tmp_path), "--cut-bit", "0x20000000").output
+    assert f"mark={0x20000000}" in run("conntrack", "-L")
+    assert "0 running flows cut, 1 given back" in netpol("apply", "-f", str(tmp_path), "--cut-bit", "0x20000000", "--no-cut-flows").output
+    assert "mark=0 " in run("conntrack", "-L")
