@@ -1,0 +1,166 @@
+"""`netpol agent` beside a real API server, with a lab's pods as its node's and real packets: what is written there is enforced here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netpol.lab import Host, Lab, Probe
+from netpol.model import TCP, parse_address
+from tests.agent.process import Agent, until
+from tests.kube.servers import ADMIN, ApiServer, namespace, node, path, pod, policy, relay
+
+NODE = "agent-node"
+WHERE, ELSEWHERE = "agent-web", "agent-other"
+CLIENT, WEB, STRANGER = ("10.7.0.1", "fd07::1"), ("10.7.0.2", "fd07::2"), ("10.7.0.3", "fd07::3")
+HOSTS = tuple(
+    Host(name, tuple(map(parse_address, addresses)), ((TCP, 80), (TCP, 81)))
+    for name, addresses in (("client", CLIENT), ("web", WEB), ("stranger", STRANGER))
+)
+FROM_FRIENDS: dict[str, Any] = {
+    "podSelector": {"matchLabels": {"app": "web"}},
+    "ingress": [{"from": [{"podSelector": {"matchLabels": {"friend": "yes"}}}], "ports": [{"port": 80}]}],
+}
+
+
+class Scene:
+    """A lab, the API server as its node sees it, and clients of both."""
+
+    def __init__(self, server: ApiServer, lab: Lab, kubeconfig: Path) -> None:
+        self.server, self.api, self.lab, self.kubeconfig = server, server.api(), lab, kubeconfig
+
+    def agent(self, *arguments: str, **more: Any) -> Agent:
+        with self.lab.entered():
+            return Agent("--kubeconfig", str(self.kubeconfig), "--node", NODE, *arguments, **more)
+
+    def ready(self, agent: Agent) -> None:
+        with self.lab.entered():
+            agent.ready()
+
+    def reached(self, source: str = "client", port: int = 80) -> tuple[bool, bool]:
+        """Whether web answers that host now, by IPv4 and by IPv6."""
+        probes = [Probe(source, parse_address(address), TCP, port) for address in WEB]
+        first, second = self.lab.probe(probes, patience=0.4)
+        return first.outcome == "reached", second.outcome == "reached"
+
+    def becomes(self, reached: bool, source: str = "client", port: int = 80, agent: Agent | None = None) -> None:
+        until(lambda: self.reached(source, port) == (reached, reached), agent.log if agent is not None else lambda: "")
+
+    def pod(self, name: str, where: str, addresses: tuple[str, ...], **labels: str) -> None:
+        self.api.create("pods", pod(where, name, *addresses, node=NODE, labels=labels))
+
+
+@pytest.fixture
+def scene(apiserver: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    """Three pods in two namespaces, on one node; everything is gone from the server afterwards."""
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
+    api = apiserver.api()
+    with ExitStack() as stack:
+        lab = stack.enter_context(Lab(HOSTS))
+        port = stack.enter_context(relay(lab.node, apiserver.port))
+        for name in (WHERE, ELSEWHERE):
+            if name not in {item["metadata"]["name"] for item in api.items("namespaces")}:
+                api.create("namespaces", namespace(name))
+        api.create("nodes", node(NODE, "10.7.255.1", cidrs=["10.7.0.0/24"]))
+        stack.callback(api.delete, "nodes", NODE)
+        for name in (WHERE, ELSEWHERE):
+            for kind in ("pods", "networkpolicies", "events"):
+                stack.callback(api.request, "DELETE", path(kind, name) + "?gracePeriodSeconds=0")
+        made = Scene(apiserver, lab, apiserver.kubeconfig(tmp_path / "kubeconfig", ADMIN, port))
+        made.pod("client", WHERE, CLIENT)
+        made.pod("web", WHERE, WEB, app="web")
+        made.pod("stranger", ELSEWHERE, STRANGER)
+        yield made
+
+
+def test_policies_and_labels_decide(scene: Scene) -> None:
+    """A policy closes a pod, a label opens it to its bearer, on the allowed port only; changed it closes it; without it all is open."""
+    with scene.agent() as agent:
+        scene.ready(agent)
+        scene.becomes(True, agent=agent)
+        scene.api.create("networkpolicies", policy(WHERE, "friends", FROM_FRIENDS))
+        scene.becomes(False, agent=agent)
+        scene.api.patch("pods", "client", WHERE, {"metadata": {"labels": {"friend": "yes"}}})
+        scene.becomes(True, agent=agent)
+        assert scene.reached(port=81) == scene.reached("stranger") == (False, False)
+        scene.api.patch("networkpolicies", "friends", WHERE, {"spec": {"ingress": []}})
+        scene.becomes(False, agent=agent)
+        scene.api.delete("networkpolicies", "friends", WHERE)
+        scene.becomes(True, agent=agent)
+        scene.becomes(True, "stranger", 81, agent)
+
+
+def test_namespaces_decide(scene: Scene) -> None:
+    """Pods of another namespace are let in by a label that their namespace gets, and out again when it loses it."""
+    spec = {"podSelector": {}, "ingress": [{"from": [{"namespaceSelector": {"matchLabels": {"open": "yes"}}}]}]}
+    scene.api.create("networkpolicies", policy(WHERE, "spaces", spec))
+    with scene.agent() as agent:
+        scene.ready(agent)
+        scene.becomes(False, "stranger", agent=agent)
+        scene.api.patch("namespaces", ELSEWHERE, "", {"metadata": {"labels": {"open": "yes"}}})
+        scene.becomes(True, "stranger", agent=agent)
+        scene.api.patch("namespaces", ELSEWHERE, "", {"metadata": {"labels": {"open": None}}})
+        scene.becomes(False, "stranger", agent=agent)
+
+
+def test_a_pod_whose_address_comes_late_and_is_used_again(scene: Scene) -> None:
+    """A pod gets its address by a later status; when another pod gets that address, the first one's end takes nothing from it."""
+    scene.api.create("networkpolicies", policy(WHERE, "friends", FROM_FRIENDS))
+    scene.api.delete("pods", "client", WHERE)
+    with scene.agent() as agent:
+        scene.ready(agent)
+        scene.becomes(False, agent=agent)
+        scene.api.create("pods", pod(WHERE, "late", node=NODE, labels={"friend": "yes"}))
+        status = {"phase": "Running", "podIP": CLIENT[0], "podIPs": [{"ip": address} for address in CLIENT]}
+        scene.api.patch("pods/status", "late", WHERE, {"status": status})
+        scene.becomes(True, agent=agent)
+        scene.api.patch("pods/status", "late", WHERE, {"status": {"phase": "Succeeded"}})
+        scene.becomes(False, agent=agent)
+        scene.pod("next", WHERE, CLIENT, friend="yes")
+        scene.becomes(True, agent=agent)
+        scene.api.delete("pods", "late", WHERE)
+        # Something that is enforced later shows that the deletion was taken in.
+        scene.api.create("networkpolicies", policy(ELSEWHERE, "marker", {"podSelector": {}, "policyTypes": ["Egress"]}))
+        until(
+            lambda: (
+                scene.reached("stranger") == (False, False)
+                and not scene.lab.probe([Probe("stranger", HOSTS[0].addresses[0], TCP, 80)], 0.4)[0].host
+            )
+        )
+        assert scene.reached() == (True, True)
+
+
+def test_killed_and_started_again(scene: Scene) -> None:
+    """Rules stay while nobody runs; the next agent takes in what happened meanwhile."""
+    scene.api.create("networkpolicies", policy(WHERE, "friends", FROM_FRIENDS))
+    with scene.agent() as agent:
+        scene.ready(agent)
+        scene.becomes(False, agent=agent)
+        agent.process.kill()
+        agent.process.wait()
+    assert scene.reached() == (False, False)
+    scene.api.patch("pods", "client", WHERE, {"metadata": {"labels": {"friend": "yes"}}})
+    with scene.agent() as agent:
+        scene.ready(agent)
+        scene.becomes(True, agent=agent)
+        assert scene.reached("stranger") == (False, False)
+
+
+def test_the_server_restarts(scene: Scene) -> None:
+    """While it is away the rules stay and the agent is ready; what happens afterwards is enforced."""
+    scene.api.create("networkpolicies", policy(WHERE, "friends", FROM_FRIENDS))
+    with scene.agent() as agent:
+        scene.ready(agent)
+        scene.becomes(False, agent=agent)
+        scene.server.kill("kube-apiserver")
+        agent.says("the last rules stay in force")
+        assert scene.reached() == (False, False)
+        with scene.lab.entered():
+            assert agent.page("/readyz")[0] == 200
+        scene.server.start()
+        scene.api.patch("pods", "client", WHERE, {"metadata": {"labels": {"friend": "yes"}}})
+        scene.becomes(True, agent=agent)
