@@ -12,7 +12,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from netpol.model import FAMILIES, Family
-from netpol.rules.compile import NodeState
 from netpol.rules.ruleset import Chain, Ruleset, Set
 
 Kind = Literal[
@@ -92,9 +91,11 @@ class Drift(Struct, frozen=True):
 NO_DRIFT = Drift()
 
 
-def written(state: NodeState) -> Ruleset:
-    """What was written last: all that is wanted, without what is pending. Of sets that are leaving, the members are not known any more."""
-    whole, (ahead, behind, _) = state.wanted(), state.pending()
+def written(whole: Ruleset, ahead: Ruleset, behind: Ruleset) -> Ruleset:
+    """What was written last: all that is wanted, without what is pending; of sets that are leaving the members are not known any more.
+
+    whole -- `NodeState.wanted`; ahead, behind -- what `NodeState.pending` says is wanted and was found.
+    """
     sets = {name: found for name, found in whole.sets.items() if name not in ahead.sets}
     for name, before in behind.sets.items():
         after = ahead.sets.get(name)

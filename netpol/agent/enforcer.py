@@ -82,14 +82,13 @@ class Enforcer:
         KernelError names what failed: the steps before it are in force, as the law of `netpol.rules.diff` has it, and the next call
         tries again from what is there.
         """
-        return self._enforce(None)
-
-    def _enforce(self, found: Ruleset | None) -> Report:
-        """found -- all that the kernel holds, where it is not what was written."""
         if not self._taken_over:
             return self._take_over()
+        return self._enforce(None if self._sure else self.state.wanted(), None)
+
+    def _enforce(self, whole: Ruleset | None, found: Ruleset | None) -> Report:
+        """whole -- all that is wanted, or None where what is pending will do; found -- all that the kernel holds, where that was read."""
         before = self.kernel.calls
-        whole = None if self._sure and found is None else self.state.wanted()
         try:
             steps = diff(*self.state.pending()) if whole is None else diff(whole, found or self.kernel.read())
             self._sure = False
@@ -129,7 +128,8 @@ class Enforcer:
         before = self.kernel.calls
         look = self.kernel.look()
         if look:
-            should = written(self.state)
+            whole, (ahead, behind, _) = self.state.wanted(), self.state.pending()
+            should = written(whole, ahead, behind)
             try:
                 found = self.kernel.reread(should, look)
             except (KernelError, MalformedKernelData):
@@ -138,7 +138,7 @@ class Enforcer:
             self.drift = compare(should, found.ruleset, found.moved, look.strangers)
         if not self.drift:
             return NO_DRIFT, Report((), self.kernel.calls - before)
-        report = self._enforce(found.ruleset)
+        report = self._enforce(whole, found.ruleset)
         return self.drift, replace(report, system_calls=self.kernel.calls - before)
 
 

@@ -5,7 +5,7 @@ A goal is a ratio to one peer. A row that misses one is still a row: whoever pri
 
 from __future__ import annotations
 
-from netpol.bench import changes, packets, sets, tables
+from netpol.bench import audits, changes, packets, sets, tables
 from netpol.bench.measure import Case
 from netpol.bench.members import networks, pod_addresses, scattered_addresses
 
@@ -20,6 +20,9 @@ LOAD_GOAL = 7.0
 # A new flow may cost so many times what it costs beside the peer; an event in a cluster of 8 times the size, too.
 POLICIES_GOAL, DISPATCH_GOAL, FREE_GOAL, FLAT_GOAL, LINEAR_GOAL = 1 / 1.3, 1 / 1.05, 1 / 1.05, 1 / 1.2, 1 / (8 * 1.2)
 
+AUDIT = (10_000, 1_000)  # members and rules, both families together
+FOREIGN = (1_000, 10_000)
+
 MEMORY_GOAL = 85.0  # MiB for the large cluster
 
 
@@ -30,9 +33,11 @@ def cases(
     policies: int = POLICIES,
     isolated: tuple[int, ...] = ISOLATED,
     cluster: tuple[int, int, int] = CLUSTER,
+    audit: tuple[int, int] = AUDIT,
+    foreign: tuple[int, ...] = FOREIGN,
 ) -> tuple[Case, ...]:
     """All cases, in the order of the table. Sizes other than the defaults are for those who test them; `rules` are tens."""
-    return (*kernel_cases(members, few, rules), *packet_cases(policies, isolated), *change_cases(*cluster))
+    return (*kernel_cases(members, few, rules), *packet_cases(policies, isolated), *change_cases(*cluster), *audit_cases(*audit, foreign))
 
 
 def packet_cases(policies: int, isolated: tuple[int, ...]) -> tuple[Case, ...]:
@@ -55,6 +60,18 @@ def change_cases(pods: int, policies: int, local: int) -> tuple[Case, ...]:
             f"policy event, {short(8 * policies)} policies", pods, policies, local, 7, {f"at {policies} policies": FLAT_GOAL}
         ),
         changes.whole(f"whole compile, {short(8 * pods)} pods", pods, policies, local, 5, {first: LINEAR_GOAL}),
+    )
+
+
+def audit_cases(members: int, rules: int, foreign: tuple[int, ...]) -> tuple[Case, ...]:
+    """What it costs to look after the kernel, to repair it, and others who wait for the lock meanwhile."""
+    size = f"{short(members)} members and {short(rules)} rules"
+    linear = {f"at {members} members": LINEAR_GOAL}
+    return (
+        audits.audit(f"audit of {size}", members, rules, 21, {audits.CPU: 1.0}),
+        audits.growth(f"audit of {short(8 * members)} members and {short(8 * rules)} rules", members, rules, (1, 2, 4, 8), 11, linear),
+        *(audits.repair(f"{kind}: found and repaired", kind, members, rules, 11) for kind in audits.DRIFTS),
+        *(audits.hold(f"lock held, 1 chain beside {short(count)} foreign rules", count, _pairs(count)) for count in foreign),
     )
 
 
