@@ -23,6 +23,8 @@ enum {
 };
 
 _Static_assert(NP_IPSET_ADD == IPSET_CMD_ADD && NP_IPSET_DELETE == IPSET_CMD_DEL, "the commands are the kernel's");
+_Static_assert(NP_IPSET_NAMES == IPSET_FLAG_LIST_SETNAME && NP_IPSET_HEADERS == IPSET_FLAG_LIST_HEADER,
+               "the flags, too");
 _Static_assert(sizeof(struct nfgenmsg) == 4, "nfgenmsg is 4 bytes");
 
 /* One entry of a list of members, encoded once for a command and copied for each member. The numbers are where the fields are in
@@ -403,8 +405,9 @@ int np_ipset_finish(struct np_ipset *ipset, struct np_ipset_outcome *outcome)
     return result;
 }
 
-/* Starts a dump of all sets, or of the set called `name`: the headers only, or with the members. Returns 0 or -errno. */
-int np_ipset_list(struct np_ipset *ipset, uint32_t seq, const char *name, int headers_only)
+/* Starts a dump of all sets, or of the set called `name`. `only` is NP_IPSET_NAMES or NP_IPSET_HEADERS for those, or 0 for the members
+ * too. Returns 0 or -errno. */
+int np_ipset_list(struct np_ipset *ipset, uint32_t seq, const char *name, uint32_t only)
 {
     struct np_nl_out out;
     size_t start = 0;
@@ -415,8 +418,8 @@ int np_ipset_list(struct np_ipset *ipset, uint32_t seq, const char *name, int he
     start = begin(&out, IPSET_CMD_LIST, NLM_F_DUMP, seq);
     if (name)
         np_nl_put_string(&out, IPSET_ATTR_SETNAME, name);
-    if (headers_only)
-        np_nl_put_be32(&out, IPSET_ATTR_FLAGS, IPSET_FLAG_LIST_HEADER);
+    if (only)
+        np_nl_put_be32(&out, IPSET_ATTR_FLAGS, only);
     result = keep(ipset, &out, start);
     return result < 0 ? result : flush(ipset);
 }
@@ -431,11 +434,10 @@ int np_ipset_receive(struct np_ipset *ipset, struct np_ipset_dump *dump)
     return result < 0 ? result : np_ipset_parse_dump(ipset->buffer, (size_t)result, dump);
 }
 
-/* A whole dump, of all sets or of the set called `name`, numbered dump->seq: a record for each set of which the name begins with
- * dump->prefix. Returns 0 or -errno; -ENOSPC where there are more of those than room. */
-int np_ipset_record(struct np_ipset *ipset, struct np_ipset_dump *dump, const char *name, int headers_only)
+/* A whole dump, as np_ipset_list, of dump->only, numbered dump->seq: a record for each set of which the name begins with dump->prefix. Returns 0 or -errno; -ENOSPC where there are more of those than room. */
+int np_ipset_record(struct np_ipset *ipset, struct np_ipset_dump *dump, const char *name)
 {
-    int result = np_ipset_list(ipset, dump->seq, name, headers_only);
+    int result = np_ipset_list(ipset, dump->seq, name, dump->only);
 
     while (result == 0 && !(dump->flags & NP_IPSET_DONE))
         result = np_ipset_receive(ipset, dump);

@@ -25,6 +25,9 @@
 #define NP_IPSET_INTERRUPTED 2
 #define NP_IPSET_LOST        4
 
+#define NP_IPSET_NAMES   2
+#define NP_IPSET_HEADERS 4
+
 struct np_ipset {
     uint8_t *buffer;
     size_t room;
@@ -75,8 +78,8 @@ struct np_ipset_dump {
     size_t record_count;
     const char *prefix;
     const uint8_t *key;
-    uint32_t largest_other;
     struct np_ipset_header set;
+    uint32_t only;
     uint32_t seq;
     int flags;
 };
@@ -93,9 +96,9 @@ int np_ipset_destroy(struct np_ipset *ipset, uint32_t seq, const char *name);
 int np_ipset_swap(struct np_ipset *ipset, uint32_t seq, const char *name, const char *other);
 int np_ipset_number(struct np_ipset *ipset, uint32_t seq, const char *name);
 int np_ipset_finish(struct np_ipset *ipset, struct np_ipset_outcome *outcome);
-int np_ipset_list(struct np_ipset *ipset, uint32_t seq, const char *name, int headers_only);
+int np_ipset_list(struct np_ipset *ipset, uint32_t seq, const char *name, uint32_t only);
 int np_ipset_receive(struct np_ipset *ipset, struct np_ipset_dump *dump);
-int np_ipset_record(struct np_ipset *ipset, struct np_ipset_dump *dump, const char *name, int headers_only);
+int np_ipset_record(struct np_ipset *ipset, struct np_ipset_dump *dump, const char *name);
 int np_ipset_parse_version(const uint8_t *data, size_t size, uint32_t seq);
 int np_ipset_parse_number(const uint8_t *data, size_t size, uint32_t seq);
 int np_ipset_parse_answers(const uint8_t *data, size_t size, struct np_ipset_outcome *outcome);

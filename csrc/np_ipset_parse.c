@@ -238,15 +238,12 @@ static int parse_members(struct np_nl_in in, struct np_ipset_dump *dump)
     return result;
 }
 
-/* Begins the record of a set whose name begins with the prefix; of the others only the most members that one has is of interest.
- * Returns 0, or -ENOSPC where there is no room for a record. */
+/* Begins the record of the set that the dump is at, where its name begins with the prefix. Returns 0, or -ENOSPC where there is no
+ * room for one. */
 static int begin_record(struct np_ipset_dump *dump)
 {
-    if (strncmp(dump->set.name, dump->prefix, strlen(dump->prefix)) != 0) {
-        if (dump->largest_other < dump->set.entries)
-            dump->largest_other = dump->set.entries;
+    if (strncmp(dump->set.name, dump->prefix, strlen(dump->prefix)) != 0)
         return 0;
-    }
     if (dump->record_count == dump->record_room)
         return -ENOSPC;
     dump->records[dump->record_count++] = (struct np_ipset_record){.header = dump->set};
@@ -327,7 +324,8 @@ static int parse_list(struct np_nl_in in, struct np_ipset_dump *dump)
 
     if (skip(&in, sizeof(struct nfgenmsg)) < 0 || parse_set(in, &header, &list) < 0 || header.name[0] == 0)
         return -EBADMSG;
-    if (header.type[0] != 0) {
+    /* A dump of names says no more of a set. */
+    if (header.type[0] != 0 || dump->only == NP_IPSET_NAMES) {
         header.family = header.family == NFPROTO_IPV4 ? 4 : header.family == NFPROTO_IPV6 ? 6 : 0;
         if (dump->headers && dump->header_count == dump->header_room)
             return -ENOSPC;

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from netpol.errors import KernelError
 from netpol.kernel.encode import NO_SETS, SetNumbers, encode_chains
 from netpol.kernel.entries import Known
-from netpol.kernel.ipset import Add, Command, Create, Delete, Destroy, IpsetSocket, Records, pack
+from netpol.kernel.ipset import Add, Command, Create, Delete, Destroy, IpsetSocket, pack
 from netpol.kernel.proofs import Look, SetProofs
 from netpol.kernel.table import Shape
 from netpol.kernel.xtables import Counts, Ours, Proof, TableSocket, holds, read_ours
@@ -45,10 +45,7 @@ from netpol.rules.ruleset import (
 
 # From so many new sets on, one listing of all is cheaper than asking for the number of each: it walks every bucket of every set.
 MANY = 64
-# A listing of all sets holds on to one that does not fit into a message between two of them, and its owner can then neither swap nor
-# destroy it. Where somebody else has a set that large, ours are listed one by one.
-LARGE = 1_000
-# Up to so many members of ours, and so many sets, their headers are looked at with the tables: that walks every bucket of every set.
+# Up to so many members of ours, and so many sets, their headers are looked at with the tables: that walks every bucket of each.
 GLANCE_MEMBERS, GLANCE_SETS = 20_000, 64
 
 Counters = Mapping[str, Counts]
@@ -79,7 +76,6 @@ class Kernel:
         self._shapes: dict[Family, Shape] = {}  # of tables that are there
         self._proofs: dict[Family, Proof] = {}  # of tables in which ours is as written
         self._sets = NO_SETS
-        self._largest_other = 0
         try:
             for family in FAMILIES:
                 self._sockets[family] = TableSocket(family)
@@ -177,7 +173,10 @@ class Kernel:
 
     def sizes(self) -> dict[str, int]:
         """How many members each of our sets has, as the kernel counts them."""
-        return {record.header.name: record.header.entries for record in self._ipset.records(ROOT, headers_only=True).decoded()}
+        return {
+            record.header.name: record.header.entries
+            for record in self._ipset.records(self._ipset.names(ROOT), headers_only=True).decoded()
+        }
 
     def counted(self, family: Family) -> tuple[Mapping[str, Chain], Counters]:
         """Our chains, and (packets, bytes) of each of their rules."""
@@ -217,27 +216,26 @@ class Kernel:
         return ours
 
     def _ask_numbers(self) -> None:
-        headers = self._ipset.headers()
-        self._sets = SetNumbers({name: header.index for name, header in headers.items()})
-        self._largest_other = max((header.entries for name, header in headers.items() if not is_our_set(name)), default=0)
+        self._sets = SetNumbers({name: header.index for name, header in self._ipset.headers().items()})
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
     def touched(self) -> bool:
         """The cheap look: whether somebody changed a table or, where ours are few, a set since it was written, read or looked at last.
 
-        One system call a family, and for the sets two and one for each. False before anything was written or read. A yes may be about rules
-        that are not ours: `look` tells.
+        One system call a family, and three a set; a new set is not seen. False before anything was written or read. A yes may be about
+        rules that are not ours: `look` tells.
         """
         if any(self._sockets[family].shape(self.table) != shape for family, shape in self._shapes.items()):
             return True
         if not self._shapes or len(self._set_proofs.names) > GLANCE_SETS or self._set_proofs.members > GLANCE_MEMBERS:
             return False
-        return not self._set_proofs.agree(self._ipset.records(ROOT, headers_only=True))
+        return not self._set_proofs.agree(self._ipset.records(sorted(self._set_proofs.names), headers_only=True))
 
     def look(self) -> Look:
         """The whole look. What differs stays different until `reread`, or `read`, or until it is written."""
-        records = self._records()
+        # Of sets that are not ours no more than the names is asked for; see `IpsetSocket.names`.
+        records = self._ipset.records(self._ipset.names(ROOT))
         numbers = {record.header.name: record.header.index for record in records.decoded()} if self._set_proofs.is_news(records) else {}
         if any(self._sets.get(name) != number for name, number in numbers.items()):
             self._ask_numbers()
@@ -255,17 +253,6 @@ class Kernel:
         kept = {name: found for name, found in written.sets.items() if name not in names}
         ruleset = Ruleset(chains, kept | sets, frozenset(hooked), self.table)
         return Found(ruleset, frozenset(family for family, ours in tables.items() if ours.is_moved))
-
-    def _records(self) -> Records:
-        records = self._ipset.records(ROOT, self._names() if self._largest_other > LARGE else None)
-        if self._largest_other <= LARGE:
-            self._largest_other = records.largest_other
-        return records
-
-    def _names(self) -> list[str]:
-        """The names of ours that there are; asks which sets there are."""
-        self._ask_numbers()
-        return [name for name, _ in self._sets.pairs if is_our_set(name)]
 
     def _read_set(self, name: str) -> Set | None:
         try:

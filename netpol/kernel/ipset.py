@@ -21,7 +21,7 @@ comments that netpol does not use are not written; sets of other types appear in
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, cast
 
@@ -223,40 +223,44 @@ class IpsetSocket:
         kind, family = cast(SetKind, header.kind), cast(Family, header.family)
         return Set(name, kind, family, frozenset(unpack(members, member_size(kind, family))))
 
-    def records(self, prefix: str, names: Sequence[str] | None = None, headers_only: bool = False) -> Records:
-        """The sets whose names begin with the prefix: their headers and the digests of their members, in one dump of all sets.
+    def names(self, prefix: str) -> list[str]:
+        """The names that begin with the prefix. No set is looked into, anyone's: that would keep its owner, for the moment, from swapping
+        or destroying it."""
+        return [record.header.name for record in self._records([None], prefix, lib.NP_IPSET_NAMES).decoded()]
 
-        names -- dumps of these sets alone, one after another, whatever else there is. A set that is not there, or goes meanwhile, has no
-        record. headers_only -- the numbers of members that the headers say, and no digests.
+    def records(self, names: Iterable[str], headers_only: bool = False) -> Records:
+        """Headers of sets and the digests of their members, set by set; one that is not there has no record.
+
+        headers_only -- no digests, and no count but the header's.
         """
-        room = 64 + len(names or ())
+        return self._records(list(names), "", lib.NP_IPSET_HEADERS if headers_only else 0)
+
+    def _records(self, names: Sequence[str | None], prefix: str, only: int) -> Records:
+        room, start = max(64, len(names)), ffi.new("char[]", _raw(prefix))
         while True:
             records = ffi.new("struct np_ipset_record[]", room)
-            dump = ffi.new("struct np_ipset_dump *", {"records": records, "record_room": room, "key": key()})
-            start = dump.prefix = ffi.new("char[]", _raw(prefix))
-            codes = [self._record(dump, name, headers_only) for name in (names if names is not None else (None,))]
-            del start
-            if -errno.ENOSPC not in codes:
-                return Records(bytes(ffi.buffer(records, dump.record_count * ffi.sizeof("struct np_ipset_record"))), dump.largest_other)
+            dump = ffi.new("struct np_ipset_dump *", {"records": records, "record_room": room, "prefix": start, "key": key(), "only": only})
+            if all(self._record(dump, name) for name in names):
+                return Records(bytes(ffi.buffer(records, dump.record_count * ffi.sizeof("struct np_ipset_record"))))
             room *= 4
 
-    def _record(self, dump: Any, name: str | None, headers_only: bool) -> int:
-        """One dump into the records, which are as before where it fails. 0 or -ENOSPC."""
+    def _record(self, dump: Any, name: str | None) -> bool:
+        """One dump into the records, which are as before where it fails; False where there is no room for all of it."""
         before = dump.record_count
         for _ in range(DUMP_TRIES):
             dump.seq, dump.flags, dump.record_count = self._next(1), 0, before
-            code = int(lib.np_ipset_record(self._native, dump, ffi.NULL if name is None else _raw(name), headers_only))
+            code = int(lib.np_ipset_record(self._native, dump, ffi.NULL if name is None else _raw(name)))
             if code < 0:
                 dump.record_count = before
                 self._drain()
             if code == -errno.ENOSPC or (code == -errno.ENOENT and name is not None):
-                return code
+                return code == -errno.ENOENT
             if code == -errno.EBADMSG:
                 raise MalformedKernelData(f"ipset list {name or 'all sets'}: what the kernel sent has no such form")
             if code < 0:
                 raise translate(-code, "list", name or "all sets")
             if not dump.flags & lib.NP_IPSET_INTERRUPTED:
-                return 0
+                return True
         raise Contended(errno.EINTR, "ipset list", name or "all sets", _CHANGED)
 
     def _members(self, name: str) -> tuple[Header, bytes]:
@@ -293,7 +297,9 @@ class IpsetSocket:
         dump.member_room = _MEMBERS if name is not None else 0
         headers: list[Header] = []
         members = bytearray()
-        code = int(lib.np_ipset_list(self._native, dump.seq, ffi.NULL if name is None else _raw(name), name is None))
+        code = int(
+            lib.np_ipset_list(self._native, dump.seq, ffi.NULL if name is None else _raw(name), lib.NP_IPSET_HEADERS if name is None else 0)
+        )
         while code == 0 and not dump.flags & lib.NP_IPSET_DONE:
             code = int(lib.np_ipset_receive(self._native, dump))
             headers += [_header(places[i]) for i in range(dump.header_count)]

@@ -129,10 +129,9 @@ _RECORD = Packing("=32s32sIIIIHBBIQQ")
 
 
 class Records(Struct, frozen=True):
-    """Records as C wrote them: equal bytes are equal sets. largest_other -- the most members that a set of somebody else has."""
+    """Records as C wrote them: equal bytes are equal sets."""
 
     raw: bytes
-    largest_other: int
 
     def decoded(self) -> Iterator[Record]:
         """The single records."""
