@@ -9,7 +9,11 @@ Invariants
 - No position is recorded before everything has been said; `Synced` is said exactly then. What is gone since the last time is said as
   `Gone` just before.
 - What comes counts, whatever its resourceVersion: after etcd was restored to an older state, older ones are right.
-- Only the server's word leads to another full sync: 410, or `REJECTIONS` refusals in a row. An outage, however long, does not.
+- Only the server's word leads to another full sync: 410, `REJECTIONS` refusals in a row, or a resourceVersion before ours. An outage,
+  however long, does not.
+- After a watch that did not end at its time, history may be another one: over an etcd that was restored to an older state, a server
+  takes a watch from a version that is yet to come, and says nothing (kube-apiserver 1.37 does). So a list of one object tells its
+  version first. Where a restored etcd has passed ours by then, it cannot be told: `etcdutl --bump-revision` is for that.
 - After a failure it waits: 0.8 to 30 s, at random, longer each time; at least as long as Retry-After says, within a limit.
 - What cannot be read of an object is reported and never ends the stream; an object that was readable before stays as it was.
 
@@ -32,12 +36,24 @@ from netpol.policy.decode import Decoded, decode_namespace, decode_node, decode_
 
 PAGE = 500  # objects a page of a list
 REJECTIONS = 5
+EARLY = 5.0  # seconds before its time that a watch may end, and it was the server's clock
 
 # Why a request was not the last one: the values of a metric's label, so they are few.
 Reason = Literal[
-    "timeout", "cut", "silence", "expired", "rejected", "unauthorized", "forbidden", "throttled", "malformed", "unreachable", "internal"
+    "timeout",
+    "cut",
+    "silence",
+    "expired",
+    "restored",
+    "rejected",
+    "unauthorized",
+    "forbidden",
+    "throttled",
+    "malformed",
+    "unreachable",
+    "internal",
 ]
-Phase = Literal["sync", "list", "watch"]
+Phase = Literal["sync", "list", "look", "watch"]
 
 # Refusals that say nothing about how we ask: they end by waiting.
 _WAIT_FOR: dict[int, Reason] = {401: "unauthorized", 403: "forbidden", 429: "throttled", 503: "unreachable"}
@@ -105,8 +121,8 @@ class Figures:
     """What happened so far, for metrics. Read from any thread; each value is right by itself."""
 
     def __init__(self) -> None:
-        self.requests: Counter[str] = Counter()  # by phase
-        self.restarts: Counter[str] = Counter()  # by reason
+        self.requests: Counter[Phase] = Counter()
+        self.restarts: Counter[Reason] = Counter()
         self.syncs = 0
         self.events = 0
         self.bytes = 0
@@ -143,7 +159,7 @@ class Reflector:
         self._seen: dict[str, set[str]] = {}  # the same, in the present sync
         self._continue = ""
         self._stream = WatchStream()
-        self._began = 0.0
+        self._began = self._due = 0.0  # when the watch began, and when it is to end
         self._heard_any = False
         self._failures = 0
         self._rejections = 0
@@ -160,14 +176,17 @@ class Reflector:
         self._began = self._clock()
         self._heard_any = False
         self.reading = True
+        if self.phase == "look":
+            return Request(self.resource.path, (("limit", "1"),), False, self._timing.silence)
         if self.phase == "list":
             if not self._continue:
                 self._seen = {}
             return self._request(False, ("limit", str(PAGE)), *([("continue", self._continue)] if self._continue else []))
         self._stream = WatchStream()
         shortest, longest = self._timing.watch
-        time = ("timeoutSeconds", str(int(shortest + (longest - shortest) * self._random())))
-        watch = (("watch", "true"), ("allowWatchBookmarks", "true"), time)
+        time = int(shortest + (longest - shortest) * self._random())
+        self._due = self._began + time
+        watch = (("watch", "true"), ("allowWatchBookmarks", "true"), ("timeoutSeconds", str(time)))
         if self.phase == "sync":
             self._seen = {}
             return self._request(True, *watch, ("sendInitialEvents", "true"), ("resourceVersionMatch", "NotOlderThan"))
@@ -204,6 +223,9 @@ class Reflector:
         self.figures.last_contact = self._clock()
         try:
             page = read_page(body)
+            if self.phase == "look":
+                self._compare(page.version)
+                return heard
             for item in page.items:
                 self._take(read_object(item, "ADDED"), heard)
             if not page.next:
@@ -234,6 +256,8 @@ class Reflector:
             if lasted >= self._timing.steady:
                 self._failures = 0
             self._rejections = 0
+            if reason != "timeout" or self._clock() < self._due - EARLY:
+                self.phase = "look"
             self._stop_reading(reason)
 
     def reject(self, code: int, body: bytes, retry_after: float | None = None) -> None:
@@ -244,8 +268,10 @@ class Reflector:
 
     def malformed(self, error: MalformedAnswer) -> None:
         """The answer is none that an API server gives."""
+        looking = self.phase == "look"
         self._fail("malformed", str(error))
-        self._doubt()
+        if not looking:
+            self._doubt()
 
     def fail(self, message: str) -> None:
         """No answer at all came, or a page broke off."""
@@ -328,10 +354,11 @@ class Reflector:
     def _refuse(self, status: Status, code: int, retry_after: float | None, event: bool = False) -> None:
         """An HTTP error, or an ERROR event. `status` is what it says, and empty where the answer is not an API server's."""
         message = f"{code} {status.reason}: {status.message}" if status != Status() else f"HTTP status {code}"
+        phase = self.phase
         if code == GONE:
             self._fail("expired", message, retry_after)
             self._continue = ""
-            if self.phase == "watch":
+            if phase == "watch":
                 self.phase = "sync"
         elif code in _WAIT_FOR:
             self._fail(_WAIT_FOR[code], message, retry_after)
@@ -339,7 +366,7 @@ class Reflector:
             self._list_once("rejected", message)
         else:
             self._fail("rejected", message, retry_after)
-            if status != Status():  # anybody else's answer is an outage
+            if status != Status() and phase != "look":  # anybody else's answer is an outage
                 self._doubt()
 
     def _fail(self, reason: Reason, message: str, retry_after: float | None = None) -> None:
@@ -349,6 +376,8 @@ class Reflector:
         self._failures += 1
         self._wait = max(longest * (0.5 + 0.5 * self._random()), min(retry_after or 0.0, timing.longest_retry_after))
         self.trouble = Trouble(reason, message)
+        if self.phase == "watch":
+            self.phase = "look"
         self._stop_reading(reason)
 
     def _list_once(self, reason: Reason, message: str) -> None:
@@ -368,8 +397,23 @@ class Reflector:
             self._rejections, self._continue = 0, ""
             self.phase = "list" if self.phase == "sync" else "sync"
 
+    def _compare(self, version: str) -> None:
+        """The server's version now: one before ours is another history's. What is no number cannot be compared, and says nothing."""
+        self.reading = False
+        now, ours = _number(version), _number(self.version)
+        if now is not None and ours is not None and now < ours:
+            self.trouble = Trouble("restored", f"the server is at {version}, before {self.version}, where we were")
+            self.phase = "sync"
+            self._stop_reading("restored")
+        else:
+            self.phase = "watch"
+
     def _recovered(self) -> None:
         self.trouble, self._rejections = None, 0
+
+
+def _number(version: str) -> int | None:
+    return int(version) if version.isdecimal() and len(version) <= 20 else None
 
 
 def _add(names: dict[str, set[str]], namespace: str, name: str) -> None:

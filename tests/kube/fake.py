@@ -44,12 +44,14 @@ class Asked(NamedTuple):
 
     @property
     def what(self) -> str:
-        """In a word: sync, watch@VERSION, list, list+CONTINUE."""
+        """In a word: sync, watch@VERSION, list, list+CONTINUE, or look, which is a list of one object."""
         if "sendInitialEvents" in self.query:
             return "sync"
         if "watch" in self.query:
             return f"watch@{self.query.get('resourceVersion', '')}"
-        return f"list+{self.query['continue']}" if "continue" in self.query else "list"
+        if "continue" in self.query:
+            return f"list+{self.query['continue']}"
+        return "look" if self.query.get("limit") == "1" else "list"
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------

@@ -25,10 +25,18 @@ class Player:
         self.now, self.dice = 100.0, dice
         self.reflector = Reflector(PODS, selector, clock=lambda: self.now, random=lambda: self.dice)
 
-    def next(self) -> str | float:
+    def ask(self) -> str | float:
         """A request in a word, or for how long to wait."""
         todo = self.reflector.next()
         return todo.seconds if isinstance(todo, Pause) else _what(todo)
+
+    def next(self) -> str | float:
+        """The same, where a look at the server's version finds that it went on."""
+        asked = self.ask()
+        if asked == "look":
+            self.reflector.receive_page(whole(page("1000")))
+            asked = self.ask()
+        return asked
 
     def started(self) -> Player:
         """Everything was said; the watch goes on."""
@@ -55,7 +63,9 @@ def _what(request: Request) -> str:
         return "sync"
     if request.watch:
         return f"watch@{query['resourceVersion']}"
-    return f"list+{query['continue']}" if "continue" in query else "list"
+    if "continue" in query:
+        return f"list+{query['continue']}"
+    return "look" if query["limit"] == "1" else "list"
 
 
 def whole(answer: Answer) -> bytes:
@@ -153,6 +163,61 @@ def test_the_queries() -> None:
     third = player.reflector.next()
     assert isinstance(third, Request)
     assert dict(third.query) == {**common, "resourceVersion": "7"}
+
+
+@pytest.mark.parametrize(
+    ("reason", "lasted", "expected"),
+    [
+        pytest.param("timeout", 600, "watch@10", id="at its time"),
+        pytest.param("timeout", 596, "watch@10", id="at its time by the server's clock"),
+        pytest.param("timeout", 300, "look", id="before its time"),
+        pytest.param("cut", 600, "look", id="broken off"),
+        pytest.param("silence", 600, "look", id="silent"),
+    ],
+)
+def test_a_look_at_the_version_after_a_watch_that_did_not_end_at_its_time(
+    reason: Literal["timeout", "cut", "silence"], lasted: float, expected: str
+) -> None:
+    """It may go on in another history."""
+    player = Player().started()
+    player.now += lasted
+    player.reflector.end(reason)
+    assert player.ask() == expected
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        pytest.param("10", "watch@10", id="the same"),
+        pytest.param("11", "watch@10", id="later"),
+        pytest.param("9", "sync", id="before"),
+        pytest.param("", "watch@10", id="none"),
+        pytest.param("x1", "watch@10", id="no number"),
+        pytest.param("0" * 5000, "watch@10", id="a number too long"),
+    ],
+)
+def test_a_version_before_ours_is_another_history(version: str, expected: str) -> None:
+    """And nothing of the page counts but its version."""
+    player = Player().started()
+    player.reflector.end("cut")
+    assert player.ask() == "look"
+    assert player.reflector.receive_page(whole(page(version, pod("x", 1)))) == Heard([], [])
+    assert player.ask() == expected
+
+
+@pytest.mark.parametrize("code", [401, 403, 410, 429, 500, 503])
+def test_a_look_that_fails_is_tried_again(code: int) -> None:
+    """However often: it says nothing about where we are."""
+    player = Player().started()
+    player.reflector.end("cut")
+    for _ in range(10):
+        assert player.ask() == "look"
+        player.refuse(code)
+        assert isinstance(player.ask(), float)
+    assert player.ask() == "look"
+    player.reflector.receive_page(b"<html>")
+    assert isinstance(player.ask(), float)
+    assert player.next() == "watch@10"
 
 
 def test_no_position_before_everything_is_said() -> None:
@@ -286,12 +351,12 @@ def test_figures() -> None:
     player = Player().started()
     player.now += 5
     player.reflector.receive(modified(pod("a", 11)) + added({"metadata": {}}))
-    player.now += 60
+    player.now += 600
     player.reflector.end("timeout")
     player.waits(1, 403)
     figures = player.reflector.figures
     assert (figures.requests, figures.restarts) == ({"sync": 1, "watch": 1}, {"timeout": 1, "forbidden": 1})
-    assert (figures.syncs, figures.events, figures.unreadable, figures.last_contact) == (1, 3, 1, 165.0)
+    assert (figures.syncs, figures.events, figures.unreadable, figures.last_contact) == (1, 3, 1, 705.0)
     assert figures.bytes == len(START + modified(pod("a", 11)) + added({"metadata": {}}))
 
 
@@ -318,7 +383,7 @@ class Following(RuleBasedStateMachine):
         self.player = Player()
         self.there: dict[str, int] = {}
         self.log: list[tuple[int, bytes]] = []
-        self.version = 10
+        self.version = 10_000
         self.known: dict[str, int] = {}
         self.asking: str | None = None
 
@@ -343,12 +408,21 @@ class Following(RuleBasedStateMachine):
         data = self.change(name, value)
         self.log.append((self.version, data))
 
+    @rule(there=st.dictionaries(NAMES, st.integers(0, 9)))
+    def restore(self, there: dict[str, int]) -> None:
+        """What runs breaks off, and the server is what it was long ago."""
+        if self.asking is not None:
+            self.answer("away", 0)
+        elif self.player.reflector.reading:
+            self.player.reflector.end("cut")
+        self.there, self.log, self.version = dict(there), [], max(1, self.version - 1000)
+
     @precondition(lambda self: self.asking is None)
     @rule()
     def ask(self) -> None:
-        asked = self.player.next()
+        asked = self.player.ask()
         while isinstance(asked, float):
-            asked = self.player.next()
+            asked = self.player.ask()
         self.asking = asked
 
     @precondition(lambda self: self.asking is not None)
@@ -364,6 +438,9 @@ class Following(RuleBasedStateMachine):
         if how == "away":
             return reflector.fail("away")
         objects = [pod(name, 5, n=str(value)) for name, value in self.there.items()]
+        if asked == "look":
+            self.hear(reflector.receive_page(whole(page(str(self.version), *objects[:1], next="1"))))
+            return None
         if asked.startswith("list"):
             start = int(asked.partition("+")[2] or 0)
             if start == 0:
@@ -375,8 +452,6 @@ class Following(RuleBasedStateMachine):
             data = added(*objects) + bookmark(str(self.version), True)
         else:
             since = int(asked.partition("@")[2])
-            if since > self.version:
-                return self.player.refuse(504)
             data = b"".join(line for version, line in self.log if version > since)
         if how == "good":
             self.hear(reflector.receive(data))
@@ -400,7 +475,7 @@ class Following(RuleBasedStateMachine):
     @invariant()
     def bounded(self) -> None:
         assert self.player.reflector.figures.restarts.keys() <= {
-            "timeout", "cut", "silence", "expired", "rejected", "unreachable", "malformed",
+            "timeout", "cut", "silence", "expired", "restored", "rejected", "unreachable", "malformed",
         }  # fmt: skip
 
 

@@ -124,6 +124,7 @@ def asked(server: FakeServer, number: int) -> list[str]:
 
 START = watch(added(pod("a", 5), pod("b", 6)), bookmark("10", True), whole=False)
 HEARD = ("+a", "+b", "synced")
+LOOK = page("99", pod("a", 5))
 
 
 def test_all_there_is_then_what_changes(server: FakeServer, heard: Heard) -> None:
@@ -134,8 +135,10 @@ def test_all_there_is_then_what_changes(server: FakeServer, heard: Heard) -> Non
     heard.wait(*HEARD)
     go.set()
     heard.wait(*HEARD, "+a app=x", "-b")
-    assert asked(server, 2) == ["sync", "watch@20"]
-    first, second = server.asked
+    server.answer(PATH, page("20"))
+    assert asked(server, 3) == ["sync", "look", "watch@20"]
+    first, look, second = server.asked
+    assert look.query == {"limit": "1"}
     assert {key: first.query[key] for key in sorted(first.query) if key != "timeoutSeconds"} == {
         "allowWatchBookmarks": "true",
         "resourceVersionMatch": "NotOlderThan",
@@ -143,7 +146,7 @@ def test_all_there_is_then_what_changes(server: FakeServer, heard: Heard) -> Non
         "watch": "true",
     }
     assert second.query.keys() == {"allowWatchBookmarks", "resourceVersion", "timeoutSeconds", "watch"}
-    assert all(300 <= int(one.query["timeoutSeconds"]) <= 600 for one in server.asked)
+    assert all(300 <= int(one.query["timeoutSeconds"]) <= 600 for one in (first, second))
     assert "accept-encoding" not in first.headers or first.headers["accept-encoding"] == "identity"
     assert heard.troubles == []
 
@@ -207,9 +210,9 @@ def test_a_page_that_breaks_off_is_asked_for_again(server: FakeServer, heard: He
 )
 def test_expired_is_another_full_sync(server: FakeServer, heard: Heard, gone: Answer) -> None:
     """410 on a watch: everything again, what is missing is gone, and older versions are taken as they come."""
-    server.answer(PATH, START, gone, watch(added(pod("b", 3, app="old"), pod("c", 4)), bookmark("5", True), threading.Event()))
+    server.answer(PATH, START, LOOK, gone, watch(added(pod("b", 3, app="old"), pod("c", 4)), bookmark("5", True), threading.Event()))
     heard.wait(*HEARD, "+b app=old", "+c", "-a", "synced")
-    assert asked(server, 3) == ["sync", "watch@10", "sync"]
+    assert asked(server, 4) == ["sync", "look", "watch@10", "sync"]
     heard.until(lambda: heard.troubles == ["expired", None])
 
 
@@ -224,10 +227,10 @@ def test_silence_in_the_start_is_one_list(server: FakeServer, tmp_path: Path) ->
 def test_silence_is_another_watch(server: FakeServer, tmp_path: Path) -> None:
     """A server that says nothing, before its answer or in it, is asked to go on from where it was."""
     last = watch(added(pod("c", 12)), threading.Event())
-    server.answer(PATH, START, silent(), watch(added(pod("b", 11)), threading.Event()), last)
+    server.answer(PATH, START, LOOK, silent(), LOOK, watch(added(pod("b", 11)), threading.Event()), LOOK, last)
     with following(server, tmp_path, IMPATIENT) as heard:
         heard.wait(*HEARD, "+b", "+c")
-        assert asked(server, 4)[:4] == ["sync", "watch@10", "watch@10", "watch@11"]
+        assert asked(server, 7)[:7] == ["sync", "look", "watch@10", "look", "watch@10", "look", "watch@11"]
 
 
 @pytest.mark.parametrize(
@@ -248,9 +251,9 @@ def test_silence_is_another_watch(server: FakeServer, tmp_path: Path) -> None:
 )
 def test_a_failure_goes_on_where_it_was(server: FakeServer, heard: Heard, answer: Answer) -> None:
     """Whatever the failure, the next watch starts where the last one was: nothing is listed again."""
-    server.answer(PATH, START, answer, watch(added(pod("c", 11)), threading.Event()))
+    server.answer(PATH, START, LOOK, answer, LOOK, watch(added(pod("c", 11)), threading.Event()))
     heard.wait(*HEARD, "+c")
-    assert asked(server, 3) == ["sync", "watch@10", "watch@10"]
+    assert asked(server, 5) == ["sync", "look", "watch@10", "look", "watch@10"]
     heard.until(lambda: len(heard.troubles) == 2 and heard.troubles[1] is None)
 
 
@@ -258,13 +261,14 @@ def test_an_outage_is_never_a_relist(server: FakeServer, heard: Heard) -> None:
     """However long nobody listens, and whatever stands in between answers, the watch goes on from where it was."""
     server.answer(PATH, START)
     heard.wait(*HEARD)
-    server.wait(2, PATH)
+    server.answer(PATH, LOOK)
+    server.wait(3, PATH)
     server.stop()
     heard.until(lambda: "unreachable" in heard.troubles)
     server.start()
-    server.answer(PATH, *[bare(504)] * 8, *[CLOSED] * 8, watch(added(pod("c", 11)), threading.Event()))
+    server.answer(PATH, *[bare(504)] * 8, *[CLOSED] * 8, LOOK, bare(504), LOOK, watch(added(pod("c", 11)), threading.Event()))
     heard.wait(*HEARD, "+c")
-    assert {one.what for one in server.asked[1:]} == {"watch@10"}
+    assert {one.what for one in server.asked[1:]} == {"look", "watch@10"}
 
 
 @pytest.mark.parametrize(
@@ -274,13 +278,21 @@ def test_an_outage_is_never_a_relist(server: FakeServer, heard: Heard) -> None:
         pytest.param(watch(error(500, "InternalError", "etcdserver: mvcc: required revision is a future revision")), id="event"),
     ],
 )
-def test_an_older_state_of_etcd_is_found(server: FakeServer, heard: Heard, refusal: Answer) -> None:
-    """Five refusals in a row are a full sync; what is older by its version is what is right."""
-    server.answer(
-        PATH, START, *[refusal] * 5, watch(added(pod("a", 2, app="old")), bookmark("3", True), modified(pod("a", 4)), threading.Event())
-    )
+def test_a_watch_that_is_refused_five_times_is_a_full_sync(server: FakeServer, heard: Heard, refusal: Answer) -> None:
+    """In a row; what is older by its version is what is right."""
+    older = watch(added(pod("a", 2, app="old")), bookmark("3", True), modified(pod("a", 4)), threading.Event())
+    server.answer(PATH, START, *[LOOK, refusal] * 5, older)
     heard.wait(*HEARD, "+a app=old", "-b", "synced", "+a")
-    assert asked(server, 7) == ["sync", *["watch@10"] * 5, "sync"]
+    assert asked(server, 12) == ["sync", *["look", "watch@10"] * 5, "sync"]
+
+
+def test_an_older_state_of_etcd_is_found(server: FakeServer, heard: Heard) -> None:
+    """A server that would take our version and say nothing is found out by its own, and everything is said again."""
+    older = watch(added(pod("a", 2, app="old")), bookmark("3", True), modified(pod("a", 4)), threading.Event())
+    server.answer(PATH, START, page("3", pod("a", 2)), older)
+    heard.wait(*HEARD, "+a app=old", "-b", "synced", "+a")
+    assert asked(server, 3) == ["sync", "look", "sync"]
+    heard.until(lambda: heard.troubles == ["restored", None])
 
 
 def test_an_object_that_cannot_be_read_stops_nothing(server: FakeServer, heard: Heard) -> None:
@@ -289,7 +301,7 @@ def test_an_object_that_cannot_be_read_stops_nothing(server: FakeServer, heard: 
     nameless = line("ADDED", '{"metadata":{"name":5}}') + line("DELETED", '{"metadata":{}}')
     half = line("ADDED", '{"metadata":{"name":"h","namespace":"default"},"status":{"podIP":"10.0.0.256"}}')
     again = watch(broken.replace(b"MODIFIED", b"ADDED"), bookmark("30", True), threading.Event())
-    server.answer(PATH, START, watch(broken, nameless, half, modified(pod("b", 12))), status(410), again)
+    server.answer(PATH, START, LOOK, watch(broken, nameless, half, modified(pod("b", 12))), LOOK, status(410), again)
     heard.wait(*HEARD, "+h", "+b", "-b", "-h", "synced")
     assert heard.errors == [
         "Pod default/a: metadata.labels[*]: Expected `str`, got `int`",
@@ -307,7 +319,7 @@ def test_a_token_that_ran_out_is_followed_by_the_rotated_one(server: FakeServer,
     server.tokens = {"old"}
     go = threading.Event()
     start = watch(added(pod("a", 5), pod("b", 6)), bookmark("10", True), go)
-    server.answer(PATH, start, watch(added(pod("c", 11)), threading.Event()))
+    server.answer(PATH, start, LOOK, watch(added(pod("c", 11)), threading.Event()))
     listener = Heard()
     client = Client(configured(server.kubeconfig(tmp_path, {"tokenFile": "token"})))
     with Sources(client, [Selection(PODS)], listener, listener, timing=TIMING):
@@ -318,7 +330,8 @@ def test_a_token_that_ran_out_is_followed_by_the_rotated_one(server: FakeServer,
         (tmp_path / "token").write_text("new")
         listener.wait(*HEARD, "+c")
         listener.until(lambda: listener.troubles == ["unauthorized", None])
-    assert {one.what for one in server.asked[1:]} == {"watch@10"}
+    assert [one.what for one in server.asked if one.headers["authorization"] == "Bearer new"] == ["look", "watch@10"]
+    assert {one.what for one in server.asked[1:]} == {"look", "watch@10"}
 
 
 def test_an_error_of_ours_is_a_full_sync(server: FakeServer, tmp_path: Path) -> None:
@@ -334,7 +347,7 @@ def test_an_error_of_ours_is_a_full_sync(server: FakeServer, tmp_path: Path) -> 
     server.answer(PATH, START, START)
     with Sources(Client(configured(server.kubeconfig(tmp_path))), [Selection(PODS)], listener, listener, timing=TIMING) as sources:
         listener.wait(*HEARD)
-        assert asked(server, 3) == ["sync", "sync", "watch@10"]
+        assert asked(server, 3) == ["sync", "sync", "look"]
         assert sources.figures["Pod"].restarts["internal"] == 1
 
 
