@@ -383,7 +383,7 @@ class Following(RuleBasedStateMachine):
         self.player = Player()
         self.there: dict[str, int] = {}
         self.log: list[tuple[int, bytes]] = []
-        self.version = 10_000
+        self.version = 1_000_000
         self.known: dict[str, int] = {}
         self.asking: str | None = None
 
@@ -415,7 +415,7 @@ class Following(RuleBasedStateMachine):
             self.answer("away", 0)
         elif self.player.reflector.reading:
             self.player.reflector.end("cut")
-        self.there, self.log, self.version = dict(there), [], max(1, self.version - 1000)
+        self.there, self.log, self.version = dict(there), [], self.version - 1000
 
     @precondition(lambda self: self.asking is None)
     @rule()
