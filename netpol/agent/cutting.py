@@ -4,7 +4,8 @@
 but that. The thread knows what the kernel holds from the steps that it was told (`netpol.rules.replay`), and judges by that.
 
 When it sweeps (`Ration`)
-- At once after a change that can concern a flow, but at most once in `PERIOD` seconds: what changes meanwhile is gathered.
+- At once after a change that can concern a flow, and on average at most once in `PERIOD` seconds: what changes meanwhile is gathered.
+  After a cheap sweep another one may come at once, `BURST` in a row: a flow that was cut and is allowed again is to live again soon.
 - Once more a `PERIOD` later, for entries that no packet had confirmed yet.
 - Once everything when it begins, and whenever nobody can say whose flows a change concerns.
 - After a failure, again: soon at first, then less often. An error is told once, until it is another one.
@@ -30,7 +31,10 @@ from netpol.rules.replay import Replay
 
 PERIOD = 1.0
 PATIENCE = 60.0
-"""Seconds between two sweeps at least, and between two tries at most."""
+"""Seconds between two sweeps at least (in the long run), and between two tries at most."""
+BURST = 3
+CHEAP = 0.05
+"""So many sweeps may follow one another at once as long as none of them took more seconds than that."""
 
 Touched = frozenset[Address] | None
 NOBODY: frozenset[Address] = frozenset()
@@ -43,7 +47,10 @@ class Ration:
         self._period, self._patience = period, patience
         self._fresh: Touched = NOBODY  # not looked at since they were touched
         self._once: Touched = NOBODY  # looked at once
-        self._earliest = float("-inf")
+        self._last = float("-inf")  # when the last sweep was taken
+        self._rested = float("-inf")  # when the next one may be, whatever the last one cost
+        self._saved = BURST - 1.0  # sweeps that may come sooner than that
+        self._cheap = False
         self._failures = 0
 
     def tell(self, touched: Touched) -> None:
@@ -52,24 +59,33 @@ class Ration:
 
     def due(self) -> float | None:
         """The time from which on a sweep is due; None while none is."""
-        return None if self._fresh == self._once == NOBODY else self._earliest
+        if self._fresh != NOBODY:
+            return self._last if self._cheap and self._saved >= 1 else self._rested
+        return self._rested if self._once != NOBODY else None
 
     def take(self, now: float) -> Touched:
         """Whose flows the sweep that begins now has to look at."""
-        found = _both(self._fresh, self._once)
-        self._once, self._fresh = self._fresh, NOBODY
-        self._earliest = now + self._period
+        if now < self._rested:
+            # Too soon for the second look at what was looked at once: that waits for a period from now.
+            self._saved -= 1
+            found, self._once = self._fresh, _both(self._once, self._fresh)
+        else:
+            self._saved = min(self._saved + max(0.0, now - self._rested) / self._period, BURST - 1.0)
+            found, self._once = _both(self._fresh, self._once), self._fresh
+        self._fresh, self._cheap = NOBODY, False
+        self._last, self._rested = now, now + self._period
         return found
 
-    def succeeded(self) -> None:
-        """The sweep that was taken is done."""
+    def succeeded(self, seconds: float) -> None:
+        """The sweep that was taken is done; it took so long."""
         self._failures = 0
+        self._cheap = seconds <= CHEAP
 
     def failed(self, touched: Touched, now: float) -> None:
         """The sweep that was taken for these is to be done again."""
         self.tell(touched)
         self._failures += 1
-        self._earliest = now + min(self._period * 2 ** (self._failures - 1), self._patience)
+        self._rested = now + min(self._period * 2 ** (self._failures - 1), self._patience)
 
 
 def _both(one: Touched, other: Touched) -> Touched:
@@ -134,8 +150,9 @@ class Sweeper:
                 self._failed(error)
         else:
             self._told = ""
-            self._ration.succeeded()
-            self._swept(done, self._clock() - now)
+            seconds = self._clock() - now
+            self._ration.succeeded(seconds)
+            self._swept(done, seconds)
         return self._ration.due()
 
     def _sweep(self, replay: Replay, touched: Touched) -> cutter.Report:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from netpol.agent import cutter
 from netpol.agent.cutter import Cutter
-from netpol.agent.cutting import Cutting, Ration, Sweeper, Touched
+from netpol.agent.cutting import BURST, CHEAP, Cutting, Ration, Sweeper, Touched
 from netpol.agent.enforcer import Report
 from netpol.errors import KernelError
 from netpol.rules.compile import Settings
@@ -50,6 +50,34 @@ def test_changes_are_gathered() -> None:
     assert ration.due() is None
 
 
+def test_cheap_sweeps_follow_one_another() -> None:
+    """Three in a row, then one a second; what was looked at once is looked at again a second after the last of them."""
+    ration = Ration()
+    for touched, now in ((A, 100.0), (B, 100.1), (C, 100.2)):
+        ration.tell(touched)
+        due = ration.due()
+        assert due is not None
+        assert due <= now
+        assert ration.take(now) == touched
+        ration.succeeded(CHEAP)
+    assert ration.due() == 101.2
+    ration.tell(A)
+    assert ration.due() == 101.2
+    assert ration.take(101.2) == A | B | C
+    ration.succeeded(CHEAP)
+    assert ration.due() == 102.2
+
+
+def test_dear_sweeps_do_not() -> None:
+    """One that took long is followed after its second, however few there were."""
+    ration = Ration()
+    ration.tell(A)
+    ration.take(100.0)
+    ration.succeeded(2 * CHEAP)
+    ration.tell(B)
+    assert ration.due() == 101.0
+
+
 def test_everything_is_more_than_anybody() -> None:
     """One change that nobody can tell the extent of makes it all, both times."""
     ration = Ration()
@@ -74,7 +102,7 @@ def test_failures_are_tried_again_less_and_less_often() -> None:
         now = due
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
     assert ration.take(now) == A
-    ration.succeeded()
+    ration.succeeded(1.0)
     assert ration.due() == now + 1
     ration.tell(B)
     assert ration.take(now + 1) == A | B
@@ -86,26 +114,29 @@ def test_failures_are_tried_again_less_and_less_often() -> None:
     st.lists(
         st.tuples(st.integers(0, 12).map(lambda quarters: quarters / 4), st.sampled_from([A, B, C, None, NOTHING]), st.booleans()),
         max_size=40,
-    )
+    ),
+    st.sampled_from([CHEAP, 2 * CHEAP]),
 )
-def test_whatever_is_told(story: list[tuple[float, Touched, bool]]) -> None:
-    """No two sweeps are nearer than a second, and each change is looked at twice by sweeps that succeed, at last within two seconds."""
+def test_whatever_is_told(story: list[tuple[float, Touched, bool]], seconds: float) -> None:
+    """No two sweeps are nearer than a second, but for `BURST` cheap ones at most; each change is looked at twice by sweeps that succeed."""
     ration = Ration()
-    now, last = 0.0, -9.0
+    now = 0.0
+    times: list[float] = []
     owed: dict[bytes, int] = {}
 
     def turn(works: bool) -> None:
-        nonlocal last
         due = ration.due()
         if due is None or due > now:
             return
-        assert now - last >= 1
-        last = now
+        times.append(now)
+        burst = BURST if seconds <= CHEAP else 1
+        assert all(times[i + burst] - times[i] >= 1 for i in range(len(times) - burst))
+        assert all(len([at for at in times if since <= at <= now]) <= now - since + burst for since in times)
         touched = ration.take(now)
         if not works:
             ration.failed(touched, now)
             return
-        ration.succeeded()
+        ration.succeeded(seconds)
         for address in list(owed) if touched is None else touched:
             owed[address] = owed.get(address, 0) - 1
             if owed[address] <= 0:
