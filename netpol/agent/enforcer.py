@@ -135,10 +135,10 @@ class Enforcer:
             except (KernelError, MalformedKernelData):
                 self._sure = False
                 raise
-            self.drift = compare(should, found.ruleset, found.moved, look.strangers)
+            self.drift = compare(should, found, self.kernel.moved, look.strangers)
         if not self.drift:
             return NO_DRIFT, Report((), self.kernel.calls - before)
-        report = self._enforce(whole, found.ruleset)
+        report = self._enforce(whole, found)
         return self.drift, replace(report, system_calls=self.kernel.calls - before)
 
 

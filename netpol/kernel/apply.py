@@ -51,13 +51,6 @@ GLANCE_MEMBERS, GLANCE_SETS = 20_000, 64
 Counters = Mapping[str, Counts]
 
 
-class Found(NamedTuple):
-    """What a `reread` found: the ruleset, and the families whose jump to NETPOL is there, but not first or more than once."""
-
-    ruleset: Ruleset
-    moved: frozenset[Family]
-
-
 class _Written(NamedTuple):
     """What one table of ours is as it was written or read last: its chains that netpol could have written, and whether FORWARD jumps."""
 
@@ -76,6 +69,8 @@ class Kernel:
         self._shapes: dict[Family, Shape] = {}  # of tables that are there
         self._proofs: dict[Family, Proof] = {}  # of tables in which ours is as written
         self._sets = NO_SETS
+        self.moved: frozenset[Family] = frozenset()
+        """Families whose FORWARD had our jump when it was read last, but not first, or more than once."""
         try:
             for family in FAMILIES:
                 self._sockets[family] = TableSocket(family)
@@ -209,6 +204,7 @@ class Kernel:
         # What a predecessor wrote need not be decoded more than once, nor encoded again.
         self._written[family] = _Written(ours.known, ours.is_hooked)
         self._proofs.pop(family, None)
+        self.moved = self.moved | {family} if ours.is_moved else self.moved - {family}
         if shape is None:
             self._shapes.pop(family, None)
         else:
@@ -242,7 +238,7 @@ class Kernel:
         sets, strangers = self._set_proofs.differing(records)
         return Look(frozenset(family for family in FAMILIES if not self._is_as_written(family)), sets, strangers)
 
-    def reread(self, written: Ruleset, look: Look) -> Found:
+    def reread(self, written: Ruleset, look: Look) -> Ruleset:
         """What the kernel holds, given what it should hold: what the look found to differ is read again."""
         names = look.sets | look.strangers | (self._set_proofs.names - written.sets.keys())
         sets = {name: found for name in sorted(names) if (found := self._read_set(name)) is not None}
@@ -251,8 +247,7 @@ class Kernel:
         chains = {**written.chains, **{family: ours.chains for family, ours in tables.items()}}
         hooked = written.hooked - tables.keys() | {family for family, ours in tables.items() if ours.is_hooked}
         kept = {name: found for name, found in written.sets.items() if name not in names}
-        ruleset = Ruleset(chains, kept | sets, frozenset(hooked), self.table)
-        return Found(ruleset, frozenset(family for family, ours in tables.items() if ours.is_moved))
+        return Ruleset(chains, kept | sets, frozenset(hooked), self.table)
 
     def _read_set(self, name: str) -> Set | None:
         try:
