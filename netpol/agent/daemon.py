@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from netpol import __version__
 from netpol.agent.agenda import Pace
+from netpol.agent.announcer import Announcer
 from netpol.agent.census import Census, CensusTaker
 from netpol.agent.cutting import Cutting
 from netpol.agent.enforcer import Enforcer
@@ -60,6 +61,7 @@ class Options(Struct, frozen=True):
     state: Path | None = None
     listen: tuple[str, int] | None = None
     cut: bool = True
+    events: bool = False
     grace: float = 0.0
 
 
@@ -78,7 +80,7 @@ def run(options: Options) -> None:
             tally,
             changed=lambda report: cutting.changed(report),
             keep=lambda: saver.give(enforcer.state.wanted()) if saver is not None else None,
-            announce=lambda put: None,
+            announce=lambda put: announcer.tell(put) if announcer is not None else None,
         )
         saver = Saver(options.state, voice.not_saved) if options.state is not None else None
         if saver is not None:
@@ -87,6 +89,9 @@ def run(options: Options) -> None:
         loop = Loop(enforcer, KINDS, voice, pace=Pace(audit=options.audit_interval), look=kernel.touched, tally=tally, jitter=random.random)
         standing = voice.standing = Standing(loop)
         client = Client(configured(options.kubeconfig, options.context))
+        announcer = Announcer(client, voice.trouble) if options.events else None
+        if announcer is not None:
+            stack.callback(announcer.close, ENDING)
         sources = Sources(client, for_node(options.node), loop.hear, voice)
         stack.callback(sources.stop, ENDING)
         if options.listen is not None:
@@ -94,7 +99,11 @@ def run(options: Options) -> None:
             health.start()
             stack.callback(health.stop)
         stack.callback(notifier.stopping)
-        run_until_signal(loop, sources.start)
+        try:
+            run_until_signal(loop, sources.start)
+        except Exception:
+            log.exception("the loop ended by a mistake of its own; the rules stay in force")
+            sys.exit(1)
         log.info("stopped; the rules stay in force")
 
 

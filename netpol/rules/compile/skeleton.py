@@ -55,11 +55,13 @@ class Settings(Struct, frozen=True):
 
 def skeleton(family: Family, settings: Settings, isolated: bool) -> dict[str, Chain]:
     """NETPOL and NETPOL-DENY of a family. `isolated`: whether any pod of this node is."""
-    cut = Connmark(settings.cut_bit, settings.cut_bit)
+    known = Conntrack(("RELATED", "ESTABLISHED"))
     root = [
         # All that an established packet pays.
-        Rule(RETURN, (Conntrack(("RELATED", "ESTABLISHED")), Connmark(settings.cut_bit, settings.cut_bit, invert=True))),
-        Rule(Goto(DENY), (cut,)),
+        Rule(RETURN, (known, Connmark(settings.cut_bit, settings.cut_bit, invert=True))),
+        # A flow that nobody has answered yet is judged as a new one, marked or not: when it is allowed again it need not wait until its
+        # mark is taken away, and what it is denied it is denied anyway.
+        Rule(Goto(DENY), (Connmark(settings.cut_bit, settings.cut_bit), known)),
     ]
     if family == 6 and isolated:
         # Between pods on one bridge these addresses would be a way around.

@@ -1,0 +1,137 @@
+"""Events on policies that cannot be understood, on a real API server."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from netpol.agent.announcer import MESSAGE, TRIES, Announcer, event
+from netpol.errors import InvalidObject
+from netpol.kube.client import Client, configured
+from netpol.kube.events import Put
+from netpol.model import EVERYTHING, Namespace, Pod, Policy
+from tests.agent.process import until
+from tests.kube.fake import FakeServer, status
+from tests.kube.servers import ApiServer, Json, namespace, path, policy
+
+WHERE = "announced"
+SPEC = {"podSelector": {}, "policyTypes": ["Ingress"]}
+BROKEN = InvalidObject("NetworkPolicy announced/bad", "spec.ingress[0].from[0]", "says nothing that this version knows")
+WORSE = InvalidObject("NetworkPolicy announced/bad", "spec.podSelector", "cannot be read")
+
+
+class Scene:
+    """A namespace of the server, and a client of it."""
+
+    def __init__(self, server: ApiServer, client: Client) -> None:
+        self.api, self.client, self.complaints = server.api(), client, list[str]()
+
+    def announcer(self) -> Announcer:
+        return Announcer(self.client, self.complaints.append, pause=0.01)
+
+    def events(self) -> list[Json]:
+        return self.api.items("events", WHERE)
+
+
+def put(name: str, *errors: InvalidObject) -> Put:
+    return Put(Policy(WHERE, name, EVERYTHING, (), None), errors)
+
+
+@pytest.fixture
+def scene(apiserver: ApiServer, tmp_path: Path) -> Iterator[Scene]:
+    api = apiserver.api()
+    if WHERE not in {item["metadata"]["name"] for item in api.items("namespaces")}:
+        api.create("namespaces", namespace(WHERE))
+    client = Client(configured(str(apiserver.kubeconfig(tmp_path / "kubeconfig"))))
+    yield Scene(apiserver, client)
+    client.close()
+    for kind in ("events", "networkpolicies"):
+        api.request("DELETE", path(kind, WHERE))
+
+
+def test_an_event_stands_on_the_policy(scene: Scene) -> None:
+    """With its uid, so that `kubectl describe` shows it, what is wrong, and where."""
+    uid = scene.api.create("networkpolicies", policy(WHERE, "bad", SPEC))["metadata"]["uid"]
+    announcer = scene.announcer()
+    announcer.tell(put("bad", BROKEN, WORSE))
+    until(scene.events)
+    announcer.close(20)
+    (found,) = scene.events()
+    assert (found["involvedObject"]["uid"], found["involvedObject"]["name"], found["type"]) == (uid, "bad", "Warning")
+    assert "spec.ingress[0].from[0]: says nothing" in found["message"]
+    assert "spec.podSelector: cannot be read" in found["message"]
+
+
+def test_once_however_many_say_so(scene: Scene) -> None:
+    """Two agents, and one that starts again, make one Event; other errors make another one, and so does a policy that is another object."""
+    scene.api.create("networkpolicies", policy(WHERE, "bad", SPEC))
+    for errors, number in (([BROKEN], 1), ([BROKEN], 1), ([WORSE], 2), ([BROKEN], 2)):
+        announcer = scene.announcer()
+        announcer.tell(put("bad", *errors))
+        until(lambda: not announcer._waiting)  # noqa: B023 -- it is waited for here
+        announcer.close(20)
+        assert len(scene.events()) == number
+    scene.api.delete("networkpolicies", "bad", WHERE)
+    scene.api.create("networkpolicies", policy(WHERE, "bad", SPEC))
+    announcer = scene.announcer()
+    announcer.tell(put("bad", BROKEN))
+    until(lambda: len(scene.events()) == 3)
+    announcer.close(20)
+    assert scene.complaints == []
+
+
+def test_what_is_gone_or_no_policy_is_not_announced(scene: Scene) -> None:
+    """Nothing is written, and nothing complained of; what comes next is."""
+    scene.api.create("networkpolicies", policy(WHERE, "bad", SPEC))
+    announcer = scene.announcer()
+    announcer.tell(put("gone", BROKEN))
+    announcer.tell(Put(Pod(WHERE, "pod"), (BROKEN,)))
+    announcer.tell(Put(Namespace(WHERE), (BROKEN,)))
+    announcer.tell(put("bad", BROKEN))
+    until(scene.events)
+    announcer.close(20)
+    assert [found["involvedObject"]["name"] for found in scene.events()] == ["bad"]
+    assert scene.complaints == []
+
+
+def test_a_right_that_is_missing_is_said_once(tmp_path: Path) -> None:
+    """After a few tries; the next policy has tries of its own."""
+    with FakeServer() as server:
+        server.answer(
+            f"/apis/networking.k8s.io/v1/namespaces/{WHERE}/networkpolicies", *[status(403, "Forbidden", "no") for _ in range(2 * TRIES)]
+        )
+        client = Client(configured(server.kubeconfig(tmp_path)))
+        said = threading.Semaphore(0)
+        complaints: list[str] = []
+
+        def complain(words: str) -> None:
+            complaints.append(words)
+            said.release()
+
+        announcer = Announcer(client, complain, pause=0.001)
+        announcer.tell(put("bad", BROKEN))
+        assert said.acquire(timeout=30)
+        announcer.tell(put("worse", BROKEN))
+        assert said.acquire(timeout=30)
+        announcer.close(20)
+        client.close()
+        assert complaints == [
+            f"an Event on NetworkPolicy {WHERE}/{name} could not be written: HTTP status 403 for the policy" for name in ("bad", "worse")
+        ]
+        assert len(server.asked) == 2 * TRIES
+
+
+def test_names_and_messages_have_limits() -> None:
+    """The API server's: 253 characters and 1,024; a name that is cut ends with a letter or a digit before the hash."""
+    errors = (InvalidObject("o", "f", "r" * 5000),)
+    made = event("x", "a" * 229 + "." + "b" * 23, "uid", errors, datetime(2026, 1, 2, tzinfo=timezone.utc))
+    metadata = made["metadata"]
+    assert isinstance(metadata, dict)
+    assert re.fullmatch(r"a{229}\.[0-9a-f]{16}", metadata["name"])
+    assert len(str(made["message"])) == MESSAGE
+    assert made["firstTimestamp"] == "2026-01-02T00:00:00Z"
