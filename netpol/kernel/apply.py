@@ -40,6 +40,7 @@ from netpol.rules.ruleset import (
     Set,
     Step,
     TableName,
+    beside_what,
     is_our_set,
 )
 
@@ -143,11 +144,17 @@ class Kernel:
         for chain, encoded in zip(missing, encode_chains(missing, step.family, self._sets), strict=True):
             found[chain.name] = Known(chain, encoded)
         written = {name: kept for name, kept in found.items() if kept is not None}
-        socket.change(step.table, {name: kept.encoded for name, kept in written.items()}, step.hooked)
+        socket.change(step.table, {name: kept.encoded for name, kept in written.items()}, step.hooked, stands_for=self._stands_for())
         self._written[step.family] = _Written(written, step.hooked)
         if step.table == self.table:
             self._shapes[step.family] = socket.left[step.table]
             self._proofs.pop(step.family, None)
+
+    def _stands_for(self) -> dict[int, int | None]:
+        """The numbers of the small sets beside live ones that there are just now, and of the sets that they stand for, for counters' sake:
+        what is looked at too is as the live set; what does not count is as if nobody asked."""
+        found = [(number, small) for name, number in self._sets.pairs if (small := beside_what(name)) is not None]
+        return {number: self._sets.get(live) if letter == "a" else None for number, (live, letter) in found}
 
     def _unchanged(self, known: Known | None, chain: Chain) -> Known | None:
         """What was written last time, where it is the same chain and its sets have the numbers they had."""

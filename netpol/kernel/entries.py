@@ -5,7 +5,7 @@ A chain is decoded only into what encodes to the same bytes again: whatever else
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from struct import Struct as Layout
 from typing import NamedTuple
 
@@ -21,6 +21,9 @@ HEAD: dict[Family, Layout] = {4: Layout("=4s4s4s4s16s16s32xHBB4x"), 6: Layout("=
 
 ENTRY: dict[Family, int] = {4: 112, 6: 168}
 _OFFSETS = Layout("=HH")
+_NUMBER = Layout("=H")  # of a set, behind its match's header
+_VERDICT = 8  # bytes of a standard target behind its header
+Key = tuple[bytes, str | None]
 
 FRAGMENT = 1
 GOTO: dict[Family, int] = {4: 2, 6: 4}
@@ -135,3 +138,35 @@ def _decode_rule(data: bytes, offset: int, end: int, family: Family, jumps: Mapp
 def _decode_address(address: bytes, mask: bytes) -> Network | None:
     length = int.from_bytes(mask, "big").bit_count()
     return Network(address, length) if length else None
+
+
+def rule_keys(data: bytes, jumps: Mapping[int, str], family: Family, stands_for: Mapping[int, int | None]) -> Iterator[Key]:
+    """What rules are the same by: each entry's bytes without the place it jumps to, and the name of that instead.
+
+    stands_for -- numbers of sets -> that of the set which each stands for; None where a match of it is as none.
+    """
+    offset = 0
+    while offset < len(data):
+        end = entry_end(data, offset, family)
+        to = jumps.get(end - _VERDICT)
+        entry = data[offset:end] if to is None else data[offset : end - _VERDICT]
+        yield (_standing_for(entry, family, stands_for) if stands_for else entry), to
+        offset = end
+
+
+def _standing_for(entry: bytes, family: Family, stands_for: Mapping[int, int | None]) -> bytes:
+    """An entry without its lengths, and with the sets in it that others stand for."""
+    target_at = _OFFSETS.unpack_from(entry, HEAD[family].size)[0]
+    parts = [entry[: HEAD[family].size], entry[HEAD[family].size + _OFFSETS.size : ENTRY[family]]]
+    at = ENTRY[family]
+    while at < target_at:
+        size, name, _ = HEADER.unpack_from(entry, at)
+        match = entry[at : at + size]
+        is_set = c_string(name) == "set" and size >= HEADER.size + _NUMBER.size
+        number = int(_NUMBER.unpack_from(match, HEADER.size)[0]) if is_set else -1
+        if number not in stands_for:
+            parts.append(match)
+        elif (live := stands_for[number]) is not None:
+            parts.append(match[: HEADER.size] + _NUMBER.pack(live) + match[HEADER.size + _NUMBER.size :])
+        at += size
+    return b"".join((*parts, entry[target_at:]))

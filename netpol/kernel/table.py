@@ -6,7 +6,8 @@
 stands nowhere else in it. A chain of ours that a foreign rule still jumps to stays until that rule is gone: somebody else's stray rule
 must not stop us, nor point into nothing.
 
-Counters are moved too: those of foreign rules always, ours as long as a rule of the same bytes stays in a chain of the same name.
+Counters are moved too: those of foreign rules always, ours as long as a rule of the same bytes stays in a chain of the same name. A rule
+that a change puts for a moment over small sets beside a live one is the same rule all the time (`netpol.rules.diff`).
 
 The lock of all tables is held while this runs, so the work is a share of each chain, and of each rule only in C: neighbours that stay
 are copied together, and single rules are compared only in chains that changed.
@@ -20,6 +21,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from heapq import merge
 from struct import Struct as Packing
+from types import MappingProxyType
 from typing import Any
 
 from msgspec import Struct
@@ -27,7 +29,7 @@ from msgspec import Struct
 from netpol.errors import KernelError, MalformedKernelData
 from netpol.kernel._native import ffi, lib
 from netpol.kernel.encode import EncodedChain, encode_chain
-from netpol.kernel.entries import ENTRY, entry_end
+from netpol.kernel.entries import ENTRY, Key, rule_keys
 from netpol.kernel.matches import HEADER
 from netpol.model import FAMILIES, Family
 from netpol.rules.ruleset import HOOK, ROOT, Chain, Jump, Rule
@@ -37,9 +39,11 @@ FORWARD = HOOK_NAMES.index(HOOK)
 COUNTER = 16  # bytes: packets and bytes, 64 bits each
 
 _allocate = ffi.new_allocator(should_clear_after_alloc=False)
+_COUNTS = Packing("=QQ")
 _CHAIN = Packing("=32siIIII")
 _JUMP = Packing("=IIi")
 _REPLACE: int = ffi.sizeof("struct np_xt_replace")
+NOBODY: Mapping[int, int | None] = MappingProxyType({})
 _VERDICT = 8  # bytes of a standard target behind its header
 
 _END = {family: encode_chain(Chain("ERROR", ()), family).data[: ENTRY[family] + HEADER.size + 32] for family in FAMILIES}
@@ -253,8 +257,12 @@ class Layout:
         """Whether it differs from the old table."""
         return self._size != self._old.size or not self.request.endswith(self._old.blob)
 
-    def carry(self, counters: Any, carried: Any) -> None:
-        """Adds to `carried`, which has room for the counters of all entries and holds zeros, those that the old entries had."""
+    def carry(self, counters: Any, carried: Any, stands_for: Mapping[int, int | None] = NOBODY) -> None:
+        """Adds to `carried`, which has room for the counters of all entries and holds zeros, those that the old entries had.
+
+        stands_for -- numbers of sets that are there for the length of a change only -> the set that each stands for: a rule with the one is
+        the rule with the other; None: a match of it is as none.
+        """
         old, chains = self._old, ffi.from_buffer("struct np_xt_chain[]", self._packed)
         entries = ffi.from_buffer(self.request) + _REPLACE
         was = {"blob": old.native, "size": old.size, "chains": old.chains, "chain_count": len(old.spans), "entries": old.entries}
@@ -266,22 +274,33 @@ class Layout:
             raise MalformedKernelData(f"the counters of the {old.table} table of IPv{old.family} do not fit it")
         for number, span in zip(self._renumber, old.spans, strict=False):
             if number >= 0 and not same[number]:
-                for index, source in self._same_rules(span, number):
-                    ffi.memmove(carried + index * COUNTER, counters + source * COUNTER, COUNTER)
+                for index, source in self._same_rules(span, number, stands_for):
+                    _add(carried + index * COUNTER, counters + source * COUNTER)
 
-    def _same_rules(self, span: Span, number: int) -> Iterator[tuple[int, int]]:
-        """(index in the new table, index in the old one) of the rules that a changed chain kept. Of equal rules, the first is the first."""
+    def _same_rules(self, span: Span, number: int, stands_for: Mapping[int, int | None]) -> Iterator[tuple[int, int]]:
+        """(index in the new table, index in the old one) of the rules that a changed chain kept. Of equal rules, the first is the first;
+        where a change had made two of one, both become that one again."""
         family = self._old.family
-        before: defaultdict[tuple[bytes, str | None], deque[int]] = defaultdict(deque)
-        for i, key in enumerate(_rule_keys(self._old.data(span), self._old.places_of(span), family)):
+        before: defaultdict[Key, deque[int]] = defaultdict(deque)
+        last: dict[Key, int] = {}
+        for i, key in enumerate(rule_keys(self._old.data(span), self._old.places_of(span), family, stands_for)):
             before[key].append(span.first + i)
         _, _, offset, size, _, first = _CHAIN.unpack_from(self._packed, number * _CHAIN.size)
         jumps = _jumps_between(self._jumps, self._jump_count, offset, offset + size)
         places = {at - offset: self._names[to] if to >= 0 else "" for at, _, to in jumps}
         data = bytes(self.request[_REPLACE + offset : _REPLACE + offset + size])
-        for i, key in enumerate(_rule_keys(data, places, family)):
+        for i, key in enumerate(rule_keys(data, places, family, stands_for)):
             if before[key]:
+                last[key] = first + i
                 yield first + i, before[key].popleft()
+        if stands_for:
+            yield from ((index, source) for key, index in last.items() for source in before[key])
+
+
+def _add(target: Any, source: Any) -> None:
+    """Adds one entry's counters to another's."""
+    (packets, size), (more, larger) = _COUNTS.unpack(ffi.buffer(target, COUNTER)), _COUNTS.unpack(ffi.buffer(source, COUNTER))
+    _COUNTS.pack_into(ffi.buffer(target, COUNTER), 0, packets + more, size + larger)
 
 
 def _name(source: Span | EncodedChain) -> str:
@@ -357,13 +376,3 @@ def _put_forward(layout: Layout, old: Snapshot, span: Span, hooked: bool) -> Non
         layout.keep(start, where)
         start = where + len(rule)
     layout.keep(start, span.offset + span.size)
-
-
-def _rule_keys(data: bytes, jumps: Mapping[int, str], family: Family) -> Iterator[tuple[bytes, str | None]]:
-    """Each entry's bytes without the place it jumps to, and the name of that instead."""
-    offset = 0
-    while offset < len(data):
-        end = entry_end(data, offset, family)
-        to = jumps.get(end - _VERDICT)
-        yield (data[offset:end] if to is None else data[offset : end - _VERDICT]), to
-        offset = end

@@ -31,7 +31,7 @@ from netpol.kernel._native import ffi, lib
 from netpol.kernel.digests import Digest, digest
 from netpol.kernel.encode import EncodedChain, SetNumbers
 from netpol.kernel.entries import Known, decode_chain, extensions, without_verdicts
-from netpol.kernel.table import COUNTER, Layout, Shape, Snapshot, Span, shape_of, splice
+from netpol.kernel.table import COUNTER, NOBODY, Layout, Shape, Snapshot, Span, shape_of, splice
 from netpol.model import Family
 from netpol.rules.ruleset import Chain, OpaqueTarget, Rule, TableName, is_ours
 
@@ -164,11 +164,19 @@ class TableSocket:
             lib.np_sys_close(fd, self._calls)
             self.longest_hold = max(self.longest_hold, time.monotonic() - since)
 
-    def change(self, table: TableName, chains: Mapping[str, EncodedChain], hooked: bool, owns: Callable[[str], bool] = is_ours) -> bool:
+    def change(
+        self,
+        table: TableName,
+        chains: Mapping[str, EncodedChain],
+        hooked: bool,
+        owns: Callable[[str], bool] = is_ours,
+        stands_for: Mapping[int, int | None] = NOBODY,
+    ) -> bool:
         """Makes these the chains of ours in the table, in one replace, under the lock; whether anything had to be written.
 
-        hooked -- FORWARD begins with `-j NETPOL`; owns -- which chains of the table are ours, by name. Everything else in the
-        table stays as it is, with its counters. Contended, NotPermitted, Unsupported and KernelError leave the table as it was.
+        hooked -- FORWARD begins with `-j NETPOL`; owns -- which chains of the table are ours, by name; stands_for -- numbers of sets that
+        are beside others for the length of a change, see `Layout.carry`. Everything else in the table stays as it is, with its counters.
+        Contended, NotPermitted, Unsupported and KernelError leave the table as it was.
         """
         for _ in range(TRIES):
             with self.locked():
@@ -177,12 +185,14 @@ class TableSocket:
                 if not new.is_new:
                     self.left[table] = old.shape
                     return False
-                if self._replace(old, new, chains):
+                if self._replace(old, new, chains, stands_for):
                     self.left[table] = new.shape
                     return True
         raise Contended(errno.EAGAIN, self._op("replace"), table, f"somebody without iptables' lock changed it {TRIES} times")
 
-    def _replace(self, old: Snapshot, new: Layout, chains: Mapping[str, EncodedChain]) -> bool:
+    def _replace(
+        self, old: Snapshot, new: Layout, chains: Mapping[str, EncodedChain], stands_for: Mapping[int, int | None] = NOBODY
+    ) -> bool:
         """One replace; False when the table changed since it was read."""
         counters = _allocate("uint8_t[]", old.entries * COUNTER)
         data = ffi.from_buffer(new.request)
@@ -198,17 +208,17 @@ class TableSocket:
             raise self._missing(old.table, chains)
         if code < 0:
             raise self._error(-code, "replace", old.table)
-        self._give_back(old, new, counters)
+        self._give_back(old, new, counters, stands_for)
         return True
 
-    def _give_back(self, old: Snapshot, new: Layout, counters: Any) -> None:
+    def _give_back(self, old: Snapshot, new: Layout, counters: Any, stands_for: Mapping[int, int | None]) -> None:
         """Adds what the old entries had counted, at the instant of the replace, to what the new ones count."""
         counted = bytes(ffi.buffer(counters))
         if counted.count(0) == len(counted):
             return
         data = ffi.new("uint8_t[]", HEADER.size + new.table.entries * COUNTER)
         ffi.memmove(data, HEADER.pack(old.table.encode(), new.table.entries), HEADER.size)
-        new.carry(counters, data + HEADER.size)
+        new.carry(counters, data + HEADER.size, stands_for)
         code = lib.np_sys_setsockopt(self._fd, LEVEL[self.family], SET_ADD_COUNTERS, data, len(data), self._calls)
         if code < 0:
             raise self._error(-code, "give counters back to", old.table)

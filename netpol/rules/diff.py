@@ -36,6 +36,7 @@ from netpol.rules.ruleset import (
     SetMatch,
     ShrinkSet,
     Step,
+    beside,
     is_flagged,
 )
 
@@ -115,14 +116,9 @@ def _shrink(changes: Iterable[_Change]) -> Iterator[ShrinkSet]:
 
 
 def _small_sets(change: _Change) -> Iterator[Set]:
-    for letter, members in (("a", change.gains), ("r", change.losses)):
+    for name, members in ((beside(change.set.name, "a"), change.gains), (beside(change.set.name, "r"), change.losses)):
         if members:
-            yield Set(_small_name(change.set.name, letter), change.set.kind, change.set.family, members)
-
-
-def _small_name(name: str, letter: str) -> str:
-    """NETPOL4-... -> NETPOL4a... for what is added, NETPOL4r... for what is removed: as long, and no selection's."""
-    return name.replace("-", letter)
+            yield Set(name, change.set.kind, change.set.family, members)
 
 
 def _replace(wanted: Ruleset, family: Family, beside: Iterable[_Change]) -> ReplaceTable:
@@ -145,8 +141,8 @@ def _rules_beside(rule: Rule, changes: Mapping[str, _Change]) -> Iterator[Rule]:
         if isinstance(match, SetMatch) and match.name in changes:
             change = changes[match.name]
             before, after = rule.matches[:place], rule.matches[place + 1 :]
-            removed = replace(match, name=_small_name(match.name, "r"), invert=True)
-            added = replace(match, name=_small_name(match.name, "a"))
+            removed = replace(match, name=beside(match.name, "r"), invert=True)
+            added = replace(match, name=beside(match.name, "a"))
             yield replace(rule, matches=(*before, match, *([removed] if change.losses else []), *after))
             if change.gains:
                 yield replace(rule, matches=(*before, added, *after))

@@ -52,6 +52,20 @@ def _always(default: Default) -> Default:
     return msgspec.field(default_factory=lambda: default)
 
 
+def beside(live: str, letter: Literal["a", "r"]) -> str:
+    """The name of the small set that holds, for the length of a change, what a live set is to get ("a") or to lose ("r").
+
+    NETPOL4-... -> NETPOL4a...: as long, and no selection's.
+    """
+    return live.replace("-", letter)
+
+
+def beside_what(name: str) -> tuple[str, str] | None:
+    """(live set, letter) of a small set's name; None where it is no small set's."""
+    head, letter, rest = name[:7], name[7:8], name[8:]
+    return (f"{head}-{rest}", letter) if head in ("NETPOL4", "NETPOL6") and letter in ("a", "r") else None
+
+
 # -- matches -----------------------------------------------------------------------------------------------------------
 
 
