@@ -59,7 +59,10 @@ ROOMS = {
     "netpol.agent": Room(("netpol.policy", "netpol.rules", "netpol.kernel", "netpol.kube"), MSGSPEC | {"prometheus_client"}),
     "netpol.lab": Room(("netpol.kernel.namespaces",), MSGSPEC | {"pyroute2"}),
     # pyroute2 is measured, and the agent's audit; rich draws the table that pytest's face and the command share.
-    "netpol.bench": Room(("netpol.policy", "netpol.rules", "netpol.kernel", "netpol.agent", "netpol.lab"), MSGSPEC | {"pyroute2", "rich"}),
+    "netpol.bench": Room(
+        ("netpol.policy", "netpol.rules", "netpol.kernel", "netpol.kube", "netpol.agent", "netpol.lab"),
+        MSGSPEC | {"pyroute2", "kubernetes", "rich"},
+    ),
     "netpol.cli": Room(("netpol",), MSGSPEC | {"click", "rich"}, lazy=True),
 }
 

@@ -5,7 +5,7 @@ A goal is a ratio to one peer. A row that misses one is still a row: whoever pri
 
 from __future__ import annotations
 
-from netpol.bench import audits, changes, packets, sets, tables
+from netpol.bench import audits, changes, packets, sets, tables, watching
 from netpol.bench.measure import Case
 from netpol.bench.members import networks, pod_addresses, scattered_addresses
 
@@ -23,6 +23,9 @@ POLICIES_GOAL, DISPATCH_GOAL, FREE_GOAL, FLAT_GOAL, LINEAR_GOAL = 1 / 1.3, 1 / 1
 AUDIT = (10_000, 1_000)  # members and rules, both families together
 FOREIGN = (1_000, 10_000)
 
+READ = 2_000  # pods read from bytes
+WATCH_GOAL, LIST_GOAL = 2.0, 10.0
+
 MEMORY_GOAL = 85.0  # MiB for the large cluster
 
 
@@ -35,9 +38,16 @@ def cases(
     cluster: tuple[int, int, int] = CLUSTER,
     audit: tuple[int, int] = AUDIT,
     foreign: tuple[int, ...] = FOREIGN,
+    read: int = READ,
 ) -> tuple[Case, ...]:
     """All cases, in the order of the table. Sizes other than the defaults are for those who test them; `rules` are tens."""
-    return (*kernel_cases(members, few, rules), *packet_cases(policies, isolated), *change_cases(*cluster), *audit_cases(*audit, foreign))
+    return (
+        *kernel_cases(members, few, rules),
+        *packet_cases(policies, isolated),
+        *change_cases(*cluster),
+        *audit_cases(*audit, foreign),
+        *read_cases(read),
+    )
 
 
 def packet_cases(policies: int, isolated: tuple[int, ...]) -> tuple[Case, ...]:
@@ -72,6 +82,14 @@ def audit_cases(members: int, rules: int, foreign: tuple[int, ...]) -> tuple[Cas
         audits.growth(f"audit of {short(8 * members)} members and {short(8 * rules)} rules", members, rules, (1, 2, 4, 8), 11, linear),
         *(audits.repair(f"{kind}: found and repaired", kind, members, rules, 11) for kind in audits.DRIFTS),
         *(audits.hold(f"lock held, 1 chain beside {short(count)} foreign rules", count, _pairs(count)) for count in foreign),
+    )
+
+
+def read_cases(pods: int) -> tuple[Case, ...]:
+    """What an object of the API server costs until it is an event."""
+    return (
+        watching.watched(f"{short(pods)} pods watched", pods, 7, {watching.WATCH: WATCH_GOAL}),
+        watching.listed(f"{short(pods)} pods listed", pods, 3, {watching.MODELS: LIST_GOAL}),
     )
 
 

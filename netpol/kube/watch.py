@@ -19,6 +19,7 @@ from netpol.errors import MalformedAnswer
 
 T = TypeVar("T")
 ChangeType = Literal["ADDED", "MODIFIED", "DELETED"]
+CHANGES: tuple[ChangeType, ...] = ("ADDED", "MODIFIED", "DELETED")
 
 # An object has at most 1.5 MB in etcd, 3 MB in a request, and somewhat more as JSON.
 MAX_LINE = 16 << 20
@@ -66,35 +67,35 @@ class Page(Struct, frozen=True):
     items: tuple[bytes, ...]
 
 
-class _Line(Struct):
+class _Line(Struct, gc=False):
     type: str
     object: Raw
 
 
-class _Meta(Struct):
+class _Meta(Struct, gc=False):
     name: str = ""
     namespace: str = ""
     resourceVersion: str = ""
 
 
-class _Object(Struct):
+class _Object(Struct, gc=False):
     metadata: _Meta = msgspec.field(default_factory=_Meta)
 
 
-class _BookmarkMeta(Struct):
+class _BookmarkMeta(Struct, gc=False):
     resourceVersion: str = ""
     annotations: dict[str, str] | None = None
 
 
-class _Bookmark(Struct):
+class _Bookmark(Struct, gc=False):
     metadata: _BookmarkMeta = msgspec.field(default_factory=_BookmarkMeta)
 
 
-class _StatusDetails(Struct):
+class _StatusDetails(Struct, gc=False):
     retryAfterSeconds: int | None = None
 
 
-class _Status(Struct):
+class _Status(Struct, gc=False):
     kind: str
     code: int = 0
     reason: str = ""
@@ -102,17 +103,18 @@ class _Status(Struct):
     details: _StatusDetails | None = None
 
 
-class _ListMeta(Struct):
+class _ListMeta(Struct, gc=False):
     resourceVersion: str = ""
     next: str = msgspec.field(default="", name="continue")
 
 
-class _Page(Struct):
+class _Page(Struct, gc=False):
     metadata: _ListMeta
     items: list[Raw] | None = None
 
 
 _LINE, _OBJECT, _BOOKMARK = msgspec.json.Decoder(_Line), msgspec.json.Decoder(_Object), msgspec.json.Decoder(_Bookmark)
+_FRONTS = tuple((f'{{"type":"{kind}","object":'.encode(), kind) for kind in CHANGES)
 _STATUS, _PAGE = msgspec.json.Decoder(_Status), msgspec.json.Decoder(_Page)
 
 
@@ -152,13 +154,25 @@ class WatchStream:
 
 def read_line(line: bytes) -> WatchEvent:
     """The event of one line; MalformedAnswer for what is none."""
+    for front, kind in _FRONTS:
+        # As every API server writes it: what stands between this front and the last brace is the object, if it is one JSON value.
+        if line.startswith(front) and line.endswith(b"}"):
+            data = line[len(front) : -1]
+            try:
+                return _change(_OBJECT.decode(data).metadata, kind, data)
+            except UNREADABLE:
+                break
+    return _read_any_line(line)
+
+
+def _read_any_line(line: bytes) -> WatchEvent:
     try:
         event = _LINE.decode(line)
     except UNREADABLE as error:
         raise MalformedAnswer(f"a line of a watch is no event: {error} ({_excerpt(line)})") from None
     kind = event.type
-    if kind in ("ADDED", "MODIFIED", "DELETED"):
-        return read_object(event.object, kind)  # type: ignore[arg-type]  # narrowed by the test above
+    if kind in CHANGES:
+        return read_object(bytes(event.object), kind)
     if kind == "BOOKMARK":
         meta = _read(_BOOKMARK, event.object, _Bookmark()).metadata
         return Bookmark(meta.resourceVersion, (meta.annotations or {}).get(INITIAL_EVENTS_END) == "true")
@@ -167,10 +181,13 @@ def read_line(line: bytes) -> WatchEvent:
     raise MalformedAnswer(f"a line of a watch has the type {kind[:40]!r}, which is none of an event's")
 
 
-def read_object(data: bytes | Raw, kind: ChangeType) -> Change:
+def read_object(data: bytes, kind: ChangeType) -> Change:
     """An object as a change: what an item of a list is, too."""
-    meta = _read(_OBJECT, data, _Object()).metadata
-    return Change(kind, meta.name, meta.namespace, meta.resourceVersion, bytes(data))
+    return _change(_read(_OBJECT, data, _Object()).metadata, kind, data)
+
+
+def _change(meta: _Meta, kind: ChangeType, data: bytes) -> Change:
+    return Change(kind, meta.name, meta.namespace, meta.resourceVersion, data)
 
 
 # -- lists and refusals ------------------------------------------------------------------------------------------------

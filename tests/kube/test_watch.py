@@ -55,6 +55,7 @@ def encoded(object: dict[str, object]) -> bytes:
         ),
         pytest.param(line("ADDED", '{"metadata":{"name":5}}'), Change("ADDED", "", "", "", b'{"metadata":{"name":5}}'), id="no name"),
         pytest.param(line("ADDED", "[]"), Change("ADDED", "", "", "", b"[]"), id="no object"),
+        pytest.param(b'{"type":"ADDED","object":{}, "type":"DELETED"}\n', Change("DELETED", "", "", "", b"{}"), id="a type twice"),
         pytest.param(b' {"object" : {} , "more":1,\t"type":"ADDED"}\r\n', Change("ADDED", "", "", "", b"{}"), id="other order and spaces"),
     ],
 )
@@ -70,6 +71,10 @@ def test_a_line_is_an_event(data: bytes, expected: WatchEvent) -> None:
         pytest.param(b"{}\n", "no event", id="no type"),
         pytest.param(b'{"type":"ADDED"}\n', "no event", id="no object"),
         pytest.param(b'{"type":"ADDED","object":{}}x\n', "no event", id="more after it"),
+        pytest.param(b'{"type":"ADDED","object":{}x\n', "no event", id="something else at its end"),
+        pytest.param(b'{"type":"ADDED","object":{},}\n', "no event", id="a comma too many"),
+        pytest.param(b'{"type":"ADDED","object":{}}}\n', "no event", id="a brace too many"),
+        pytest.param(b'{"type":"ADDED","object":}\n', "no event", id="an object too few"),
         pytest.param(b'{"type":"RENAMED","object":{}}\n', "RENAMED", id="an unknown type"),
         pytest.param(b'{"type":"ADDED","object":{"a":"' + b"\xff" * 9 + b"\n", "no event", id="cut, then a line's end"),
         pytest.param(b"[" * (LIMIT - 1) + b"\n", "no event", id="bottomless"),
