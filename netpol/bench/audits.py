@@ -7,14 +7,18 @@ decisions included. Drift is made by another process' hand, as far as the kernel
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+from netpol.agent.agenda import Pace
 from netpol.agent.audit import Drift
 from netpol.agent.enforcer import Enforcer, Report
+from netpol.agent.files import KINDS
+from netpol.agent.loop import Loop
 from netpol.bench import peers
 from netpol.bench.measure import BenchError, Case, Contender, Contest
 from netpol.kernel import namespaces
@@ -22,6 +26,7 @@ from netpol.kernel.apply import Kernel
 from netpol.kernel.encode import encode_chain
 from netpol.kernel.ipset import Create, Delete, Destroy, IpsetSocket, Swap, pack
 from netpol.kernel.xtables import TableSocket
+from netpol.kube.events import Synced
 from netpol.model import (
     EVERYTHING,
     FAMILIES,
@@ -44,6 +49,9 @@ TABLE: TableName = "mangle"
 GROUPS = 10  # of peers, each of which is a set a family
 RULES_A_POD = 10
 CPU_GOAL = 0.006  # seconds of CPU that an audit may take
+NOTICE_GOAL = 0.2  # seconds until a touched table is noticed
+POLL = 0.0005  # between two looks of the bench's own
+NOTICE = "0.2 s"
 CPU, TOOLS = "6 ms of CPU", "ipset save, ip(6)tables-save"
 
 
@@ -60,6 +68,11 @@ def growth(row: str, members: int, rules: int, times: tuple[int, ...], pairs: in
 def repair(row: str, kind: str, members: int, rules: int, pairs: int) -> Case:
     """An audit that finds drift of a kind and repairs it; beside one that finds nothing."""
     return Case(row, pairs, partial(_repair, kind, members, rules))
+
+
+def notice(row: str, members: int, rules: int, pairs: int, goals: Mapping[str, float]) -> Case:
+    """Our part of a table is flushed: until the agent's loop has noticed by its cheap look, and repaired it."""
+    return Case(row, pairs, partial(_notice, members, rules), goals)
 
 
 def hold(row: str, foreign: int, pairs: int) -> Case:
@@ -233,6 +246,45 @@ def _repair(kind: str, members: int, rules: int, directory: Path) -> Iterator[Co
         ours = Contender(prepare, state.enforcer.audit, verify)
         others = {"nothing changed": Contender(settle, state.enforcer.audit, _expect_no_drift)}
         yield Contest(ours, others, lambda: state.kernel.calls)
+
+
+@contextmanager
+def _notice(members: int, rules: int, directory: Path) -> Iterator[Contest]:
+    with ExitStack() as stack:
+        state = _State(members, rules, stack)
+        with namespaces.entered(state.namespace):
+            socket = stack.enter_context(TableSocket(4))
+        loop = Loop(state.enforcer, KINDS, pace=Pace(audit=0.0), look=state.kernel.touched, jitter=lambda: 0.5)
+        loop.hear(*(Synced(kind) for kind in KINDS))
+        thread = threading.Thread(target=loop.run)
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(loop.stop)
+        whole = socket.shape(TABLE)
+
+        def ours() -> bool:
+            told = loop.tally.drift["table_flushed"]
+            with namespaces.entered(state.namespace):
+                DRIFTS["table flushed"](state)
+            while loop.tally.drift["table_flushed"] == told:
+                time.sleep(POLL)
+            return True
+
+        def verify(outcome: object) -> None:
+            if outcome is not True or socket.shape(TABLE) != whole:
+                raise BenchError("the table was not flushed, or not repaired")
+
+        yield Contest(Contender(_nothing, ours, verify), {NOTICE: Contender(_nothing, _wait, _expect_waited)}, lambda: state.kernel.calls)
+
+
+def _wait() -> float:
+    time.sleep(NOTICE_GOAL)
+    return NOTICE_GOAL
+
+
+def _expect_waited(outcome: object) -> None:
+    if outcome != NOTICE_GOAL:
+        raise BenchError("nobody waited")
 
 
 # -- the lock ----------------------------------------------------------------------------------------------------------

@@ -81,6 +81,7 @@ def audit_cases(members: int, rules: int, foreign: tuple[int, ...]) -> tuple[Cas
         audits.audit(f"audit of {size}", members, rules, 21, {audits.CPU: 1.0}),
         audits.growth(f"audit of {short(8 * members)} members and {short(8 * rules)} rules", members, rules, (1, 2, 4, 8), 11, linear),
         *(audits.repair(f"{kind}: found and repaired", kind, members, rules, 11) for kind in audits.DRIFTS),
+        audits.notice("table flushed: noticed and repaired", members, rules, 7, {audits.NOTICE: 1.0}),
         *(audits.hold(f"lock held, 1 chain beside {short(count)} foreign rules", count, _pairs(count)) for count in foreign),
     )
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from netpol.agent.audit import KINDS, NO_DRIFT, Drift, compare, written
+from netpol.agent import audit
+from netpol.agent.agenda import Pace
+from netpol.agent.audit import NO_DRIFT, Drift, compare, written
 from netpol.agent.enforcer import Enforcer, Report
+from netpol.agent.files import KINDS
+from netpol.agent.loop import Listener, Loop
 from netpol.errors import KernelError
 from netpol.kernel.apply import GLANCE_MEMBERS, Kernel
 from netpol.kernel.encode import EncodedChain, SetNumbers, encode_chains
 from netpol.kernel.ipset import Create, IpsetSocket, pack
 from netpol.kernel.xtables import lock_path
+from netpol.kube.events import Put, Synced
 from netpol.model import EVERYTHING, TCP, Family, IPBlock, Namespace, Network, NumberedPort, Pod, Policy, PolicyRule, Query, parse_address
 from netpol.rules.diff import diff
 from netpol.rules.ruleset import DROP, RETURN, ROOT, Chain, ReplaceTable, Rule, Ruleset, Set
@@ -127,7 +134,7 @@ def test_drift_is_noticed_named_and_repaired(kernel: Kernel, enforcer: Enforcer,
 def test_every_kind_of_drift_is_injected() -> None:
     """The vocabulary of the metric has no word that no interference above leads to, and each drift has words for people."""
     drifts = [drift for _, drift in INJECTED.values()]
-    assert {kind for drift in drifts for kind in drift.kinds()} == set(KINDS)
+    assert {kind for drift in drifts for kind in drift.kinds()} == set(audit.KINDS)
     assert all(drift and drift.named() for drift in drifts)
     assert NO_DRIFT.kinds() == {}
     assert Drift(sets=(("a", 1, 1), ("b", 0, 5)), swapped_sets=("b",)).kinds() == {"member_added": 1, "member_removed": 1, "set_swapped": 1}
@@ -285,6 +292,36 @@ def test_drift_that_cannot_be_repaired_is_told_all_the_same(kernel: Kernel, enfo
     run("iptables-legacy", "-w", "-F", "FORWARD")
     enforcer.enforce()
     assert enforcer.audit()[0] == NO_DRIFT
+
+
+def test_the_loop_notices_by_the_cheap_look_alone(kernel: Kernel) -> None:
+    """No audit has a period; a flushed table is repaired all the same, and told."""
+    told: list[Drift] = []
+
+    class Ear(Listener):
+        def drifted(self, drift: Drift, report: Report) -> None:
+            told.append(drift)
+
+    loop = Loop(Enforcer(kernel, "n"), KINDS, Ear(), pace=Pace(audit=0.0), look=kernel.touched, jitter=lambda: 0.5)
+    loop.hear(*(Put(item) for item in OBJECTS), *(Synced(kind) for kind in KINDS))
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    try:
+        until(lambda: "-A FORWARD -j NETPOL" in saved())
+        run(*mangle("-F"))
+        until(lambda: bool(told))
+    finally:
+        loop.stop()
+        thread.join()
+    assert told == [Drift(tables=("IPv4",))]
+    assert "-A FORWARD -j NETPOL" in saved()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 # -- what a look costs -------------------------------------------------------------------------------------------------
