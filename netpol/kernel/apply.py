@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple
 
-from netpol.errors import KernelError
+from netpol.errors import KernelError, Unsupported
 from netpol.kernel.encode import NO_SETS, SetNumbers, encode_chains
 from netpol.kernel.entries import Known
 from netpol.kernel.ipset import Add, Command, Create, Delete, Destroy, IpsetSocket, pack
@@ -129,13 +129,14 @@ class Kernel:
             self._ask_numbers()
             raise
         self._set_proofs.follow(steps)
-        gone = {command.name for command in commands if isinstance(command, Destroy)}
-        made = [command.name for command in commands if isinstance(command, Create)]
+        # Of a set that is destroyed and made, or the reverse, the last counts.
+        there = {command.name: isinstance(command, Create) for command in commands if isinstance(command, Create | Destroy)}
+        made = [name for name, is_made in there.items() if is_made]
         if len(made) > MANY:
             self._ask_numbers()
-        elif made or gone:
-            kept = {name: number for name, number in self._sets.pairs if name not in gone}
-            self._sets = SetNumbers(kept | {name: self._ipset.number(name) for name in made if name not in gone})
+        elif there:
+            kept = {name: number for name, number in self._sets.pairs if name not in there}
+            self._sets = SetNumbers(kept | {name: self._ipset.number(name) for name in made})
 
     def _replace(self, step: ReplaceTable) -> None:
         known, socket = self._written[step.family].chains, self._sockets[step.family]
@@ -167,7 +168,7 @@ class Kernel:
         """What of ours the kernel holds: all sets by name, and the chains of both families. Creates nothing."""
         self._ask_numbers()
         names = [name for name, _ in self._sets.pairs if is_our_set(name)]
-        sets = {name: self._ipset.read(name) for name in names}
+        sets = {name: found for name in names if (found := self._read_set(name)) is not None}
         self._set_proofs.learn(sets, self._set_proofs.names.union(names))
         tables = {family: self._learn_table(family) for family in FAMILIES}
         chains = {family: ours.chains for family, ours in tables.items() if ours.chains}
@@ -257,8 +258,12 @@ class Kernel:
         return Ruleset(chains, kept | sets, frozenset(hooked), self.table)
 
     def _read_set(self, name: str) -> Set | None:
+        """None where there is none. One of a type that netpol does not read is, as a value, one that netpol wants nowhere: an empty one of
+        ports, in the family that its name does not say. So it goes like any other that is not ours to have."""
         try:
             return self._ipset.read(name)
+        except Unsupported:
+            return Set(name, "hash:net,port", 6 if name.startswith(f"{ROOT}4") else 4)
         except KernelError as error:
             if error.code != errno.ENOENT:
                 raise

@@ -54,7 +54,10 @@ def diff(wanted: Ruleset, found: Ruleset, local: AbstractSet[Address] | None = N
 
     local -- the addresses of this node's isolated pods; without it any address might be one, and some batches take a detour.
     """
-    changes = [change for name in sorted(wanted.sets.keys() & found.sets.keys()) for change in _change(wanted.sets[name], found.sets[name])]
+    both = sorted(wanted.sets.keys() & found.sets.keys())
+    # Somebody made it anew: no rule of ours can refer to it, or he could not have destroyed it before.
+    others = [name for name in both if _type(wanted.sets[name]) != _type(found.sets[name])]
+    changes = [change for name in both if name not in others for change in _change(wanted.sets[name], found.sets[name])]
     replaced = [family for family in FAMILIES if _differs(wanted, found, family)]
     aside = {
         family
@@ -65,6 +68,7 @@ def diff(wanted: Ruleset, found: Ruleset, local: AbstractSet[Address] | None = N
     beside = [change for change in changes if change.set.family in aside]
     plain = [change for change in changes if change.set.family not in aside]
     return (
+        *(step for name in others for step in (DestroySet(name), CreateSet(wanted.sets[name]))),
         *(CreateSet(wanted.sets[name]) for name in sorted(wanted.sets.keys() - found.sets.keys())),
         *(CreateSet(small) for change in beside for small in _small_sets(change)),
         *_grow(plain),
@@ -76,6 +80,10 @@ def diff(wanted: Ruleset, found: Ruleset, local: AbstractSet[Address] | None = N
         *(DestroySet(small.name) for change in beside for small in _small_sets(change)),
         *(DestroySet(name) for name in sorted(found.sets.keys() - wanted.sets.keys())),
     )
+
+
+def _type(found: Set) -> tuple[str, Family]:
+    return found.kind, found.family
 
 
 def _change(want: Set, have: Set) -> Iterator[_Change]:

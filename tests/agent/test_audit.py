@@ -86,9 +86,18 @@ INJECTED: dict[str, tuple[list[list[str]], Drift]] = {
         [["ipset", "create", "other", "hash:ip"], ["ipset", "add", "other", "192.0.2.7"], ["ipset", "swap", "{set}", "other"]],
         Drift(sets=(("{set}", 2, 1),), swapped_sets=("{set}",)),
     ),
+    "set added of a type that we do not read": ([["ipset", "create", "NETPOL4-stray", "list:set"]], Drift(stray_sets=("NETPOL4-stray",))),
+    "set made anew of another type": (
+        [mangle("-F", "{chain}"), ["ipset", "destroy", "{set}"], ["ipset", "create", "{set}", "hash:net"]],
+        Drift(edited=("IPv4 {chain}",), sets=(("{set}", 2, 0),), swapped_sets=("{set}",)),
+    ),
+    "set made anew of a type that we do not read": (
+        [mangle("-F", "{chain}"), ["ipset", "destroy", "{set}"], ["ipset", "create", "{set}", "bitmap:port", "range", "1-9"]],
+        Drift(edited=("IPv4 {chain}",), sets=(("{set}", 2, 0),), swapped_sets=("{set}",)),
+    ),
     "set destroyed": ([mangle("-F", "{chain}"), ["ipset", "destroy", "{set}"]], Drift(edited=("IPv4 {chain}",), lost_sets=("{set}",))),
 }
-NOTICED_LATER = {"rule replaced, as long as it was", "member exchanged", "set added"}
+NOTICED_LATER = {"rule replaced, as long as it was", "member exchanged", "set added", "set added of a type that we do not read"}
 
 
 def filled(drift: Drift, **places: str) -> Drift:
@@ -322,6 +331,16 @@ def until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_a_start_beside_sets_of_our_name_that_we_do_not_read(netns: int) -> None:
+    """They are strays like any other: what is wanted comes into force, and they are destroyed."""
+    run("ipset", "create", "NETPOL-x", "bitmap:port", "range", "1-9")
+    run("ipset", "create", "NETPOL6-y", "list:set")
+    with Kernel() as kernel:
+        enforcer = enforced(kernel)
+        assert kernel.read() == enforcer.state.wanted()
+    assert not {"NETPOL-x", "NETPOL6-y"} & set(run("ipset", "list", "-n").split())
 
 
 # -- what a look costs -------------------------------------------------------------------------------------------------

@@ -70,6 +70,15 @@ def shrink(*members: bytes) -> ShrinkSet:
         pytest.param(ruleset(ips(S, A, B)), ruleset(ips(S, A)), (grow(B),), id="only growing"),
         pytest.param(ruleset(ips(S)), ruleset(ips(S, A)), (shrink(A),), id="only shrinking"),
         pytest.param(
+            ruleset(ips(S, A)),
+            ruleset(Set(S, "hash:net", 4, frozenset((A + b"\x20\0",)))),
+            (DestroySet(S), CreateSet(ips(S, A))),
+            id="a set of another type",
+        ),
+        pytest.param(
+            ruleset(ips(S, A)), ruleset(Set(S, "hash:ip", 6, frozenset())), (DestroySet(S), CreateSet(ips(S, A))), id="of another family"
+        ),
+        pytest.param(
             ruleset(chains={4: USES, 6: PASSES}), ruleset(), (ReplaceTable(6, "mangle", PASSES, True),), id="the table of one family"
         ),
         pytest.param(
