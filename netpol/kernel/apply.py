@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple
 
-from netpol.errors import KernelError, Unsupported
+from netpol.errors import KernelError, MalformedKernelData, Unsupported
 from netpol.kernel.encode import NO_SETS, SetNumbers, encode_chains
 from netpol.kernel.entries import Known
 from netpol.kernel.ipset import Add, Command, Create, Delete, Destroy, IpsetSocket, pack
@@ -230,6 +230,13 @@ class Kernel:
         One system call a family, and three a set; a new set is not seen. False before anything was written or read. A yes may be about
         rules that are not ours: `look` tells.
         """
+        try:
+            return self._is_touched()
+        except (KernelError, MalformedKernelData):
+            # Whoever looks closely will say why.
+            return True
+
+    def _is_touched(self) -> bool:
         if any(self._sockets[family].shape(self.table) != shape for family, shape in self._shapes.items()):
             return True
         if not self._shapes or len(self._set_proofs.names) > GLANCE_SETS or self._set_proofs.members > GLANCE_MEMBERS:

@@ -22,8 +22,9 @@ from netpol.kernel.ipset import Create, IpsetSocket, pack
 from netpol.kernel.xtables import lock_path
 from netpol.kube.events import Put, Synced
 from netpol.model import EVERYTHING, TCP, Family, IPBlock, Namespace, Network, NumberedPort, Pod, Policy, PolicyRule, Query, parse_address
+from netpol.rules.compile import Settings
 from netpol.rules.diff import diff
-from netpol.rules.ruleset import DROP, RETURN, ROOT, Chain, ReplaceTable, Rule, Ruleset, Set
+from netpol.rules.ruleset import DROP, RETURN, ROOT, Chain, ReplaceTable, Rule, Ruleset, Set, TableName
 from tests.agent.stage import OBJECTS, WEB, enforced, the_chain, the_set
 from tests.referees import require, run
 
@@ -374,6 +375,31 @@ def test_sets_are_not_glanced_at_where_they_are_large(kernel: Kernel) -> None:
     assert not kernel.touched()
     assert kernel.calls - calls == 1
     assert kernel.look().sets == {"NETPOL4-x"}
+
+
+@pytest.mark.parametrize("table", ["mangle", "filter"])
+def test_what_we_write_is_no_touch(netns: int, table: TableName) -> None:
+    """In both tables, which have different hooks: after any write of ours nobody has touched anything; after his, somebody has."""
+    with Kernel(table) as kernel:
+        enforcer = Enforcer(kernel, "n", Settings(table=table))
+        enforcer.put(*OBJECTS)
+        enforcer.enforce()
+        assert not kernel.touched()
+        enforcer.put(BLOCK)
+        enforcer.enforce()
+        assert not kernel.touched()
+        run("iptables-legacy", "-w", "-t", table, "-I", "OUTPUT", "-p", "tcp")
+        assert kernel.touched()
+        assert enforcer.audit()[0] == NO_DRIFT
+        assert not kernel.touched()
+
+
+def test_a_look_that_fails_is_a_touch(kernel: Kernel, enforcer: Enforcer) -> None:
+    """A cheap look that the kernel refuses says yes; the audit that follows says why."""
+    kernel.close()
+    assert kernel.touched()
+    with pytest.raises(KernelError, match="Bad file descriptor"):
+        enforcer.audit()
 
 
 def test_a_look_makes_no_table(netns: int) -> None:
