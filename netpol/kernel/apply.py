@@ -249,6 +249,8 @@ class Kernel:
         records = self._ipset.records(self._ipset.names(ROOT))
         numbers = {record.header.name: record.header.index for record in records.decoded()} if self._set_proofs.is_news(records) else {}
         if any(self._sets.get(name) != number for name, number in numbers.items()):
+            # The very bytes that were proven may mean other sets now.
+            self._proofs.clear()
             self._ask_numbers()
         sets, strangers = self._set_proofs.differing(records)
         return Look(frozenset(family for family in FAMILIES if not self._is_as_written(family)), sets, strangers)
