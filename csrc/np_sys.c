@@ -4,6 +4,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/netlink.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <sched.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
@@ -183,4 +186,14 @@ int np_sys_unshare(int flags)
 int np_sys_setns(int fd, int type)
 {
     return setns(fd, type) < 0 ? -errno : 0;
+}
+
+/* All threads share one heap from now on, where the C library would give each its own. Returns 1, or 0 where it has no such setting. */
+int np_sys_one_heap(void)
+{
+#ifdef __GLIBC__
+    return mallopt(M_ARENA_MAX, 1);
+#else
+    return 0;
+#endif
 }

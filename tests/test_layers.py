@@ -52,7 +52,8 @@ ROOMS = {
     "netpol.errors": Room(own=False, pure=True),
     # socket is there for inet_pton and inet_ntop.
     "netpol.model": Room(third_party=MSGSPEC, own=False, pure=True, standard=frozenset({"socket"})),
-    "netpol.policy": Room(third_party=MSGSPEC, pure=True),
+    # sys is there for intern.
+    "netpol.policy": Room(third_party=MSGSPEC, pure=True, standard=frozenset({"sys"})),
     "netpol.rules": Room(third_party=MSGSPEC, pure=True),
     "netpol.kernel": Room(("netpol.rules.ruleset", "netpol.rules.flows"), MSGSPEC),
     "netpol.kube": Room(("netpol.policy.decode",), MSGSPEC | {"yaml"}),

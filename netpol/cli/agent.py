@@ -114,6 +114,9 @@ def agent(
     import sys
     from pathlib import Path
 
+    from netpol.kernel.heap import one_heap
+
+    one_heap()  # before whatever else is imported starts a thread
     from netpol.agent.daemon import Options, run
     from netpol.agent.logs import configure
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from sys import intern
 from typing import Generic, TypeVar
 
 import msgspec
@@ -123,7 +124,8 @@ def _read_list(raw: Raw, kind: type[T], path: str) -> list[T]:
 
 
 def _labels(labels: dict[str, str] | None) -> Labels:
-    return tuple(sorted(labels.items())) if labels else ()
+    # Few different ones in a whole cluster: each is kept once.
+    return tuple(sorted([(intern(key), intern(value)) for key, value in labels.items()])) if labels else ()
 
 
 def _label_key(key: str, path: str) -> str:
