@@ -70,6 +70,7 @@ class Kernel:
         self._shapes: dict[Family, Shape] = {}  # of tables that are there
         self._proofs: dict[Family, Proof] = {}  # of tables in which ours is as written
         self._sets = NO_SETS
+        self._standing: tuple[SetNumbers, Mapping[int, int | None]] = NO_SETS, {}
         self.moved: frozenset[Family] = frozenset()
         """Families whose FORWARD had our jump when it was read last, but not first, or more than once."""
         try:
@@ -151,11 +152,15 @@ class Kernel:
             self._shapes[step.family] = socket.left[step.table]
             self._proofs.pop(step.family, None)
 
-    def _stands_for(self) -> dict[int, int | None]:
+    def _stands_for(self) -> Mapping[int, int | None]:
         """The numbers of the small sets beside live ones that there are just now, and of the sets that they stand for, for counters' sake:
         what is looked at too is as the live set; what does not count is as if nobody asked."""
-        found = [(number, small) for name, number in self._sets.pairs if (small := beside_what(name)) is not None]
-        return {number: self._sets.get(live) if letter == "a" else None for number, (live, letter) in found}
+        sets, found = self._standing
+        if sets is not self._sets:
+            small = [(number, live) for name, number in self._sets.pairs if (live := beside_what(name)) is not None]
+            found = {number: self._sets.get(live) if letter == "a" else None for number, (live, letter) in small}
+            self._standing = self._sets, found
+        return found
 
     def _unchanged(self, known: Known | None, chain: Chain) -> Known | None:
         """What was written last time, where it is the same chain and its sets have the numbers they had."""
