@@ -261,6 +261,8 @@ class Loop:
         try:
             drift, report = self.enforcer.audit()
         except (KernelError, MalformedKernelData) as error:
+            # It was found, though it could not be repaired.
+            self.tally.drift.update(self.enforcer.drift.kinds())
             self._refuse(began, error)
             return
         ended = self._clock()

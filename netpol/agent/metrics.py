@@ -77,7 +77,7 @@ def _of_the_loop(loop: Loop) -> Iterator[Metric]:
     yield _histogram("netpol_cut_duration_seconds", "What it took to look at running flows once.", tally.sweeps)
     yield CounterMetricFamily("netpol_cut_failures", "Times that running flows could not be looked at.", tally.sweep_failures)
 
-    drift = CounterMetricFamily("netpol_drift", "Things of ours that somebody else had changed, repaired.", labels=("kind",))
+    drift = CounterMetricFamily("netpol_drift", "Things of ours that somebody else had changed.", labels=("kind",))
     for kind in KINDS:
         drift.add_metric((kind,), tally.drift[kind])
     yield drift

@@ -183,6 +183,22 @@ def test_an_audit_repairs_and_counts(stage: Stage) -> None:
     assert sum(stage.loop.tally.drift.values()) == 1
 
 
+def test_drift_that_cannot_be_repaired_is_counted(stage: Stage) -> None:
+    """Once, when it is found: the stray set that somebody's rule uses is then refused by name until the rule is gone."""
+    stage.loop.hear(*WORLD, *COMPLETE)
+    stage.pass_time(0.02)
+    run("ipset", "create", "NETPOL4-stray", "hash:ip")
+    run("iptables-legacy", "-w", "-A", "FORWARD", "-m", "set", "--match-set", "NETPOL4-stray", "src")
+    for _ in range(5):
+        stage.pass_time(10.1)
+    assert stage.loop.tally.drift == {"set_stray": 1}
+    assert stage.heard.drifts == []
+    assert stage.loop.tally.refusals > 1
+    run("iptables-legacy", "-w", "-F", "FORWARD")
+    stage.pass_time(100)
+    assert "NETPOL4-stray" not in run("ipset", "list", "-n").split()
+
+
 def test_a_look_that_sees_a_foreign_hand_audits_at_once(kernel: Kernel) -> None:
     """The look is asked about every 0.1 s, and its yes repairs within the same moment."""
     looks: list[bool] = []
