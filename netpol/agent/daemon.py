@@ -24,9 +24,11 @@ from netpol.agent.census import Census, CensusTaker
 from netpol.agent.cutting import Cutting
 from netpol.agent.enforcer import Enforcer
 from netpol.agent.health import Health, Page
+from netpol.agent.lookout import Lookout
 from netpol.agent.loop import Loop
 from netpol.agent.metrics import Exposition
 from netpol.agent.notify import Notifier
+from netpol.agent.preflight import Check, preflight
 from netpol.agent.saver import Saver
 from netpol.agent.service import run_until_signal
 from netpol.agent.standing import Standing
@@ -87,7 +89,8 @@ def run(options: Options) -> None:
             stack.callback(saver.close, ENDING)
         cutting = stack.enter_context(Cutting(options.settings.cut_bit, cut=options.cut, swept=voice.swept, failed=voice.not_swept))
         loop = Loop(enforcer, KINDS, voice, pace=Pace(audit=options.audit_interval), look=kernel.touched, tally=tally, jitter=random.random)
-        standing = voice.standing = Standing(loop)
+        lookout = Lookout(lambda: _preflight(options.settings, loop), voice.checked)
+        standing = voice.standing = Standing(loop, lookout.obstacles)
         client = Client(configured(options.kubeconfig, options.context))
         announcer = Announcer(client, voice.trouble) if options.events else None
         if announcer is not None:
@@ -98,6 +101,8 @@ def run(options: Options) -> None:
             health = Health(*options.listen, _pages(loop, standing, sources), voice.trouble)
             health.start()
             stack.callback(health.stop)
+        lookout.start()
+        stack.callback(lookout.stop)
         stack.callback(notifier.stopping)
         try:
             run_until_signal(loop, sources.start)
@@ -105,6 +110,13 @@ def run(options: Options) -> None:
             log.exception("the loop ended by a mistake of its own; the rules stay in force")
             sys.exit(1)
         log.info("stopped; the rules stay in force")
+
+
+def _preflight(settings: Settings, loop: Loop) -> tuple[Check, ...]:
+    """All checks, with the ranges of the node's pods as far as they are known by now."""
+    enforcer = loop.enforcer
+    node = enforcer.cluster.nodes.get(enforcer.state.node)
+    return preflight(settings, settings.pod_cidrs or (node.pod_cidrs if node is not None else ()))
 
 
 def _pages(loop: Loop, standing: Standing, sources: Sources) -> dict[str, Callable[[], Page]]:

@@ -14,6 +14,7 @@ from netpol.agent.audit import Drift
 from netpol.agent.enforcer import Report
 from netpol.agent.loop import Listener, Refusal
 from netpol.agent.notify import Notifier
+from netpol.agent.preflight import Check
 from netpol.agent.standing import Standing
 from netpol.agent.tally import Tally, kind_name
 from netpol.errors import InvalidObject
@@ -110,6 +111,12 @@ class Voice(Listener, sources.Listener):
     def not_swept(self, error: Exception) -> None:
         self._tally.sweep_failures += 1
         log.error("flows that are denied now could not be cut: %s; it is tried again", error)
+
+    # -- the lookout's thread ------------------------------------------------------------------------------------------
+
+    def checked(self, check: Check) -> None:
+        level = {"ok": logging.INFO, "warn": logging.WARNING, "fail": logging.ERROR}[check.level]
+        log.log(level, "preflight: %s: %s", check.name, check.words)
 
     # -- others --------------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cleanup": ("netpol.cli.cleanup", "Take everything of netpol's out of this host's kernel."),
     "demo": ("netpol.cli.demo", "Enforce policies on real packets in a private world, and show what happens."),
     "matrix": ("netpol.cli.matrix", "Show which pods reach which: by the specification, the rules, or real packets."),
+    "preflight": ("netpol.cli.preflight", "Look whether enforcement on this node would be real."),
     "render": ("netpol.cli.render", "Print the sets and rules that a node's kernel should hold."),
     "restore": ("netpol.cli.restore", "Put the last written state back at boot, before any pod starts."),
     "status": ("netpol.cli.status", "Show what netpol has programmed in this host's kernel."),

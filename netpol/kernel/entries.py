@@ -20,7 +20,7 @@ from netpol.rules.ruleset import Chain, Continue, Goto, Jump, Match, OpaqueTarge
 HEAD: dict[Family, Layout] = {4: Layout("=4s4s4s4s16s16s32xHBB4x"), 6: Layout("=16s16s16s16s16s16s32xHxBB7x")}
 
 ENTRY: dict[Family, int] = {4: 112, 6: 168}
-_OFFSETS = Layout("=HH")
+OFFSETS = Layout("=HH")
 _NUMBER = Layout("=H")  # of a set, behind its match's header
 _VERDICT = 8  # bytes of a standard target behind its header
 Key = tuple[bytes, str | None]
@@ -85,7 +85,7 @@ def entry_end(data: bytes, offset: int, family: Family) -> int:
     """Where the entry that begins at `offset` ends; MalformedKernelData when it is not in the data."""
     if offset + ENTRY[family] > len(data):
         raise MalformedKernelData("an entry is cut off")
-    target, size = _OFFSETS.unpack_from(data, offset + HEAD[family].size)
+    target, size = OFFSETS.unpack_from(data, offset + HEAD[family].size)
     if not ENTRY[family] <= target < size or offset + size > len(data):
         raise MalformedKernelData("an entry's offsets do not fit its chain")
     return int(offset + size)
@@ -97,7 +97,7 @@ def extensions(data: bytes, family: Family) -> set[tuple[str, str, int]]:
     offset = entry_end(data, 0, family)
     while offset < len(data):
         end = entry_end(data, offset, family)
-        target = offset + _OFFSETS.unpack_from(data, offset + HEAD[family].size)[0]
+        target = offset + OFFSETS.unpack_from(data, offset + HEAD[family].size)[0]
         place = offset + ENTRY[family]
         while place < end:
             size, name, revision = HEADER.unpack_from(data, place)
@@ -109,7 +109,7 @@ def extensions(data: bytes, family: Family) -> set[tuple[str, str, int]]:
 
 def _decode_rule(data: bytes, offset: int, end: int, family: Family, jumps: Mapping[int, str], sets: SetNumbers) -> Rule:
     source, destination, source_mask, destination_mask, in_name, out_name, protocol, flags, inverse = HEAD[family].unpack_from(data, offset)
-    target_at = offset + _OFFSETS.unpack_from(data, offset + HEAD[family].size)[0]
+    target_at = offset + OFFSETS.unpack_from(data, offset + HEAD[family].size)[0]
     matches: list[Match] = []
     place = offset + ENTRY[family]
     while place < target_at:
@@ -156,8 +156,8 @@ def rule_keys(data: bytes, jumps: Mapping[int, str], family: Family, stands_for:
 
 def _standing_for(entry: bytes, family: Family, stands_for: Mapping[int, int | None]) -> bytes:
     """An entry without its lengths, and with the sets in it that others stand for."""
-    target_at = _OFFSETS.unpack_from(entry, HEAD[family].size)[0]
-    parts = [entry[: HEAD[family].size], entry[HEAD[family].size + _OFFSETS.size : ENTRY[family]]]
+    target_at = OFFSETS.unpack_from(entry, HEAD[family].size)[0]
+    parts = [entry[: HEAD[family].size], entry[HEAD[family].size + OFFSETS.size : ENTRY[family]]]
     at = ENTRY[family]
     while at < target_at:
         size, name, _ = HEADER.unpack_from(entry, at)

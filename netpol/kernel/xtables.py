@@ -104,7 +104,7 @@ class TableSocket:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def exists(self, table: TableName) -> bool:
+    def exists(self, table: str) -> bool:
         """Whether the table is there already: `read` would make the kernel create it."""
         name = "ip_tables_names" if self.family == 4 else "ip6_tables_names"
         try:
@@ -115,11 +115,11 @@ class TableSocket:
         except OSError:
             return False
 
-    def read(self, table: TableName) -> Snapshot:
+    def read(self, table: str) -> Snapshot:
         """The table as it is now; read again while somebody changes it, `TRIES` times at most."""
         return self.entries(table).snapshot()
 
-    def entries(self, table: TableName) -> Entries:
+    def entries(self, table: str) -> Entries:
         """The same, not taken apart yet."""
         for _ in range(TRIES):
             info = self._info(table)
@@ -134,11 +134,11 @@ class TableSocket:
                 raise self._error(-code, "read", table)
         raise Contended(errno.EAGAIN, self._op("read"), table, f"somebody changed it {TRIES} times while it was being read")
 
-    def shape(self, table: TableName) -> Shape:
+    def shape(self, table: str) -> Shape:
         """What the kernel says about a table at once, in one system call."""
         return shape_of(self._info(table))
 
-    def _info(self, table: TableName) -> Any:
+    def _info(self, table: str) -> Any:
         info = ffi.new("struct np_xt_info *", {"name": table.encode()})
         size = ffi.new("uint32_t *", ffi.sizeof("struct np_xt_info"))
         code = lib.np_sys_getsockopt(self._fd, LEVEL[self.family], GET_INFO, info, size, self._calls)
@@ -275,7 +275,7 @@ class Entries(NamedTuple):
     """A table as bytes, as the kernel handed it out: `info` is a struct np_xt_info, `native` an array."""
 
     family: Family
-    table: TableName
+    table: str
     info: Any
     native: Any
 

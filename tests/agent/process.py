@@ -36,6 +36,8 @@ class Agent:
             self.port = listen if listen is not None else free.getsockname()[1]
         self._file = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed with the agent
         command = [sys.executable, *python, "-m", "netpol.cli.main", "agent", "--listen", f"127.0.0.1:{self.port}", *arguments]
+        # As on every node of a cluster: without it nothing crosses FORWARD, and no agent is ready.
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         # In a namespace of a test nothing runs that a first install could lose.
         variables = {**os.environ, "NETPOL_GRACE": "0", **(environment or {})}
         self.process = subprocess.Popen(command, cwd=ROOT, stderr=self._file, env=variables)

@@ -344,3 +344,18 @@ def test_a_bad_kubeconfig_is_said_and_tried_again(scene: Scene) -> None:
         agent.says("Pod: ")
         Path(scene.kubeconfig).write_text(good)
         agent.ready()
+
+
+def test_not_ready_where_enforcement_would_be_an_illusion(scene: Scene) -> None:
+    """In force and yet not ready, with the reason, as long as somebody else writes the bit of flows that were cut."""
+    rule = ("FORWARD", "-j", "CONNMARK", "--set-mark", "1")
+    run("iptables-legacy", "-t", "mangle", "-A", *rule)
+    scene.play_all(policy("p", 3))
+    with scene.agent() as agent:
+        until(lambda: is_isolated("10.0.0.1"), agent.log)
+        agent.says("error   preflight: cut bit: iptables -t mangle, FORWARD: CONNMARK sets 0x1/0xffffffff")
+        until(lambda: agent.page("/readyz")[1].startswith("cut bit: iptables -t mangle, FORWARD: CONNMARK sets"), agent.log)
+        assert agent.page("/readyz")[0] == 503
+        run("iptables-legacy", "-t", "mangle", "-D", *rule)
+        agent.ready()
+        agent.says("preflight: cut bit: nobody else uses")

@@ -18,7 +18,7 @@ from netpol.errors import Contended, KernelError
 from netpol.kernel.encode import encode_chain
 from netpol.kernel.table import Snapshot, splice
 from netpol.kernel.xtables import TRIES, TableSocket, lock_path
-from netpol.rules.ruleset import ACCEPT, DROP, ROOT, Chain, Rule, TableName
+from netpol.rules.ruleset import ACCEPT, DROP, ROOT, Chain, Rule
 from tests.kernel.iptables import restore, saved
 from tests.referees import require, run
 
@@ -174,13 +174,13 @@ class Disturbed(TableSocket):
             name = f"THEIRS-{self.tries:02}"
             assert self.other._replace(old, splice(old, {name: encode_chain(Chain(name, ()), 4)}, False, lambda name: False), {})
 
-    def read(self, table: TableName) -> Snapshot:
+    def read(self, table: str) -> Snapshot:
         found = super().read(table)
         if not self.early:
             self.disturb()
         return found
 
-    def _info(self, table: TableName) -> object:
+    def _info(self, table: str) -> object:
         info = super()._info(table)
         if self.early:
             self.disturb()

@@ -1,0 +1,309 @@
+"""Whether enforcement on this node is real: what the kernel lacks, and what lets packets go by our rules or undoes our marks.
+
+A check is a value: its name, ok, warn or fail, and words that say what to do. *fail* is what makes enforcement an illusion, or
+impossible; the agent is not ready then. *warn* is what somebody should know. `preflight` looks at everything once, from files under
+`root` and through sockets in the calling thread's network namespace; it writes nothing (asking for a table makes the kernel create it,
+if it is the one that netpol programs anyway) and takes some milliseconds. What cannot be looked at fails with the reason.
+
+What no check can see: macvlan, ipvlan and SR-IOV devices of pods, and eBPF programs that pass packets on before FORWARD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from msgspec import Struct
+
+from netpol.errors import Contended, KernelError, NetpolError, NotPermitted
+from netpol.kernel.ipset import IpsetSocket
+from netpol.kernel.nft import Nft, read_nft
+from netpol.kernel.strangers import foreign_chains, uses
+from netpol.kernel.table import Snapshot
+from netpol.kernel.xtables import TableSocket, lock_path
+from netpol.model import FAMILIES, Family, Network, network
+from netpol.rules.compile import Settings
+
+Level = Literal["ok", "warn", "fail"]
+
+LOCK_WAIT_MS = 1000
+NEARLY_FULL = 0.9  # of the table of connections
+NAMED = 5  # things that one sentence names
+NET_ADMIN = 12
+TABLES = ("raw", "mangle", "nat", "filter", "security")
+TOOL: dict[Family, str] = {4: "iptables", 6: "ip6tables"}
+# Chains by which other policy engines are known. Cilium's programs pass packets on before any FORWARD; the others enforce beside us.
+ENGINES = {
+    "cali-": "Calico",
+    "KUBE-ROUTER-": "kube-router",
+    "KUBE-NWPLCY-": "kube-router",
+    "KUBE-POD-FW-": "kube-router",
+    "WEAVE-NPC": "Weave Net",
+    "AZURE-NPM": "Azure NPM",
+    "ANTREA-": "Antrea",
+    "CILIUM_": "Cilium",
+}
+BYPASSING = frozenset({"Cilium"})
+
+
+class Check(Struct, frozen=True):
+    """See the module."""
+
+    name: str
+    level: Level
+    words: str
+
+
+class Finding(NamedTuple):
+    """What a check found; without any, it is ok with the words of its row."""
+
+    level: Level
+    words: str
+
+
+class Node:
+    """What the checks look at. Files are read below `root`; tables once, the first time that somebody wants them."""
+
+    def __init__(self, settings: Settings, ranges: Sequence[Network], root: Path, nft: Callable[[], Nft]) -> None:
+        self.settings, self.ranges, self.root, self.nft = settings, tuple(ranges), root, nft
+        self._tables: dict[Family, tuple[Snapshot, ...]] = {}
+
+    def text(self, path: str) -> str | None:
+        """A file's text without white space around it; None where there is none that can be read."""
+        try:
+            return (self.root / path).read_text().strip()
+        except (OSError, ValueError):
+            return None
+
+    def number(self, path: str) -> int | None:
+        text = self.text(path)
+        return int(text) if text is not None and text.isdecimal() else None
+
+    def devices(self) -> tuple[Path, ...]:
+        try:
+            return tuple(sorted((self.root / "sys/class/net").iterdir()))
+        except OSError:
+            return ()
+
+    def tables(self, family: Family) -> tuple[Snapshot, ...]:
+        """The legacy tables that are there."""
+        if family not in self._tables:
+            with TableSocket(family, LOCK_WAIT_MS) as socket:
+                self._tables[family] = tuple(socket.read(name) for name in TABLES if socket.exists(name))
+        return self._tables[family]
+
+
+def preflight(
+    settings: Settings, ranges: Sequence[Network] = (), root: Path = Path("/"), nft: Callable[[], Nft] = read_nft
+) -> tuple[Check, ...]:
+    """All checks. ranges -- of the node's pods, where they are known."""
+    node = Node(settings, ranges, root, nft)
+    found: list[Check] = []
+    for name, fine, check in CHECKS:
+        try:
+            findings = list(check(node))
+        except (NetpolError, OSError, ValueError, IndexError) as error:
+            findings = [Finding("fail", f"this cannot be looked at: {error}")]
+        found += [Check(name, *finding) for finding in findings or [Finding("ok", fine)]]
+    return tuple(found)
+
+
+# -- what enforcement needs --------------------------------------------------------------------------------------------
+
+
+def _capabilities(node: Node) -> Iterator[Finding]:
+    lines = dict(line.split(":\t", 1) for line in (node.text("proc/thread-self/status") or "").splitlines() if ":\t" in line)
+    if not int(lines.get("CapEff", "0"), 16) >> NET_ADMIN & 1:
+        yield Finding("fail", "CAP_NET_ADMIN is missing: run netpol as root, or add NET_ADMIN to the container's capabilities")
+
+
+def _x_tables(node: Node) -> Iterator[Finding]:
+    for family in FAMILIES:
+        try:
+            with TableSocket(family, LOCK_WAIT_MS) as socket:
+                socket.shape(node.settings.table)
+                missing = socket.missing_revisions()
+        except KernelError as error:
+            yield Finding("fail", f"IPv{family}: {error.reason}")
+            continue
+        if missing:
+            yield Finding("fail", f"IPv{family}: this kernel lacks {', '.join(missing)}: load the modules (modprobe xt_...)")
+
+
+def _ip_set(node: Node) -> Iterator[Finding]:
+    try:
+        IpsetSocket().close()
+    except NotPermitted as error:
+        yield Finding("fail", error.reason)
+    except KernelError as error:
+        yield Finding("fail", f"{error.reason}: load the modules (modprobe ip_set ip_set_hash_ip ip_set_hash_net ip_set_hash_ipport ...)")
+
+
+def _lock(node: Node) -> Iterator[Finding]:
+    with TableSocket(4, LOCK_WAIT_MS) as socket:
+        try:
+            with socket.locked():
+                pass
+        except Contended:
+            words = (
+                f"another program has held {lock_path()} for {LOCK_WAIT_MS / 1000:g} s, and changes wait for it: find it with fuser or lsof"
+            )
+            yield Finding("warn", words)
+        except KernelError as error:
+            words = f"{lock_path()} cannot be locked ({error.reason}); mount the host's file into the container"
+            yield Finding("fail", words)
+
+
+# -- what lets packets go by ------------------------------------------------------------------------------------------
+
+
+def _forwarding(node: Node) -> Iterator[Finding]:
+    paths = {4: "proc/sys/net/ipv4/ip_forward", 6: "proc/sys/net/ipv6/conf/all/forwarding"}
+    found = {family: node.number(path) for family, path in paths.items()}
+    if not any(found.values()):
+        words = "the kernel forwards no packets, so that pods' packets cross FORWARD on no way: sysctl -w net.ipv4.ip_forward=1"
+        yield Finding("fail", words + " (and net.ipv6.conf.all.forwarding=1), unless the network plug-in is still to do it")
+
+
+def _bridge(node: Node) -> Iterator[Finding]:
+    bridges = [device for device in node.devices() if (device / "bridge").is_dir() and any((device / "brif").glob("*"))]
+    for family in FAMILIES:
+        name = TOOL[family]
+        if node.number(f"proc/sys/net/bridge/bridge-nf-call-{name}"):
+            continue
+        bare = [device.name for device in bridges if not node.number(f"sys/class/net/{device.name}/bridge/nf_call_{name}")]
+        with_pods = [device for device in bare if _has_pods(node, family, device)]
+        if with_pods:
+            words = f"between pods on one bridge ({_some(with_pods)}) IPv{family} packets meet no rules: modprobe br_netfilter, "
+            yield Finding("fail", words + f"and sysctl -w net.bridge.bridge-nf-call-{name}=1")
+
+
+def _has_pods(node: Node, family: Family, device: str) -> bool:
+    """Whether pods may sit on that bridge: not where the node's ranges are known, and it has routes, none of them to such a range."""
+    routes = [net for net in _routes(node, family) if net[0] == device]
+    ranges = [net for net in node.ranges if net.family == family]
+    return not routes or not node.ranges or any(_overlap(net, known) for _, net in routes for known in ranges)
+
+
+def _overlap(one: Network, other: Network) -> bool:
+    length = min(one.length, other.length)
+    return network(one.address, length) == network(other.address, length)
+
+
+def _routes(node: Node, family: Family) -> Iterator[tuple[str, Network]]:
+    """(device, destination) of the main table's routes to somewhere; default routes and link-local ones are left out."""
+    if family == 4:
+        for line in (node.text("proc/thread-self/net/route") or "").splitlines()[1:]:
+            fields = line.split()
+            length = int(fields[7], 16).bit_count()
+            if length:
+                yield fields[0], Network(int(fields[1], 16).to_bytes(4, "little"), length)
+        return
+    for line in (node.text("proc/thread-self/net/ipv6_route") or "").splitlines():
+        fields = line.split()
+        net = Network(bytes.fromhex(fields[0]), int(fields[1], 16))
+        if 0 < net.length < 128 and net.address[:2] != b"\xfe\x80" and net.address[0] != 0xFF:
+            yield fields[9], net
+
+
+def _ipvs(node: Node) -> Iterator[Finding]:
+    services = len(
+        [line for line in (node.text("proc/thread-self/net/ip_vs") or "").splitlines() if line.startswith(("TCP", "UDP", "SCTP"))]
+    )
+    device = any(device.name == "kube-ipvs0" for device in node.devices())
+    if device or services:
+        what = f"{services} virtual services" if services else "the device kube-ipvs0"
+        words = f"IPVS is at work ({what}): packets to Services never cross FORWARD. Run kube-proxy in its iptables or nftables mode"
+        yield Finding("fail", words)
+
+
+def _off_load(node: Node) -> Iterator[Finding]:
+    flow_tables = [f"{one.family} {one.table} {one.name}" for one in node.nft().flow_tables]
+    if flow_tables:
+        words = f"nf_tables off-loads flows ({_some(flow_tables)}): they meet no rules then and cannot be cut. Remove the flow tables"
+        yield Finding("fail", words)
+
+
+# -- who else is here --------------------------------------------------------------------------------------------------
+
+
+def _cut_bit(node: Node) -> Iterator[Finding]:
+    bit = node.settings.cut_bit
+    for family in FAMILIES:
+        for table in node.tables(family):
+            for use in sorted(set(uses(table, bit))):
+                where = f"{TOOL[family]} -t {table.table}, {use.chain}: {use.words}"
+                if use.writes:
+                    yield Finding(
+                        "fail",
+                        f"{where}, and so the bit 0x{bit:x} that marks flows that were cut: take another (--cut-bit), or give it a mask",
+                    )
+                else:
+                    yield Finding("warn", f"{where}, which is netpol's bit 0x{bit:x}: take another (--cut-bit)")
+
+
+def _engines(node: Node) -> Iterator[Finding]:
+    places: dict[str, set[str]] = {}
+    for family in FAMILIES:
+        for table in node.tables(family):
+            for chain in foreign_chains(table):
+                _enter(places, chain, f"{TOOL[family]} -t {table.table}")
+    for named in (*node.nft().chains, *(one._replace(name=one.table) for one in node.nft().tables)):
+        _enter(places, named.name, f"nft {named.family} {named.table}")
+    for engine, where in sorted(places.items()):
+        if engine in BYPASSING:
+            words = (
+                f"{engine} is at work ({_some(sorted(where))}): its eBPF programs pass packets on before any FORWARD. Run one or the other"
+            )
+            yield Finding("fail", words)
+        else:
+            words = f"{engine} has chains here ({_some(sorted(where))}): what either denies is denied. Remove what it left, if it is gone"
+            yield Finding("warn", words)
+
+
+def _enter(places: dict[str, set[str]], chain: str, where: str) -> None:
+    for prefix, engine in ENGINES.items():
+        if chain.startswith(prefix):
+            places.setdefault(engine, set()).add(where)
+
+
+def _mix(node: Node) -> Iterator[Finding]:
+    names = [f"{one.family} {one.name}" for one in node.nft().tables if one.family in ("ip", "ip6") and one.name in TABLES]
+    if names:
+        words = f"iptables-nft has tables here too ({_some(names)}); packets meet both. Look at netpol's rules with iptables-legacy"
+        yield Finding("warn", words)
+
+
+def _conntrack(node: Node) -> Iterator[Finding]:
+    count, most = (node.number(f"proc/sys/net/netfilter/nf_conntrack_{name}") for name in ("count", "max"))
+    if count is not None and most and count >= NEARLY_FULL * most:
+        yield Finding(
+            "warn", f"{count} connections of at most {most} are tracked, and new ones will be dropped: raise net.netfilter.nf_conntrack_max"
+        )
+
+
+def _some(things: Sequence[str]) -> str:
+    more = len(things) - NAMED
+    return ", ".join(things[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+CHECKS: tuple[tuple[str, str, Callable[[Node], Iterator[Finding]]], ...] = (
+    ("capabilities", "CAP_NET_ADMIN is there", _capabilities),
+    ("x_tables", "legacy tables and all that netpol's rules use are there, for both families", _x_tables),
+    ("ip_set", "the kernel has ip_set", _ip_set),
+    ("lock", "iptables' lock can be taken", _lock),
+    ("forwarding", "the kernel forwards packets", _forwarding),
+    ("bridge", "no pods talk behind the rules' back", _bridge),
+    ("ipvs", "no Service by IPVS", _ipvs),
+    ("off-load", "no flow tables are to be seen", _off_load),
+    ("cut bit", "nobody else uses the bit of flows that were cut", _cut_bit),
+    ("engines", "no other policy engine's chains", _engines),
+    ("nft", "no tables of iptables-nft", _mix),
+    ("conntrack", "there is room for connections", _conntrack),
+)
+
+
+def obstacles(checks: Sequence[Check]) -> list[str]:
+    """What keeps a node from being ready, a sentence each."""
+    return [f"{check.name}: {check.words}" for check in checks if check.level == "fail"]

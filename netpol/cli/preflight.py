@@ -1,0 +1,57 @@
+"""`netpol preflight`: whether enforcement on this node would be real."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from netpol.cli import options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from netpol.agent.preflight import Check
+    from netpol.model import Network
+
+
+@click.command()
+@options.table
+@options.cut_bit
+@options.pod_cidrs
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+@click.pass_context
+def preflight(ctx: click.Context, table: str, cut_bit: int, pod_cidrs: tuple[Network, ...], as_json: bool) -> None:
+    """Look whether enforcement on this node would be real, and say what to do where it would not. Nothing is changed.
+
+    Exit status 1: something makes enforcement an illusion, or impossible; the agent is not ready then and says the same. docs/preflight.md
+    explains each check.
+    """
+    import msgspec
+
+    from netpol.agent.preflight import obstacles
+    from netpol.agent.preflight import preflight as look
+    from netpol.rules.compile import Settings
+
+    settings = Settings(table=table, cut_bit=cut_bit)  # type: ignore[arg-type]  # one of the choices
+    checks = look(settings, pod_cidrs)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(checks)).decode())
+    else:
+        _show(checks)
+    ctx.exit(1 if obstacles(checks) else 0)
+
+
+def _show(checks: Sequence[Check]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+    grid = Table(box=None, show_header=False, pad_edge=False)
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    for check in checks:
+        grid.add_row(Text(check.level, style=colours[check.level]), check.name, Text(check.words))
+    Console(highlight=False).print(grid)
