@@ -155,59 +155,6 @@ int np_nl_next_message(struct np_nl_in *in, struct np_nl_message *message)
     return 1;
 }
 
-/* Takes the next attribute. Returns 1, 0 at the end, or -EBADMSG for a length that cannot be. */
-int np_nl_next_attribute(struct np_nl_in *in, struct np_nl_attribute *attribute)
-{
-    struct nlattr header;
-    size_t step = 0;
-
-    if (in->left == 0)
-        return 0;
-    if (in->left < sizeof(header))
-        return -EBADMSG;
-    memcpy(&header, in->data, sizeof(header));
-    if (header.nla_len < sizeof(header) || header.nla_len > in->left)
-        return -EBADMSG;
-    attribute->type = (uint16_t)(header.nla_type & ~(unsigned int)(NLA_F_NESTED | NLA_F_NET_BYTEORDER));
-    attribute->value.data = in->data + sizeof(header);
-    attribute->value.left = header.nla_len - sizeof(header);
-    step = aligned(header.nla_len);
-    if (step > in->left)
-        step = in->left;
-    in->data += step;
-    in->left -= step;
-    return 1;
-}
-
-/* Copies a value of exactly `size` bytes. Returns 0 or -EBADMSG. */
-int np_nl_get(const struct np_nl_attribute *attribute, void *value, size_t size)
-{
-    if (attribute->value.left != size)
-        return -EBADMSG;
-    memcpy(value, attribute->value.data, size);
-    return 0;
-}
-
-/* Reads 16 bits of network byte order into host byte order. Returns 0 or -EBADMSG. */
-int np_nl_get_be16(const struct np_nl_attribute *attribute, uint16_t *value)
-{
-    uint16_t network = 0;
-    const int result = np_nl_get(attribute, &network, sizeof(network));
-
-    *value = ntohs(network);
-    return result;
-}
-
-/* Reads 32 bits of network byte order into host byte order. Returns 0 or -EBADMSG. */
-int np_nl_get_be32(const struct np_nl_attribute *attribute, uint32_t *value)
-{
-    uint32_t network = 0;
-    const int result = np_nl_get(attribute, &network, sizeof(network));
-
-    *value = ntohl(network);
-    return result;
-}
-
 /* Copies a string of at least one character, with its terminating zero, into `room` bytes. Returns 0 or -EBADMSG. */
 int np_nl_get_string(const struct np_nl_attribute *attribute, char *value, size_t room)
 {

@@ -5,6 +5,9 @@ business: after a change that narrowed or widened something, or that moved an ad
 later, for entries that no packet had confirmed yet; one of everything at start; and off the thread that applies rules, for a sweep of
 100,000 entries takes as long as the kernel needs to send them.
 
+Flows are judged in C where the rules in force have the form that netpol gives them (`netpol.kernel.judge`), which costs less than a tenth
+of what the kernel needs to send them; what is not, by the interpreter of rules (`netpol.rules.cut`), which costs more than a dump.
+
 Invariants: a sweep changes the cut bit only; done twice, with nothing in between, the second one changes nothing. Judged against the
 ruleset that is given, which has to be the one in force: marking comes after the rules, un-marking may let pass only what they allow.
 """
@@ -18,6 +21,7 @@ from msgspec import Struct
 
 from netpol.kernel.addresses import local_addresses
 from netpol.kernel.conntrack import ConntrackSocket
+from netpol.kernel.judge import Index, Sorting
 from netpol.model import Address
 from netpol.rules.cut import Judge
 from netpol.rules.flows import SIZE
@@ -48,6 +52,7 @@ class Cutter:
         self._bit = bit
         self._socket = ConntrackSocket()
         self._judge: Judge | None = None
+        self._index, self._indexed = Index(), False
 
     def __enter__(self) -> Cutter:
         return self
@@ -66,13 +71,15 @@ class Cutter:
         lately, whose flows may be judged otherwise than by the last sweep. None is all of them, and every entry that has the bit.
         With the very same ruleset, pods and node addresses as last time (the second look a second later) no flow is judged twice.
         """
-        calls, looked_at = self._socket.calls, self._socket.looked_at
-        entries = self._read(pods, touched)
-        self._judge = judge = _judge(self._judge, ruleset, frozenset(pods), local_addresses())
-        cuts = judge.sort_out(entries, self._bit)
-        marked, unmarked = self._socket.mark(cuts.mark, self._bit), self._socket.unmark(cuts.unmark, self._bit)
-        looked_at = self._socket.looked_at - looked_at
-        return Report(looked_at, len(entries) // SIZE, marked, unmarked, self._socket.calls - calls)
+        calls, looked_at, wanted = self._socket.calls, self._socket.looked_at, self._socket.wanted
+        judge = self._ready(ruleset, frozenset(pods), local_addresses())
+        sorting = self._index.sorting(self._bit) if self._indexed else None
+        entries = self._read(pods, touched, sorting)
+        cuts = judge.sort_out(sorting.ask if sorting is not None else entries, self._bit)
+        mark, unmark = (cuts.mark, cuts.unmark) if sorting is None else (cuts.mark + sorting.mark, cuts.unmark + sorting.unmark)
+        marked, unmarked = self._socket.mark(mark, self._bit), self._socket.unmark(unmark, self._bit)
+        looked_at, wanted = self._socket.looked_at - looked_at, self._socket.wanted - wanted
+        return Report(looked_at, wanted, marked, unmarked, self._socket.calls - calls)
 
     def forget(self) -> Report:
         """Un-marks every entry that has the bit, whatever its flow: for when netpol goes, or cutting is switched off."""
@@ -81,15 +88,17 @@ class Cutter:
         unmarked = self._socket.unmark(entries, self._bit)
         return Report(self._socket.looked_at - looked_at, len(entries) // SIZE, 0, unmarked, self._socket.calls - calls)
 
-    def _read(self, pods: Collection[Address], touched: Collection[Address] | None) -> bytes:
+    def _read(self, pods: Collection[Address], touched: Collection[Address] | None, sorting: Sorting | None) -> bytes:
         if touched is None:
-            return self._socket.flows(pods, self._bit)
+            return self._socket.flows(pods, self._bit, sorting)
         # A flow between two of them may be read twice; then it is marked twice, with the same bit.
-        return self._socket.flows(touched) if len(touched) > FILTERED else self._socket.flows_at(touched)
+        return self._socket.flows(touched, 0, sorting) if len(touched) > FILTERED else self._socket.flows_at(touched, sorting)
 
-
-def _judge(last: Judge | None, ruleset: Ruleset, pods: frozenset[Address], local: frozenset[Address]) -> Judge:
-    """The last judge, where it would judge everything as a new one."""
-    if last is not None and last.ruleset is ruleset and (last.pods, last.local) == (pods, local):
-        return last
-    return Judge(ruleset, pods, local)
+    def _ready(self, ruleset: Ruleset, pods: frozenset[Address], local: frozenset[Address]) -> Judge:
+        """The last judge, where it would judge everything as a new one."""
+        last = self._judge
+        if last is not None and last.ruleset is ruleset and (last.pods, last.local) == (pods, local):
+            return last
+        self._judge = judge = Judge(ruleset, pods, local)
+        self._indexed = self._index.build(ruleset, pods, local)
+        return judge

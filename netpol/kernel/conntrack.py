@@ -24,6 +24,7 @@ from types import TracebackType
 
 from netpol.errors import KernelError, MalformedKernelData, NotPermitted, Unsupported
 from netpol.kernel._native import ffi, lib
+from netpol.kernel.judge import Sorting
 from netpol.model import FAMILIES, Address, Family, family_of, format_address
 from netpol.rules.flows import SIZE, unpack
 
@@ -74,6 +75,8 @@ class ConntrackSocket:
         self._filters = True
         self.looked_at = 0
         """Entries that the kernel has sent so far, wanted or not."""
+        self.wanted = 0
+        """Those of them that were asked for."""
         code = int(lib.np_ct_open(self._native, protocol))
         if code < 0:
             raise translate(-code, "open", "netlink socket")
@@ -135,11 +138,14 @@ class ConntrackSocket:
 
     # -- reading --
 
-    def flows(self, ends: Iterable[Address], bits: int = 0) -> bytes:
-        """Packed entries of both families with an end among these addresses, or with one of `bits` in their mark, in one dump of all."""
-        return self._dump(lib.NP_CT_ALL, ends, bits)
+    def flows(self, ends: Iterable[Address], bits: int = 0, sorting: Sorting | None = None) -> bytes:
+        """Packed entries of both families with an end among these addresses, or with one of `bits` in their mark, in one dump of all.
 
-    def flows_at(self, addresses: Collection[Address]) -> bytes:
+        With `sorting` they are judged as they come, and what it keeps of them is all that becomes of them.
+        """
+        return self._dump(lib.NP_CT_ALL, ends, bits, sorting=sorting)
+
+    def flows_at(self, addresses: Collection[Address], sorting: Sorting | None = None) -> bytes:
         """Packed entries with an end among these addresses, of which there are few: the kernel filters. An entry may come twice.
 
         Two dumps an IPv4 address, about a sixth each of what a dump of all costs. A kernel that does not know the filter (before 5.8) is
@@ -147,31 +153,39 @@ class ConntrackSocket:
         """
         sides = lib.NP_CT_ORIGINAL_SOURCE, lib.NP_CT_REPLY_SOURCE
         four, six = ([address for address in addresses if family_of(address) == family] for family in FAMILIES)
-        found = b"".join(self._filtered(side, address) for address in four for side in sides if self._filters)
+        found = b"".join(self._filtered(side, address, sorting) for address in four for side in sides if self._filters)
         if not self._filters:
-            return self.flows(addresses)
-        return found + (self._dump(lib.NP_CT_ALL, six, 0, 6) if six else b"")
+            return self.flows(addresses, sorting=sorting)
+        return found + (self._dump(lib.NP_CT_ALL, six, 0, 6, sorting=sorting) if six else b"")
 
     def marked(self, bits: int) -> bytes:
         """Packed entries of both families with one of `bits` in their mark; the kernel filters where `bits` is one bit."""
         single = bits.bit_count() == 1
         return self._dump(lib.NP_CT_MARKED if single else lib.NP_CT_ALL, (), bits)
 
-    def _filtered(self, which: int, address: Address) -> bytes:
-        before = self.looked_at
+    def _filtered(self, which: int, address: Address, sorting: Sorting | None) -> bytes:
+        before, wanted = self.looked_at, self.wanted
         try:
-            found = self._dump(which, (address,), 0, 4, address)
+            found = self._dump(which, (address,), 0, 4, address, sorting)
         except KernelError as error:
             if error.code not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
             self._filters = False
             return b""
         # Whoever knows the filter sends nothing that C would have to leave out.
-        if self.looked_at - before != len(found) // SIZE:
+        if self.looked_at - before != self.wanted - wanted:
             self._filters = False
         return found
 
-    def _dump(self, which: int, ends: Iterable[Address], bits: int, family: int = 0, address: Address | None = None) -> bytes:
+    def _dump(
+        self,
+        which: int,
+        ends: Iterable[Address],
+        bits: int,
+        family: int = 0,
+        address: Address | None = None,
+        sorting: Sorting | None = None,
+    ) -> bytes:
         wanted = frozenset(ends)
         by_family = {family: sorted(end for end in wanted if family_of(end) == family) for family in FAMILIES}
         ends4, ends6 = (ffi.from_buffer("uint8_t[]", b"".join(by_family[family])) for family in FAMILIES)
@@ -186,7 +200,11 @@ class ConntrackSocket:
             while code == 0 and not dump.flags & lib.NP_CT_DONE:
                 dump.count = 0
                 code = int(lib.np_ct_receive(self._native, dump))
-                found += ffi.buffer(self._area, dump.count * SIZE) if dump.count else b""
+                self.wanted += int(dump.count)
+                if sorting is not None:
+                    sorting.take(self._area, int(dump.count))
+                elif dump.count:
+                    found += ffi.buffer(self._area, dump.count * SIZE)
         except BaseException:
             self._drain()
             raise

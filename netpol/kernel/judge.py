@@ -1,0 +1,390 @@
+"""The typed face of csrc/np_judge: many flows judged at once, by an index of the rules in force.
+
+`netpol.rules.cut` says what a flow's verdict is, and asks the interpreter of rules for each one that is new to it. On a busy node that
+is a hundred thousand times: here the same rules are taken apart once, by the addresses they are about, and C looks each flow up. What the
+index does not cover (ICMPv6, a pod that speaks to itself, rules of another form than netpol's) is handed back unjudged.
+
+Invariants: whatever is judged here is judged as `Judge` judges it; where the rules as a whole have another form, there is no index
+(None). Sets and chains that did not change since the last index are not taken apart again. It reads no kernel and changes no mark.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Collection, Iterable, Mapping
+from struct import Struct as Packing
+from typing import Any
+
+from msgspec import Struct
+
+from netpol.kernel._native import ffi, lib
+from netpol.model import FAMILIES, ICMPV6, SCTP, TCP, UDP, Address, Family, Network, family_of
+from netpol.rules.flows import SIZE
+from netpol.rules.ruleset import (
+    ANY_PORT,
+    DENY,
+    DROP,
+    EGRESS,
+    INGRESS,
+    RETURN,
+    ROOT,
+    Chain,
+    Connmark,
+    Conntrack,
+    Goto,
+    Jump,
+    Multiport,
+    Nflog,
+    PortRange,
+    Reject,
+    Rule,
+    Ruleset,
+    Sctp,
+    Set,
+    SetMatch,
+    Tcp,
+    Udp,
+    member_size,
+)
+
+_RULE = Packing("=16sIIIIBBBBBB2x")
+_CLASS = Packing("=II")
+_END = Packing("=16sIIII")
+_RANGE = Packing("=16sBBB")
+_PASS, _DENY, _ASK, _RULES = lib.NP_JUDGE_PASS, lib.NP_JUDGE_DENY, lib.NP_JUDGE_ASK, lib.NP_JUDGE_RULES
+_POD, _LOCAL = lib.NP_JUDGE_POD, lib.NP_JUDGE_LOCAL
+_SIDES = (EGRESS, INGRESS)
+_LINK_LOCAL = Network(b"\xfe\x80" + bytes(14), 10)
+
+
+class _OtherForm(Exception):
+    """The rules are none that netpol writes."""
+
+
+class _Allowed(Struct, frozen=True):
+    """A rule that lets packets through: all that it asks for. Empty `ports` are any; `sets` are names, with whether it is the source."""
+
+    protocol: int
+    ports: tuple[PortRange, ...]
+    sets: tuple[tuple[str, bool], ...]
+    net: Network | None
+    of_source: bool
+
+
+class _Side(Struct, frozen=True):
+    """Whom one direction's rules are about: for each address its class chain, or "" where it is free; and ranges of unknown addresses."""
+
+    chains: Mapping[Address, str]
+    ranges: tuple[Network, ...]
+
+
+class Sorting:
+    """Packed flows as they are judged: those that are to get the bit, to lose it, and those to ask about; `judged` counts all."""
+
+    def __init__(self, native: Any, bit: int) -> None:
+        self._native, self._bit = native, bit
+        self.judged = 0
+        self._kept: dict[int, list[bytes]] = {_PASS: [], _DENY: [], _ASK: []}
+        self._verdicts = ffi.new("uint8_t[]", 0)
+
+    def take(self, flows: Any, count: int) -> None:
+        """Judges an array of struct np_ct_flow, which is changed."""
+        self.judged += count
+        if len(self._verdicts) < count:
+            self._verdicts = ffi.new("uint8_t[]", count)
+        kept = int(lib.np_judge_sort(self._native, flows, count, self._bit, self._verdicts))
+        if not kept:
+            return
+        found, verdicts = bytes(ffi.buffer(flows, kept * SIZE)), bytes(ffi.buffer(self._verdicts, kept))
+        for verdict in set(verdicts):
+            places = range(kept) if verdicts.count(verdict) == kept else [i for i, said in enumerate(verdicts) if said == verdict]
+            self._kept[verdict] += [found[i * SIZE : (i + 1) * SIZE] for i in places]
+
+    @property
+    def mark(self) -> bytes:
+        return b"".join(self._kept[_DENY])
+
+    @property
+    def unmark(self) -> bytes:
+        return b"".join(self._kept[_PASS])
+
+    @property
+    def ask(self) -> bytes:
+        return b"".join(self._kept[_ASK])
+
+
+class Index:
+    """The rules in force, taken apart: `build` again whenever they, the pods or the node's own addresses changed. For one thread."""
+
+    def __init__(self) -> None:
+        self._sets: dict[str, tuple[Set, Any, tuple[Any, ...]]] = {}
+        self._classes: dict[Chain, tuple[_Allowed, ...] | None] = {}
+        self._sides: dict[Family, tuple[Mapping[str, Chain], tuple[_Side, ...]]] = {}
+        self._native: Any = None
+        self._alive: tuple[Any, ...] = ()
+
+    def build(self, ruleset: Ruleset, pods: Collection[Address], local: Collection[Address]) -> bool:
+        """Takes a ruleset apart; False where it has another form than what netpol writes."""
+        self._native = None
+        try:
+            self._put_together(ruleset, frozenset(pods), frozenset(local))
+        except _OtherForm:
+            return False
+        return True
+
+    def sorting(self, bit: int) -> Sorting:
+        """Ready to judge by what was built last, given the bit of the flows that are cut."""
+        return Sorting(self._native, bit)
+
+    # -- rules -> what they ask for ------------------------------------------------------------------------------------
+
+    def _sides_of(self, chains: Mapping[str, Chain], family: Family) -> tuple[_Side, ...]:
+        known = self._sides.get(family)
+        if known is not None and known[0] is chains:
+            return known[1]
+        _check_root(_chain(chains, ROOT).rules)
+        _check_deny(_chain(chains, DENY).rules, family)
+        sides = tuple(_side(chains, root, family) for root in _SIDES)
+        self._sides[family] = (chains, sides)
+        return sides
+
+    def _class(self, chain: Chain) -> tuple[_Allowed, ...] | None:
+        if chain not in self._classes:
+            self._classes[chain] = _allowed(chain.rules)
+        return self._classes[chain]
+
+    # -- what they ask for -> arrays -----------------------------------------------------------------------------------
+
+    def _put_together(self, ruleset: Ruleset, pods: frozenset[Address], local: frozenset[Address]) -> None:
+        hooked = [family for family in FAMILIES if family in ruleset.hooked]
+        arrays = _Arrays()
+        ends: dict[Address, list[int]] = {address: [_PASS, _PASS] for address in pods | local}
+        ranges: list[bytes] = []
+        chains: set[Chain] = set()
+        for family in hooked:
+            by_name = ruleset.chains.get(family, {})
+            chains |= set(by_name.values())
+            sides = self._sides_of(by_name, family)
+            for side in sides:
+                ends |= {address: [_PASS, _PASS] for address in side.chains.keys() - ends.keys()}
+            for number, side in enumerate(sides):
+                if side.ranges:
+                    for address, codes in ends.items():
+                        if family_of(address) == family and any(address in net for net in side.ranges):
+                            codes[number] = _DENY
+                    ranges += [_RANGE.pack(net.address, net.length, family, number) for net in side.ranges]
+                classes: dict[str, int] = {"": _PASS}
+                for address, name in side.chains.items():
+                    if name not in classes:
+                        classes[name] = arrays.add(self._class(_chain(by_name, name)))
+                    ends[address][number] = classes[name]
+        self._classes = {chain: found for chain, found in self._classes.items() if chain in chains}
+        sets, keep = self._use_sets(ruleset.sets, arrays.names)
+        raw_ends = b"".join([_END.pack(a, *codes, family_of(a), _POD * (a in pods) | _LOCAL * (a in local)) for a, codes in ends.items()])
+        parts = {
+            "rules": ("struct np_judge_rule[]", b"".join(arrays.rules)),
+            "ports": ("uint16_t[]", arrays.ports.tobytes()),
+            "classes": ("struct np_judge_class[]", b"".join(arrays.classes)),
+            "ends": ("struct np_judge_end[]", raw_ends),
+            "ranges": ("struct np_judge_range[]", b"".join(ranges)),
+        }
+        pointers = {name: ffi.from_buffer(kind, raw) for name, (kind, raw) in parts.items()}
+        slots = ffi.new("uint32_t[]", _slots(len(ends)))
+        native = ffi.new(
+            "struct np_judge *",
+            {
+                **pointers,
+                "sets": sets,
+                "slots": slots,
+                "set_count": len(arrays.names),
+                "rule_count": len(arrays.rules),
+                "port_count": len(arrays.ports),
+                "class_count": len(arrays.classes),
+                "end_count": len(ends),
+                "slot_count": len(slots),
+                "range_count": len(ranges),
+                "families": sum(1 << family for family in hooked),
+            },
+        )
+        if lib.np_judge_index(native) < 0:
+            raise _OtherForm
+        self._native, self._alive = native, (sets, slots, pointers, parts, keep)
+
+    def _use_sets(self, sets: Mapping[str, Set], names: Iterable[str]) -> tuple[Any, list[Any]]:
+        used = list(names)
+        native = ffi.new("struct np_judge_set[]", len(used))
+        kept: dict[str, tuple[Set, Any, tuple[Any, ...]]] = {}
+        for place, name in enumerate(used):
+            if name not in sets:
+                raise _OtherForm
+            known = self._sets.get(name)
+            kept[name] = known if known is not None and known[0] is sets[name] else _native_set(sets[name])
+            native[place] = kept[name][1][0]
+        self._sets = kept
+        return native, [found[2] for found in kept.values()]
+
+
+class _Arrays:
+    """Rules and classes as they are packed; `names` are the sets they use, by the numbers they got."""
+
+    def __init__(self) -> None:
+        self.rules: list[bytes] = []
+        self.classes: list[bytes] = []
+        self.ports = array("H")
+        self.names: dict[str, int] = {}
+
+    def add(self, rules: tuple[_Allowed, ...] | None) -> int:
+        """The code of a class; one that cannot be taken apart is asked about."""
+        if rules is None:
+            return int(_ASK)
+        first = len(self.rules)
+        for rule in rules:
+            ports, start = [port for pair in rule.ports for port in pair], len(self.ports)
+            self.ports.extend(ports)
+            numbers = [self.names.setdefault(name, len(self.names)) for name, _ in rule.sets] + [0, 0]
+            sources = [of_source for _, of_source in rule.sets] + [False, False]
+            net = (rule.net.address, 1 if rule.of_source else 2, rule.net.length) if rule.net is not None else (b"", 0, 0)
+            self.rules.append(
+                _RULE.pack(net[0], start, len(ports), *numbers[:2], *sources[:2], len(rule.sets), rule.protocol, net[1], net[2])
+            )
+        self.classes.append(_CLASS.pack(first, len(rules)))
+        return int(_RULES) + len(self.classes) - 1
+
+
+def _native_set(found: Set) -> tuple[Set, Any, tuple[Any, ...]]:
+    members = b"".join(found.members)
+    slots = ffi.new("uint32_t[]", _slots(len(found.members)))
+    native = ffi.new(
+        "struct np_judge_set *",
+        {
+            "members": ffi.from_buffer("uint8_t[]", members),
+            "count": len(found.members),
+            "slots": slots,
+            "slot_count": len(slots),
+            "width": 4 if found.family == 4 else 16,
+            "record": member_size(found.kind, found.family),
+            "is_net": "net" in found.kind,
+            "has_port": "port" in found.kind,
+        },
+    )
+    if len(members) != native.record * native.count or lib.np_judge_index_set(native) < 0:
+        raise _OtherForm
+    return found, native, (members, slots)
+
+
+def _slots(count: int) -> int:
+    return 1 << (2 * count + 1).bit_length()
+
+
+def _chain(chains: Mapping[str, Chain], name: str) -> Chain:
+    if name not in chains:
+        raise _OtherForm
+    return chains[name]
+
+
+def _check_root(rules: tuple[Rule, ...]) -> None:
+    """A new flow's packet goes on to both sides and nowhere else."""
+    jumps = [rule for rule in rules if not _passes_by(rule)]
+    if jumps != [Rule(Jump(EGRESS)), Rule(Jump(INGRESS))]:
+        raise _OtherForm
+
+
+def _passes_by(rule: Rule) -> bool:
+    """A rule for other packets than the first one of a flow that is judged here; link-local flows are asked about."""
+    if rule == Rule(rule.target, source=_LINK_LOCAL, destination=_LINK_LOCAL):
+        return True
+    return rule == Rule(rule.target, rule.matches) and any(
+        (isinstance(match, Conntrack) and not match.invert and "NEW" not in match.states)
+        or (isinstance(match, Connmark) and not match.invert and match.mark != 0)
+        for match in rule.matches
+    )
+
+
+def _check_deny(rules: tuple[Rule, ...], family: Family) -> None:
+    """Nothing comes back from NETPOL-DENY, but for ICMPv6, which is asked about."""
+    for rule in rules:
+        returns = rule.target == RETURN and family == 6 and rule.protocol == ICMPV6 and not rule.not_protocol
+        if not returns and rule.target != DROP and not isinstance(rule.target, Nflog | Reject):
+            raise _OtherForm
+    if not rules or rules[-1] not in (Rule(DROP), Rule(rules[-1].target)) or isinstance(rules[-1].target, Nflog):
+        raise _OtherForm
+
+
+def _side(chains: Mapping[str, Chain], root: str, family: Family) -> _Side:
+    """Walks a tree. Its chains test networks that do not overlap, or addresses, inside that by which they are reached."""
+    found: dict[Address, str] = {}
+    ranges: set[tuple[Network, ...]] = set()
+    waiting: list[tuple[str, Network]] = [(root, Network(bytes(4 if family == 4 else 16), 0))]
+    width = 32 if family == 4 else 128
+    while waiting:
+        name, within = waiting.pop()
+        tested: list[Network] = []
+        denied: list[Network] = []
+        for rule in _chain(chains, name).rules:
+            own, target = _dispatch(rule, root)
+            is_leaf = target is None or rule.not_source or rule.not_destination
+            if target == DENY and not is_leaf:
+                denied.append(own)
+                continue
+            if target is None and found.get(own.address) and own.length == width:
+                continue  # an isolated pod that speaks to itself
+            if denied or target == DENY or own.length < within.length or own.address not in within:
+                raise _OtherForm
+            if is_leaf != (own.length == width) or any(own.address in net or net.address in own for net in tested):
+                raise _OtherForm
+            tested.append(own)
+            if is_leaf:
+                found[own.address] = target or ""
+            elif target is not None and own.length > within.length:
+                waiting.append((target, own))
+            else:
+                raise _OtherForm
+        ranges.add(tuple(denied))
+    if len(ranges) != 1:
+        raise _OtherForm
+    return _Side(found, ranges.pop())
+
+
+def _dispatch(rule: Rule, root: str) -> tuple[Network, str | None]:
+    """The addresses that a rule of a tree is about, and the chain they go to; None for a pod that is free."""
+    egress = root == EGRESS
+    own, other = (rule.source, rule.destination) if egress else (rule.destination, rule.source)
+    apart = rule.not_destination if egress else rule.not_source
+    if own is None or other not in ((own,) if apart else (None,)):
+        raise _OtherForm
+    target = rule.target.chain if isinstance(rule.target, Goto) else None
+    plain = Rule(rule.target, (), rule.source, rule.destination, not_source=apart and not egress, not_destination=apart and egress)
+    if rule != plain or (target is None and (rule.target != RETURN or apart)):
+        raise _OtherForm
+    return own, target
+
+
+def _allowed(rules: tuple[Rule, ...]) -> tuple[_Allowed, ...] | None:
+    """What a class chain lets through before its end denies the rest; None for one of another form."""
+    if not rules or rules[-1] != Rule(Goto(DENY)):
+        return None
+    found = [_ask_for(rule) for rule in rules[:-1]]
+    known = tuple(rule for rule in found if rule is not None)
+    return known if len(known) == len(found) else None
+
+
+def _ask_for(rule: Rule) -> _Allowed | None:
+    if rule != Rule(RETURN, rule.matches, rule.source, rule.destination, rule.protocol) or (rule.source and rule.destination):
+        return None
+    ports: list[tuple[PortRange, ...]] = []
+    sets: list[tuple[str, bool]] = []
+    for match in rule.matches:
+        if isinstance(match, SetMatch) and not match.invert and match.directions[1:] in ((), ("dst",)):
+            sets.append((match.name, match.directions[0] == "src"))
+        elif isinstance(match, Tcp | Udp) and match == type(match)(destination=match.destination):
+            ports.append((match.destination,))
+        elif isinstance(match, Sctp) and match == Sctp(destination=match.destination):
+            ports.append((match.destination or ANY_PORT,))
+        elif isinstance(match, Multiport) and match == Multiport(match.ports):
+            ports.append(match.ports)
+        else:
+            return None
+    ports = [pairs for pairs in ports if pairs != (ANY_PORT,)]
+    if len(ports) > 1 or len(sets) > lib.NP_JUDGE_MATCHES or (ports and rule.protocol not in (TCP, UDP, SCTP)):
+        return None
+    return _Allowed(rule.protocol, ports[0] if ports else (), tuple(sets), rule.source or rule.destination, rule.source is not None)
