@@ -30,7 +30,7 @@ from netpol.agent.metrics import Exposition
 from netpol.agent.notify import Notifier
 from netpol.agent.preflight import Check, preflight
 from netpol.agent.saver import Saver
-from netpol.agent.service import run_until_signal
+from netpol.agent.service import leave, run_until_signal
 from netpol.agent.standing import Standing
 from netpol.agent.tally import Tally
 from netpol.agent.voice import Voice
@@ -103,13 +103,14 @@ def run(options: Options) -> None:
             stack.callback(health.stop)
         lookout.start()
         stack.callback(lookout.stop)
-        stack.callback(notifier.stopping)
         try:
-            run_until_signal(loop, sources.start)
+            ended = run_until_signal(loop, sources.start, notifier.stopping)
         except Exception:
             log.exception("the loop ended by a mistake of its own; the rules stay in force")
             sys.exit(1)
         log.info("stopped; the rules stay in force")
+        if not ended:
+            leave()
 
 
 def _preflight(settings: Settings, loop: Loop) -> tuple[Check, ...]:

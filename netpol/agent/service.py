@@ -6,21 +6,26 @@ too: whoever started it starts it again, and meanwhile the last rules stay.
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable
+from typing import NoReturn
 
 from netpol.agent.loop import Loop
 
-# How long the task at hand may take to end. The kernel's state is whole at any moment, so it is no harm to leave earlier.
-PATIENCE = 1.5  # seconds
+# How long the task at hand may take to end.
+PATIENCE = 1.0  # seconds
 
 
-def run_until_signal(loop: Loop, ready: Callable[[], None]) -> None:
-    """Runs the loop in a thread of its own until TERM or INT comes. `ready` starts what feeds it, once it runs.
+def run_until_signal(loop: Loop, ready: Callable[[], None], stopping: Callable[[], None]) -> bool:
+    """Runs the loop in a thread of its own until TERM or INT comes. For the main thread.
 
-    For the main thread. Raises what ended the loop, if something did.
+    ready -- starts what feeds the loop, once it runs; stopping -- called when the signal has come. Raises what ended the loop, if
+    something did. False where its thread has not ended in time: it waits for somebody, most likely for iptables' lock, and must not be
+    robbed of its sockets. The kernel's state is whole at any moment: then there is nothing to do but `leave`.
     """
     # SimpleQueue.put may be called in a signal handler, whatever the main thread is doing with the queue.
     ends: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
@@ -39,5 +44,14 @@ def run_until_signal(loop: Loop, ready: Callable[[], None]) -> None:
     error = ends.get()
     if error is not None:
         raise error
+    stopping()
     loop.stop()
     thread.join(PATIENCE)
+    return not thread.is_alive()
+
+
+def leave() -> NoReturn:
+    """Ends the process at once, with what it has written so far."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -75,7 +75,7 @@ def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str],
     from netpol.agent.files import KINDS, FileSource
     from netpol.agent.loop import Listener, Loop
     from netpol.agent.saver import Saver
-    from netpol.agent.service import run_until_signal
+    from netpol.agent.service import leave, run_until_signal
     from netpol.errors import NetpolError
 
     def complain(error: Exception) -> None:
@@ -105,10 +105,12 @@ def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str],
     source = FileSource(files, loop.hear, complain)
     source.say(objects)
     with Cutting(enforcer.state.settings.cut_bit, cut=cut_flows, failed=complain) as cutting:
-        run_until_signal(loop, source.start)
+        ended = run_until_signal(loop, source.start, lambda: None)
     if saver is not None:
         saver.close(SAVING)
     click.echo("stopped; the rules stay in force")
+    if not ended:
+        leave()
 
 
 def _sweep(enforcer: Enforcer, cut_flows: bool) -> None:

@@ -5,6 +5,7 @@ With a real API server and packets: tests/test_agent_packets.py.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -132,8 +133,27 @@ def test_it_ends_by_a_signal_and_its_successor_writes_nothing(scene: Scene, numb
     scene.play_all(policy("p", 3))
     with scene.agent() as agent:
         agent.ready()
-        assert "everything is in force: 0 steps" in agent.log()
+        agent.says("everything is in force: 0 steps")
     assert ours(rules()) == ours(before)
+
+
+def test_it_ends_while_it_waits_for_the_lock(scene: Scene) -> None:
+    """Somebody keeps iptables' lock: the signal is heard all the same, and what was in force stays."""
+    scene.play_all(then=added(policy("p", 11)))
+    with scene.agent() as agent, open(os.environ["XTABLES_LOCKFILE"], "w") as lock:
+        agent.ready()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        scene.changes[POLICIES].set()
+        until(lambda: waits_for_a_lock(agent), agent.log)
+        assert agent.stop() == 0
+        assert "stopped; the rules stay in force" in agent.log()
+    assert not is_isolated("10.0.0.1")
+
+
+def waits_for_a_lock(agent: Agent) -> bool:
+    """Whether the process has another process' lock file open, which it has only while it wants it."""
+    files = Path(f"/proc/{agent.process.pid}/fd")
+    return any(os.path.realpath(file) == os.environ["XTABLES_LOCKFILE"] for file in files.iterdir())
 
 
 def test_it_ends_while_it_waits_for_a_server(scene: Scene) -> None:
