@@ -70,6 +70,13 @@ def test_the_skeleton(family: Family, isolated: bool, root: tuple[Rule, ...], de
     assert skeleton(family, Settings(), isolated) == {ROOT: Chain(ROOT, root), DENY: Chain(DENY, deny)}
 
 
+def test_only_packets_that_may_concern_a_pod_are_looked_up() -> None:
+    """Each side is entered by packets whose address of that side lies where the pods are."""
+    sources, destinations = parse_network("10.0.0.0/24"), parse_network("10.0.0.8/30")
+    root = skeleton(4, Settings(), True, sources, destinations)[ROOT].rules
+    assert root == (*GATE, Rule(Jump(EGRESS), source=sources), Rule(Jump(INGRESS), destination=destinations))
+
+
 @pytest.mark.parametrize(("family", "width"), [(4, 32), (6, 128)])
 def test_the_log_stands_before_the_drop(family: Family, width: int) -> None:
     """Ten a second for each pair of whole addresses, in a table of its family; the group that was asked for."""
@@ -104,7 +111,7 @@ def test_a_node_whose_state_is_not_known_is_closed(settings: Settings) -> None:
     assert shut == Ruleset(
         {
             4: {
-                **skeleton(4, settings, True),
+                **skeleton(4, settings, True, four, four),
                 EGRESS: Chain(EGRESS, (Rule(Goto(DENY), source=four),)),
                 INGRESS: Chain(INGRESS, (Rule(Goto(DENY), destination=four),)),
             },

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netpol.model import DIRECTIONS, TCP, Address, Direction, Family, Network, family_of, format_address, parse_address, parse_network
-from netpol.rules.compile.tree import ARITY, tree
+from netpol.rules.compile.tree import ARITY, scope, tree
 from netpol.rules.interpret import Packet, interpret
 from netpol.rules.ruleset import ACCEPT, DENY, DROP, EGRESS, INGRESS, RETURN, ROOT, Chain, Goto, Jump, Rule, Ruleset
 
@@ -150,3 +150,23 @@ def test_the_two_directions_share_no_chain() -> None:
     """They look at other addresses of the packet."""
     addresses = dict.fromkeys(V4, "NETPOL-X")
     assert not tree("egress", addresses).keys() & tree("ingress", addresses).keys()
+
+
+@pytest.mark.parametrize(
+    ("leaves", "unknown", "expected"),
+    [
+        pytest.param((), (), None, id="nothing"),
+        pytest.param(("10.0.0.1",), (), "10.0.0.1/32", id="one pod"),
+        pytest.param(("10.0.0.1", "10.0.0.6", "10.0.0.2"), (), "10.0.0.0/29", id="some pods, in no order"),
+        pytest.param(("10.0.0.1", "10.0.0.2"), ("10.0.0.0/24",), "10.0.0.0/24", id="a range around them"),
+        pytest.param(("10.0.0.1", "10.0.0.2"), ("10.0.1.0/24",), "10.0.0.0/23", id="a range beside them"),
+        pytest.param((), ("10.0.4.0/24", "10.0.0.0/24"), "10.0.0.0/21", id="ranges alone"),
+        pytest.param((), ("0.0.0.0/0",), None, id="everything"),
+        pytest.param(("1.0.0.1", "200.0.0.1"), (), None, id="from everywhere"),
+        pytest.param(("fd00::1", "fd00::ff"), (), "fd00::/120", id="IPv6"),
+    ],
+)
+def test_what_the_trees_decide_about_lies_in_one_prefix(leaves: tuple[str, ...], unknown: tuple[str, ...], expected: str | None) -> None:
+    """The longest that holds all of it."""
+    found = scope([parse_address(leaf) for leaf in leaves], tuple(map(parse_network, unknown)))
+    assert found == (parse_network(expected) if expected else None)

@@ -18,7 +18,7 @@ from netpol.policy.cluster import Change, Cluster, Move
 from netpol.rules.compile.classes import ClassChain, class_chain, named_ports
 from netpol.rules.compile.selections import PortSelection, Selection, as_set, members, members_at, queries_of, set_name
 from netpol.rules.compile.skeleton import Settings, skeleton
-from netpol.rules.compile.tree import tree
+from netpol.rules.compile.tree import scope, tree
 from netpol.rules.ruleset import Chain, Ruleset, Set
 
 Key = tuple[str, str]
@@ -293,9 +293,10 @@ class NodeState:
 
     def _family_chains(self, family: Family, leaves: _Leaves, unknown: tuple[Network, ...]) -> dict[str, Chain]:
         classes = [found for direction in DIRECTIONS for found in leaves[family, direction].values() if found is not None]
-        chains = skeleton(family, self.settings, isolated=bool(classes))
-        chains |= {found.chain.name: found.chain for found in classes}
         ranges = tuple(net for net in unknown if net.family == family)
+        within = {direction: scope(leaves[family, direction].keys(), ranges) for direction in DIRECTIONS}
+        chains = skeleton(family, self.settings, bool(classes), within["egress"], within["ingress"])
+        chains |= {found.chain.name: found.chain for found in classes}
         for direction in DIRECTIONS:
             targets = {address: found.chain.name if found is not None else None for address, found in leaves[family, direction].items()}
             kept, branches = self._trees.get((family, direction), (None, {}))

@@ -7,6 +7,7 @@ from typing import Literal
 from msgspec import Struct
 
 from netpol.model import FAMILIES, ICMPV6, TCP, Family, Network
+from netpol.rules.compile.tree import scope
 from netpol.rules.ruleset import (
     DENY,
     DROP,
@@ -53,8 +54,13 @@ class Settings(Struct, frozen=True):
             raise ValueError("the kernel takes REJECT in the filter table only")
 
 
-def skeleton(family: Family, settings: Settings, isolated: bool) -> dict[str, Chain]:
-    """NETPOL and NETPOL-DENY of a family. `isolated`: whether any pod of this node is."""
+def skeleton(
+    family: Family, settings: Settings, isolated: bool, egress: Network | None = None, ingress: Network | None = None
+) -> dict[str, Chain]:
+    """NETPOL and NETPOL-DENY of a family.
+
+    isolated -- whether any pod of this node is; egress, ingress -- a prefix of all sources, and of all destinations, that matter.
+    """
     known = Conntrack(("RELATED", "ESTABLISHED"))
     root = [
         # All that an established packet pays.
@@ -66,7 +72,8 @@ def skeleton(family: Family, settings: Settings, isolated: bool) -> dict[str, Ch
     if family == 6 and isolated:
         # Between pods on one bridge these addresses would be a way around.
         root.append(Rule(Goto(DENY), source=LINK_LOCAL, destination=LINK_LOCAL))
-    root += [Rule(Jump(EGRESS)), Rule(Jump(INGRESS))]
+    # A packet from elsewhere does not pay for the tree of sources, nor one to elsewhere for that of destinations.
+    root += [Rule(Jump(EGRESS), source=egress), Rule(Jump(INGRESS), destination=ingress)]
     return {ROOT: Chain(ROOT, tuple(root)), DENY: Chain(DENY, (*_exceptions(family), *_log(settings, family), *_ends(settings, family)))}
 
 
@@ -80,7 +87,8 @@ def closed(settings: Settings, ranges: tuple[Network, ...]) -> Ruleset:
     chains: dict[Family, dict[str, Chain]] = {}
     for family in FAMILIES:
         own = [net for net in ranges if net.family == family]
-        chains[family] = skeleton(family, settings, isolated=bool(own))
+        within = scope((), tuple(own))
+        chains[family] = skeleton(family, settings, bool(own), within, within)
         chains[family][EGRESS] = Chain(EGRESS, tuple(Rule(Goto(DENY), source=net) for net in own))
         chains[family][INGRESS] = Chain(INGRESS, tuple(Rule(Goto(DENY), destination=net) for net in own))
     return Ruleset(chains, {}, frozenset(FAMILIES), settings.table)

@@ -7,7 +7,7 @@ returns to NETPOL. So what is to happen to an address of the pod ranges that no 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from netpol.model import Address, Direction, Network, network
 from netpol.rules.compile.selections import content_hash
@@ -30,6 +30,14 @@ def tree(direction: Direction, leaves: Mapping[Address, str | None], unknown: tu
     builder = _Builder(direction, leaves, last, chains, bool(unknown))
     chains[root] = Chain(root, builder.rules(sorted(leaves)) + last)
     return chains
+
+
+def scope(leaves: Collection[Address], unknown: tuple[Network, ...] = ()) -> Network | None:
+    """The longest prefix that holds all that a tree decides about; None where there is none, or nothing to hold."""
+    ends = [min(leaves), max(leaves)] if leaves else []
+    ends += [net.address for net in unknown]
+    bits = min([_common_bits([min(ends), max(ends)]), *(net.length for net in unknown)]) if ends else 0
+    return network(ends[0], bits) if bits else None
 
 
 class _Builder:
