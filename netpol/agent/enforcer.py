@@ -7,6 +7,7 @@ The first enforcement also takes over what a predecessor left in another form (`
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 
 from msgspec import Struct
@@ -21,7 +22,7 @@ from netpol.policy.cluster import Cluster
 from netpol.rules.compile import NodeState, Settings
 from netpol.rules.diff import diff
 from netpol.rules.replay import touched as touched_members
-from netpol.rules.ruleset import DestroySet, Ruleset, Step
+from netpol.rules.ruleset import CreateSet, DestroySet, Ruleset, Step
 
 
 class Report(Struct, frozen=True):
@@ -33,6 +34,8 @@ class Report(Struct, frozen=True):
     judged otherwise than before; None: any.
     grace -- not zero at a first install: only the gate is in force yet. So many seconds later, and not before, `enforce` is to be
     called again.
+    leftover -- sets that nothing of ours needs, and that cannot be destroyed while somebody else's rule or set refers to them. Each audit,
+    and each enforcement that has something to do, tries again.
     """
 
     steps: tuple[Step, ...]
@@ -41,6 +44,7 @@ class Report(Struct, frozen=True):
     pods: frozenset[Address] = frozenset()
     touched: frozenset[Address] | None = frozenset()
     grace: float = 0.0
+    leftover: tuple[str, ...] = ()
 
 
 class Enforcer:
@@ -57,6 +61,7 @@ class Enforcer:
         """What the last audit found."""
         self._sure = self._taken_over = False
         self._grace = grace
+        self._leftover: tuple[str, ...] = ()
 
     def put(self, *objects: Object) -> None:
         """Objects are there, or are different now."""
@@ -90,26 +95,38 @@ class Enforcer:
         """whole -- all that is wanted, or None where what is pending will do; found -- all that the kernel holds, where that was read."""
         before = self.kernel.calls
         try:
-            steps = diff(*self.state.pending()) if whole is None else diff(whole, found or self.kernel.read())
+            steps = self._planned() if whole is None else diff(whole, found or self.kernel.read())
             self._sure = False
-            self.kernel.apply(steps)
+            leftover = self.kernel.apply(steps)
+            self._leftover = leftover if steps else self._leftover
         except (KernelError, MalformedKernelData):
             self._sure = False
             raise
         touched = None if whole is not None else _touched(self.state.moved(), touched_members(steps))
         self.state.applied()
         self._sure = True
-        return Report(steps, self.kernel.calls - before, whole, self.state.judged, touched)
+        return Report(steps, self.kernel.calls - before, whole, self.state.judged, touched, leftover=self._leftover)
+
+    def _planned(self) -> tuple[Step, ...]:
+        """What brings pending changes into force, and what was left over out of the way."""
+        steps = diff(*self.state.pending())
+        if not steps or not self._leftover:
+            return steps
+        if any(isinstance(step, CreateSet) and step.set.name in self._leftover for step in steps):
+            # It is wanted again, and nobody knows what it holds.
+            return diff(self.state.wanted(), self.kernel.read())
+        return (*steps, *(DestroySet(name) for name in self._leftover))
 
     def _take_over(self) -> Report:
         before, wanted = self.kernel.calls, self.state.wanted()
         taken = take_over(self.kernel, wanted, self.state.settings, learn=self._grace > 0)
         calls = self.kernel.calls - before + taken.calls
         if taken.learning:
-            return Report(taken.steps, calls, taken.ruleset, touched=None, grace=self._grace)
+            return Report(taken.steps, calls, taken.ruleset, touched=None, grace=self._grace, leftover=taken.leftover)
         self.state.applied()
         self._sure = self._taken_over = True
-        return Report(taken.steps, calls, wanted, self.state.judged, None)
+        self._leftover = taken.leftover
+        return Report(taken.steps, calls, wanted, self.state.judged, None, leftover=taken.leftover)
 
     def adopt(self) -> Report:
         """Takes over whatever the kernel holds: reads all of it and changes only what differs."""
@@ -126,7 +143,12 @@ class Enforcer:
         if not self._sure:
             return NO_DRIFT, Report((), 0)
         before = self.kernel.calls
-        look = self.kernel.look()
+        try:
+            freed = self._free()
+            look = self.kernel.look()
+        except (KernelError, MalformedKernelData):
+            self._sure = False
+            raise
         if look:
             whole, (ahead, behind, _) = self.state.wanted(), self.state.pending()
             should = written(whole, ahead, behind)
@@ -135,11 +157,19 @@ class Enforcer:
             except (KernelError, MalformedKernelData):
                 self._sure = False
                 raise
-            self.drift = compare(should, found, self.kernel.moved, look.strangers)
+            known = replace(found, sets={name: one for name, one in found.sets.items() if name not in self._leftover})
+            self.drift = compare(should, known, self.kernel.moved, look.strangers)
         if not self.drift:
-            return NO_DRIFT, Report((), self.kernel.calls - before)
+            return NO_DRIFT, Report(freed, self.kernel.calls - before, leftover=self._leftover)
         report = self._enforce(whole, found)
         return self.drift, replace(report, system_calls=self.kernel.calls - before)
+
+    def _free(self) -> tuple[Step, ...]:
+        """Destroys what was left over and is not in use any more."""
+        if not self._leftover:
+            return ()
+        names, self._leftover = self._leftover, self.kernel.apply([DestroySet(name) for name in self._leftover])
+        return tuple(DestroySet(name) for name in names if name not in self._leftover)
 
 
 def _touched(*parts: frozenset[Address] | None) -> frozenset[Address] | None:
@@ -164,5 +194,6 @@ def clean(*kernels: Kernel) -> tuple[Step, ...]:
         kernel.apply(replaced)
         steps += replaced
     destroyed = [DestroySet(name) for name in sorted(kernels[0].read().sets)]
-    kernels[0].apply(destroyed)
+    if in_use := kernels[0].apply(destroyed):
+        raise KernelError(errno.EBUSY, "ipset destroy", ", ".join(in_use), "in use by somebody else's rule or set: take that away first")
     return (*steps, *destroyed)

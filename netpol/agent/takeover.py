@@ -39,13 +39,14 @@ OTHER: Mapping[TableName, TableName] = {"mangle": "filter", "filter": "mangle"}
 class Taken(Struct, frozen=True):
     """What was done: the steps, of both tables; what is in force now; system calls besides those of the kernel that was given.
 
-    learning -- families whose gate stands alone: the rest is to follow.
+    learning -- families whose gate stands alone: the rest is to follow; leftover -- sets that somebody else uses.
     """
 
     steps: tuple[Step, ...]
     ruleset: Ruleset
     calls: int
     learning: frozenset[Family] = frozenset()
+    leftover: tuple[str, ...] = ()
 
 
 def take_over(kernel: Kernel, wanted: Ruleset, settings: Settings, learn: bool, open: Callable[[TableName], Kernel] = Kernel) -> Taken:
@@ -69,8 +70,8 @@ def take_over(kernel: Kernel, wanted: Ruleset, settings: Settings, learn: bool, 
             kernel.apply(steps[: len(steps) - len(last)])
             gone = tuple(ReplaceTable(family, other.table, {}, False) for family in sorted(left.chains))
             other.apply(gone)
-            kernel.apply(last)
-        return Taken((*moved, *steps[: len(steps) - len(last)], *gone, *last), wanted, other.calls + calls, learning)
+            leftover = kernel.apply(last)
+        return Taken((*moved, *steps[: len(steps) - len(last)], *gone, *last), wanted, other.calls + calls, learning, leftover)
 
 
 # -- another table -----------------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ class Voice(Listener, sources.Listener):
         self._notifier, self._tally = notifier, tally
         self._changed, self._keep, self._announce = changed, keep, announce
         self._in_force = False
+        self._leftover: tuple[str, ...] = ()
 
     # -- the loop's thread ---------------------------------------------------------------------------------------------
 
@@ -64,6 +65,7 @@ class Voice(Listener, sources.Listener):
             self._in_force = True
             log.info("everything is in force: %d steps, %d system calls", len(report.steps), report.system_calls)
             self._notifier.ready()
+        self._tell_leftover(report)
 
     def refused(self, error: Refusal) -> None:
         self._in_force = False
@@ -73,7 +75,13 @@ class Voice(Listener, sources.Listener):
 
     def drifted(self, drift: Drift, report: Report) -> None:
         self._changed(report)
+        self._tell_leftover(report)
         log.warning("somebody else changed what is ours, and it is repaired: %s", _some(drift.named()))
+
+    def _tell_leftover(self, report: Report) -> None:
+        if report.leftover and report.leftover != self._leftover:
+            log.warning("sets that somebody else's rule or set uses, and that go when they are free: %s", _some(report.leftover))
+        self._leftover = report.leftover
 
     def invalid(self, put: Put) -> None:
         for error in put.errors[:NAMED]:

@@ -1,7 +1,9 @@
 """Steps -> system calls, and the kernel -> a ruleset: one node's kernel, as far as it is ours.
 
-Steps are done in their order; neighbouring changes of sets travel together in one send. A step that fails raises and leaves those
-before it in force; the caller reads back what there is and plans anew. Chains are encoded once and kept as long as they are wanted.
+Steps are done in their order; neighbouring changes of sets travel together in one send, but nothing together with growth. A step that
+fails raises and leaves those before it in force; the caller reads back what there is and plans anew. Two things are no failures: a set
+that is destroyed last and that somebody else uses is told, and a set that is full is exchanged for a larger one. Chains are encoded
+once and kept as long as they are wanted.
 
 Looking whether somebody else changed something comes in three depths, each of which is taken only where the one before gives cause:
 - `touched`: what the kernel says about each table in one call, and about few sets by their headers. Right whenever it says yes; it
@@ -14,14 +16,17 @@ Looking whether somebody else changed something comes in three depths, each of w
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from netpol.errors import KernelError, MalformedKernelData, Unsupported
 from netpol.kernel.encode import NO_SETS, SetNumbers, encode_chains
 from netpol.kernel.entries import Known
-from netpol.kernel.ipset import Add, Command, Create, Delete, Destroy, IpsetSocket, pack
+from netpol.kernel.ipset import Add, Command, Create, Delete, Destroy, IpsetSocket, Swap, pack
+from netpol.kernel.ipset_errors import BUSY, HASH_FULL, REFERENCED
 from netpol.kernel.proofs import Look, SetProofs
 from netpol.kernel.table import Shape
 from netpol.kernel.xtables import Counts, Ours, Proof, TableSocket, holds, read_ours
@@ -40,7 +45,9 @@ from netpol.rules.ruleset import (
     Set,
     Step,
     TableName,
+    beside,
     beside_what,
+    grown,
     is_our_set,
 )
 
@@ -48,6 +55,9 @@ from netpol.rules.ruleset import (
 MANY = 64
 # Up to so many members of ours, and so many sets, their headers are looked at with the tables: that walks every bucket of each.
 GLANCE_MEMBERS, GLANCE_SETS = 20_000, 64
+
+# The letter of the set that takes a full one's place, by `beside`.
+LARGER = "x"
 
 Counters = Mapping[str, Counts]
 
@@ -106,30 +116,77 @@ class Kernel:
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
-    def apply(self, steps: Sequence[Step]) -> None:
-        """Does the steps. KernelError names what failed; the steps before it are in force."""
+    def apply(self, steps: Sequence[Step]) -> tuple[str, ...]:
+        """Does the steps. KernelError names what failed; the steps before it are in force.
+
+        The value: sets that were to be destroyed last of all, and could not, for a rule or a set that is not ours refers to them.
+        """
         batch: list[Step] = []
         for step in steps:
             if isinstance(step, ReplaceTable):
                 self._run(batch)
                 batch = []
                 self._replace(step)
-            else:
-                batch.append(step)
-        self._run(batch)
+                continue
+            # A command that fails does not stop those behind it in a send: nothing narrows before it is known that what widens is done.
+            if batch and type(step) is not type(batch[-1]) and GrowSet in (type(step), type(batch[-1])):
+                self._run(batch)
+                batch = []
+            batch.append(step)
+        return self._run(batch)
 
-    def _run(self, steps: Sequence[Step]) -> None:
+    def _run(self, steps: Sequence[Step]) -> tuple[str, ...]:
+        """The names of those sets, of the ones that are destroyed last, that are in use."""
         if not steps:
-            return
-        commands = [_command(step) for step in steps]
+            return ()
         try:
-            self._ipset.run(commands)
+            done = self._send(steps)
         except BaseException:
             # Some of them may have been carried out.
             self._set_proofs.doubt(steps)
             self._ask_numbers()
             raise
-        self._set_proofs.follow(steps)
+        self._set_proofs.follow(done)
+        self._follow_numbers(done)
+        return () if done is steps else tuple(step.name for step in steps if isinstance(step, DestroySet) and step not in done)
+
+    def _send(self, steps: Sequence[Step]) -> Sequence[Step]:
+        """Has the commands carried out; the steps that tell what was done.
+
+        The first error is that of the first command that failed: those before it have done what they should.
+        """
+        try:
+            self._ipset.run([_command(step) for step in steps])
+        except KernelError as error:
+            if (error.op, error.code) == ("ipset add", HASH_FULL) and all(isinstance(step, GrowSet) for step in steps):
+                return [self._grow(step) for step in steps if isinstance(step, GrowSet)]
+            last = {step.name for step in _last_destroyed(steps)}
+            if error.op != "ipset destroy" or error.code not in (BUSY, REFERENCED) or error.object not in last:
+                raise
+            left = last.intersection(self._ipset.names(ROOT))
+            return [step for step in steps if not (isinstance(step, DestroySet) and step.name in left)]
+        return steps
+
+    def _grow(self, step: GrowSet) -> Step:
+        """Lets a set grow; one that has no room is exchanged for one with the same members, and room: rules that use its name see the new
+        members at once. The step that tells what was done."""
+        try:
+            self._ipset.run([_command(step)])
+        except KernelError as error:
+            if error.code != HASH_FULL:
+                raise
+        else:
+            return step
+        larger = grown(self._ipset.read(step.name), step)
+        aside = replace(larger, name=beside(step.name, LARGER))
+        if self._sets.get(aside.name) is not None:
+            self._ipset.run([Destroy(aside.name)])
+        self._ipset.run([_command(CreateSet(aside))])
+        self._ipset.run([Swap(aside.name, step.name), Destroy(aside.name)])
+        return CreateSet(larger)
+
+    def _follow_numbers(self, steps: Sequence[Step]) -> None:
+        commands = [_command(step) for step in steps if isinstance(step, CreateSet | DestroySet)]
         # Of a set that is destroyed and made, or the reverse, the last counts.
         there = {command.name: isinstance(command, Create) for command in commands if isinstance(command, Create | Destroy)}
         made = [name for name, is_made in there.items() if is_made]
@@ -307,3 +364,10 @@ def _command(step: Step) -> Command:
         raise TypeError("a table is not replaced by a command of ipset")
     kind = Add if isinstance(step, GrowSet) else Delete
     return kind(step.name, step.kind, step.family, pack(step.members))
+
+
+def _last_destroyed(steps: Sequence[Step]) -> Iterator[DestroySet]:
+    for step in reversed(steps):
+        if not isinstance(step, DestroySet):
+            return
+        yield step

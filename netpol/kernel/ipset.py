@@ -89,6 +89,11 @@ def _power(count: int) -> int:
     return 1 << max(6, (count - 1).bit_length())
 
 
+def room(count: int) -> int:
+    """The most members that a new set with so many may ever have."""
+    return max(65536, 2 * _power(count))
+
+
 class IpsetSocket:
     """A netlink socket for ipset in the calling thread's network namespace.
 
@@ -179,8 +184,8 @@ class IpsetSocket:
             return int(lib.np_ipset_swap(self._native, seq, _raw(command.first), _raw(command.second)))
         name, kind, family, members = _raw(command.name), command.kind, command.family, command.members
         if isinstance(command, Create):
-            size = _power(len(members) // member_size(kind, family))
-            hashsize, maxelem = command.hashsize or size, command.maxelem or max(65536, 2 * size)
+            count = len(members) // member_size(kind, family)
+            hashsize, maxelem = command.hashsize or _power(count), command.maxelem or room(count)
             code = int(lib.np_ipset_create(self._native, seq, name, kind.encode(), _REVISIONS[kind], family, hashsize, maxelem))
             if code < 0 or not members:
                 return code

@@ -13,6 +13,10 @@ step for all packets of a family; a set's members change one after another. Henc
 - "More" is this: the table is replaced by the new rules over the *old* sets and, for each set that changes, two small ones beside
   it: `added` is looked at too, and what is in `removed` does not count. That one replace is the whole change. Then the live sets
   change, which nobody can tell, and a second replace leaves the two small sets out. It costs what the batch is long, not the sets.
+- A live set that is of another type than it is to be (what an older netpol left) goes the same way: all of it stands beside it while it
+  is made anew. Where no rule of ours refers to it, somebody else made it, and it is made anew at once.
+- A change that broke off leaves rules over small sets. What they say then is a state like any other; the next change takes other
+  names for its own small sets, and destroys those at its end.
 """
 
 from __future__ import annotations
@@ -25,10 +29,12 @@ from msgspec.structs import replace
 
 from netpol.model import FAMILIES, Address, Family
 from netpol.rules.ruleset import (
+    BESIDE,
     Chain,
     CreateSet,
     DestroySet,
     GrowSet,
+    OpaqueTarget,
     ReplaceTable,
     Rule,
     Ruleset,
@@ -37,16 +43,20 @@ from netpol.rules.ruleset import (
     ShrinkSet,
     Step,
     beside,
+    beside_what,
     is_flagged,
 )
 
 
 class _Change(Struct, frozen=True):
-    """A live set and the members that it gets and loses."""
+    """A live set and the members that it gets and loses, and the letters of the small sets beside it; of one that is `anew`, because
+    its type is another one, the members that it gets are all."""
 
     set: Set
     gains: frozenset[bytes]
     losses: frozenset[bytes]
+    letters: tuple[str, str] = BESIDE[0]
+    anew: bool = False
 
 
 def diff(wanted: Ruleset, found: Ruleset, local: AbstractSet[Address] | None = None) -> tuple[Step, ...]:
@@ -55,31 +65,60 @@ def diff(wanted: Ruleset, found: Ruleset, local: AbstractSet[Address] | None = N
     local -- the addresses of this node's isolated pods; without it any address might be one, and some batches take a detour.
     """
     both = sorted(wanted.sets.keys() & found.sets.keys())
-    # Somebody made it anew: no rule of ours can refer to it, or he could not have destroyed it before.
     others = [name for name in both if _type(wanted.sets[name]) != _type(found.sets[name])]
+    used = _used(found) if others or any(map(beside_what, found.sets)) else frozenset()
+    anew = [_Change(wanted.sets[name], wanted.sets[name].members, frozenset(), anew=True) for name in others if name in used]
     changes = [change for name in both if name not in others for change in _change(wanted.sets[name], found.sets[name])]
     replaced = [family for family in FAMILIES if _differs(wanted, found, family)]
     aside = {
         family
         for family in FAMILIES
-        if wanted.chains.get(family) and (own := [change for change in changes if change.set.family == family])
-        if family in replaced or _opposed(own, local)
+        if wanted.chains.get(family) and (own := [change for change in (*changes, *anew) if change.set.family == family])
+        if family in replaced or any(change.anew for change in own) or _opposed(own, local)
     }
-    beside = [change for change in changes if change.set.family in aside]
+    stale, letters = _letters(found, [change.set.name for change in (*changes, *anew) if change.set.family in aside], used)
+    beside = [replace(change, letters=letters) for change in (*changes, *anew) if change.set.family in aside]
     plain = [change for change in changes if change.set.family not in aside]
+    unused = [name for name in others if name not in used or wanted.sets[name].family not in aside]
+    live = [change for change in beside if not change.anew]
     return (
-        *(step for name in others for step in (DestroySet(name), CreateSet(wanted.sets[name]))),
+        *(step for name in unused for step in (DestroySet(name), CreateSet(wanted.sets[name]))),
+        *(DestroySet(name) for name in stale),
         *(CreateSet(wanted.sets[name]) for name in sorted(wanted.sets.keys() - found.sets.keys())),
         *(CreateSet(small) for change in beside for small in _small_sets(change)),
         *_grow(plain),
         *(_replace(wanted, family, beside) for family in FAMILIES if family in aside or family in replaced),
-        *_grow(beside),
+        *_grow(live),
+        *(step for change in beside if change.anew for step in (DestroySet(change.set.name), CreateSet(change.set))),
         *_shrink(plain),
-        *_shrink(beside),
+        *_shrink(live),
         *(_replace(wanted, family, ()) for family in FAMILIES if family in aside),
         *(DestroySet(small.name) for change in beside for small in _small_sets(change)),
-        *(DestroySet(name) for name in sorted(found.sets.keys() - wanted.sets.keys())),
+        *(DestroySet(name) for name in sorted(found.sets.keys() - wanted.sets.keys() - set(stale))),
     )
+
+
+def _used(found: Ruleset) -> frozenset[str]:
+    """The sets to which rules that were found refer: all, where one of them is not known."""
+    rules = [rule for chains in found.chains.values() for chain in chains.values() for rule in chain.rules]
+    if any(isinstance(rule.target, OpaqueTarget) for rule in rules):
+        return frozenset(found.sets)
+    return frozenset(match.name for rule in rules for match in rule.matches if isinstance(match, SetMatch))
+
+
+def _letters(found: Ruleset, names: Iterable[str], used: frozenset[str]) -> tuple[list[str], tuple[str, str]]:
+    """(small sets to destroy first, the letters of those to make) for live sets of these names.
+
+    A change that broke off on its way leaves its small sets behind, and rules that refer to them.
+    """
+    taken = {pair: [small for name in names for letter in pair if (small := beside(name, letter)) in found.sets] for pair in BESIDE}
+    for pair, there in taken.items():
+        if not there:
+            return [], pair
+    for pair, there in taken.items():
+        if used.isdisjoint(there):
+            return there, pair
+    return [], BESIDE[0]
 
 
 def _type(found: Set) -> tuple[str, Family]:
@@ -124,9 +163,9 @@ def _shrink(changes: Iterable[_Change]) -> Iterator[ShrinkSet]:
 
 
 def _small_sets(change: _Change) -> Iterator[Set]:
-    for name, members in ((beside(change.set.name, "a"), change.gains), (beside(change.set.name, "r"), change.losses)):
-        if members:
-            yield Set(name, change.set.kind, change.set.family, members)
+    for letter, members in zip(change.letters, (change.gains, change.losses), strict=True):
+        if members or (change.anew and letter == change.letters[0]):
+            yield Set(beside(change.set.name, letter), change.set.kind, change.set.family, members)
 
 
 def _replace(wanted: Ruleset, family: Family, beside: Iterable[_Change]) -> ReplaceTable:
@@ -149,8 +188,11 @@ def _rules_beside(rule: Rule, changes: Mapping[str, _Change]) -> Iterator[Rule]:
         if isinstance(match, SetMatch) and match.name in changes:
             change = changes[match.name]
             before, after = rule.matches[:place], rule.matches[place + 1 :]
-            removed = replace(match, name=beside(match.name, "r"), invert=True)
-            added = replace(match, name=beside(match.name, "a"))
+            gained, lost = (beside(match.name, letter) for letter in change.letters)
+            removed, added = replace(match, name=lost, invert=True), replace(match, name=gained)
+            if change.anew:
+                yield replace(rule, matches=(*before, added, *after))
+                return
             yield replace(rule, matches=(*before, match, *([removed] if change.losses else []), *after))
             if change.gains:
                 yield replace(rule, matches=(*before, added, *after))

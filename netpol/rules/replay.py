@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from netpol.model import Address
-from netpol.rules.ruleset import CreateSet, GrowSet, ReplaceTable, Ruleset, Set, ShrinkSet, Step, is_flagged
+from netpol.rules.ruleset import CreateSet, GrowSet, ReplaceTable, Ruleset, Set, ShrinkSet, Step, grown, is_flagged
 
 
 class Replay:
@@ -51,16 +51,9 @@ class Replay:
 
 
 def _changed(found: Set, steps: Iterable[GrowSet | ShrinkSet]) -> Set:
-    members = set(found.members)
-    at = 5 if found.family == 4 else 17  # where the nomatch flag stands
     for step in steps:
-        if isinstance(step, ShrinkSet):
-            members -= step.members
-            continue
-        if is_flagged(found.kind):
-            members -= {member[:at] + bytes((not member[at],)) + member[at + 1 :] for member in step.members}
-        members |= step.members
-    return replace(found, members=frozenset(members))
+        found = grown(found, step) if isinstance(step, GrowSet) else replace(found, members=found.members - step.members)
+    return found
 
 
 def touched(steps: Iterable[Step]) -> frozenset[Address] | None:

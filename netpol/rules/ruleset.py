@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from netpol.model import Address, Family, Network
 
@@ -52,18 +53,28 @@ def _always(default: Default) -> Default:
     return msgspec.field(default_factory=lambda: default)
 
 
-def beside(live: str, letter: Literal["a", "r"]) -> str:
-    """The name of the small set that holds, for the length of a change, what a live set is to get ("a") or to lose ("r").
+# The letters of small sets, in pairs: what a live set is to get, and what it is to lose. A change takes a pair that no other change,
+# which broke off on its way, left behind.
+BESIDE = (("a", "r"), ("b", "s"), ("c", "t"))
+
+
+def beside(live: str, letter: str) -> str:
+    """The name of the small set that holds, for the length of a change, what a live set is to get or to lose, by one of BESIDE's letters.
 
     NETPOL4-... -> NETPOL4a...: as long, and no selection's.
     """
     return live.replace("-", letter)
 
 
-def beside_what(name: str) -> tuple[str, str] | None:
-    """(live set, letter) of a small set's name; None where it is no small set's."""
+def beside_what(name: str) -> tuple[str, Literal["a", "r"]] | None:
+    """(live set, "a" for what it is to get or "r" for what it is to lose) of a small set's name; None where it is no small set's."""
     head, letter, rest = name[:7], name[7:8], name[8:]
-    return (f"{head}-{rest}", letter) if head in ("NETPOL4", "NETPOL6") and letter in ("a", "r") else None
+    if head not in ("NETPOL4", "NETPOL6"):
+        return None
+    for gained, lost in BESIDE:
+        if letter in (gained, lost):
+            return f"{head}-{rest}", "a" if letter == gained else "r"
+    return None
 
 
 # -- matches -----------------------------------------------------------------------------------------------------------
@@ -361,6 +372,15 @@ class GrowSet(Struct, frozen=True, tag=True):
     kind: SetKind
     family: Family
     members: frozenset[bytes]
+
+
+def grown(found: Set, step: GrowSet) -> Set:
+    """A set after it has got these members."""
+    members = found.members
+    if is_flagged(found.kind):
+        at = 5 if found.family == 4 else 17
+        members -= {member[:at] + bytes((not member[at],)) + member[at + 1 :] for member in step.members}
+    return replace(found, members=members | step.members)
 
 
 class ReplaceTable(Struct, frozen=True, tag=True):

@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +25,7 @@ from netpol.kube.events import Put, Synced
 from netpol.model import EVERYTHING, TCP, Family, IPBlock, Namespace, Network, NumberedPort, Pod, Policy, PolicyRule, Query, parse_address
 from netpol.rules.compile import Settings
 from netpol.rules.diff import diff
-from netpol.rules.ruleset import DROP, RETURN, ROOT, Chain, ReplaceTable, Rule, Ruleset, Set, TableName
+from netpol.rules.ruleset import DROP, RETURN, ROOT, Chain, DestroySet, ReplaceTable, Rule, Ruleset, Set, TableName
 from tests.agent.stage import OBJECTS, WEB, enforced, the_chain, the_set
 from tests.referees import require, run
 
@@ -292,16 +293,32 @@ def test_after_a_failure_the_audit_leaves_it_to_the_next_try(kernel: Kernel, enf
     assert diff(enforcer.state.wanted(), kernel.read()) == ()
 
 
-def test_drift_that_cannot_be_repaired_is_told_all_the_same(kernel: Kernel, enforcer: Enforcer) -> None:
-    """A stray set that a foreign rule uses: the error names it, and `drift` says what was found."""
-    run("ipset", "create", "NETPOL4-stray", "hash:ip")
-    run("iptables-legacy", "-w", "-A", "FORWARD", "-m", "set", "--match-set", "NETPOL4-stray", "src", "-j", "ACCEPT")
-    with pytest.raises(KernelError, match="ipset destroy NETPOL4-stray: in use"):
-        enforcer.audit()
-    assert enforcer.drift == Drift(stray_sets=("NETPOL4-stray",))
-    run("iptables-legacy", "-w", "-F", "FORWARD")
+def test_drift_that_cannot_be_repaired_is_told_all_the_same(
+    kernel: Kernel, enforcer: Enforcer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock cannot be taken: the error names its file, and `drift` says what was found."""
+    run("iptables-legacy", "-w", "-t", "mangle", "-F", the_chain(enforcer))
+    with monkeypatch.context() as patch:
+        patch.setenv("XTABLES_LOCKFILE", str(tmp_path / "missing" / "lock"))
+        with pytest.raises(KernelError, match="missing/lock"):
+            enforcer.audit()
+    assert enforcer.drift == Drift(edited=(f"IPv4 {the_chain(enforcer)}",))
     enforcer.enforce()
     assert enforcer.audit()[0] == NO_DRIFT
+
+
+def test_a_stray_set_that_somebody_uses_is_drift_once(enforcer: Enforcer) -> None:
+    """It cannot be destroyed, which is said; from then on it is left over, and goes when it is free."""
+    run("ipset", "create", "NETPOL4-stray", "hash:ip")
+    run("iptables-legacy", "-w", "-A", "FORWARD", "-m", "set", "--match-set", "NETPOL4-stray", "src", "-j", "ACCEPT")
+    drift, report = enforcer.audit()
+    assert (drift, report.leftover) == (Drift(stray_sets=("NETPOL4-stray",)), ("NETPOL4-stray",))
+    run("ipset", "add", "NETPOL4-stray", "192.0.2.1")
+    drift, report = enforcer.audit()
+    assert (drift, report.leftover) == (NO_DRIFT, ("NETPOL4-stray",))
+    run("iptables-legacy", "-w", "-F", "FORWARD")
+    assert enforcer.audit()[1].steps == (DestroySet("NETPOL4-stray"),)
+    assert "NETPOL4-stray" not in run("ipset", "list", "-n").split()
 
 
 def test_the_loop_notices_by_the_cheap_look_alone(kernel: Kernel) -> None:

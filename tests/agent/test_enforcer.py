@@ -11,9 +11,10 @@ from netpol.agent.enforcer import Enforcer, clean
 from netpol.errors import KernelError
 from netpol.kernel.apply import Kernel
 from netpol.kernel.ipset import Create, Destroy, IpsetSocket
-from netpol.model import Pod, Policy, parse_address
+from netpol.model import EVERYTHING, Namespace, Pod, Policy, PolicyRule, Query, parse_address
 from netpol.rules.diff import diff
-from tests.agent.stage import OBJECTS, enforced, the_set
+from netpol.rules.ruleset import DestroySet
+from tests.agent.stage import OBJECTS, WEB, enforced, the_set
 from tests.referees import run
 
 pytestmark = pytest.mark.usefixtures("netns")
@@ -97,16 +98,108 @@ def test_cleaning_removes_ours_and_nothing_else(enforcer: Enforcer, kernel: Kern
     assert "NETPOL" not in saved + run("iptables-legacy-save") + run("ip6tables-legacy-save")
 
 
-def test_a_set_that_somebody_else_uses_is_named_and_not_fatal(enforcer: Enforcer) -> None:
-    """A foreign rule refers to a set that we want to destroy: the error names the set; once the rule is gone the next try succeeds."""
-    name = the_set(enforcer)
-    run("iptables-legacy", "-w", "-A", "FORWARD", "-m", "set", "--match-set", name, "src", "-j", "ACCEPT")
+USES: dict[str, tuple[list[str], list[str]]] = {
+    "a rule": (
+        ["iptables-legacy", "-w", "-A", "FORWARD", "-m", "set", "--match-set", "{set}", "src", "-j", "ACCEPT"],
+        ["iptables-legacy", "-w", "-F", "FORWARD"],
+    ),
+    "a set": (["ipset", "add", "theirs", "{set}"], ["ipset", "flush", "theirs"]),
+}
+
+
+@pytest.fixture(params=USES.values(), ids=list(USES))
+def in_use(enforcer: Enforcer, request: pytest.FixtureRequest) -> tuple[str, list[str]]:
+    """The set that nothing of ours needs any more and that somebody else uses, and what he does to let it go."""
+    name, (use, let_go) = the_set(enforcer), request.param
+    run("ipset", "create", "theirs", "list:set")
+    run(*(word.format(set=name) for word in use))
     enforcer.drop(Policy, "p", "x")
-    with pytest.raises(KernelError, match=f"ipset destroy {name}: in use"):
-        enforcer.enforce()
-    run("iptables-legacy", "-w", "-F", "FORWARD")
+    return name, let_go
+
+
+def test_a_set_that_somebody_else_uses_is_told_and_not_fatal(enforcer: Enforcer, kernel: Kernel, in_use: tuple[str, list[str]]) -> None:
+    """All else of the change is in force; the set goes at the first audit after it is free, and is no drift meanwhile."""
+    name, let_go = in_use
+    assert enforcer.enforce().leftover == (name,)
+    assert set(run("ipset", "list", "-n").split()) == {"theirs", name}
+    assert diff(enforcer.state.wanted(), kernel.read()) == (DestroySet(name),)
+    drift, report = enforcer.audit()
+    assert (drift, report.steps, report.leftover) == (NO_DRIFT, (), (name,))
+    assert (enforcer.enforce().steps, enforcer.enforce().leftover) == ((), (name,))
+    run(*let_go)
+    drift, report = enforcer.audit()
+    assert (drift, report.steps, report.leftover) == (NO_DRIFT, (DestroySet(name),), ())
+    assert run("ipset", "list", "-n").split() == ["theirs"]
+    assert enforcer.audit() == (NO_DRIFT, enforcer.audit()[1])
+
+
+def test_a_set_that_was_left_over_goes_with_the_next_change(enforcer: Enforcer, in_use: tuple[str, list[str]]) -> None:
+    """Each change tries again, whatever it is about."""
+    name, let_go = in_use
+    assert enforcer.enforce().leftover == (name,)
+    enforcer.put(Policy("x", "other", WEB, (), None))
+    assert enforcer.enforce().leftover == (name,)
+    run(*let_go)
+    enforcer.drop(Policy, "other", "x")
+    assert enforcer.enforce().leftover == ()
+    assert run("ipset", "list", "-n").split() == ["theirs"]
+
+
+def test_a_set_that_was_left_over_is_wanted_again(enforcer: Enforcer, kernel: Kernel, in_use: tuple[str, list[str]]) -> None:
+    """It is taken as it stands and gets the members of now, in one step with no error."""
+    name, _ = in_use
+    assert enforcer.enforce().leftover == (name,)
+    enforcer.put(OBJECTS[3], Pod("x", "c", (), "elsewhere", (parse_address("10.0.0.3"),)))
+    enforcer.drop(Pod, "b", "x")
+    assert enforcer.enforce().leftover == ()
+    assert kernel.read() == enforcer.state.wanted()
+    assert enforcer.audit()[0] == NO_DRIFT
+
+
+def test_a_new_process_tells_what_is_in_use(enforcer: Enforcer, in_use: tuple[str, list[str]]) -> None:
+    """What it finds and cannot destroy is no reason not to begin; and cleaning up says which set is in the way of the last of it."""
+    name, let_go = in_use
+    with Kernel() as second, Kernel("filter") as filtered:
+        other = Enforcer(second, "n")
+        other.put(*OBJECTS[:3])
+        assert other.enforce().leftover == (name,)
+        with pytest.raises(KernelError, match=f"ipset destroy {name}: in use by somebody else"):
+            clean(second, filtered)
+        assert second.read().chains == {}
+        run(*let_go)
+        assert clean(second, filtered) == (DestroySet(name),)
+
+
+def test_a_set_of_our_name_and_another_type_that_somebody_uses(enforcer: Enforcer, kernel: Kernel) -> None:
+    """It cannot be made anew: the error names it, the last rules stay, and when it is free the next try succeeds."""
+    before = kernel.read().chains
+    later = Policy(
+        "y",
+        "q",
+        WEB,
+        (
+            PolicyRule(
+                (Query("x", EVERYTHING, EVERYTHING), Query("y", EVERYTHING, WEB)),
+            ),
+        ),
+        None,
+    )
+    objects = (Namespace("y"), Pod("y", "a", (("app", "web"),), "n", (parse_address("10.0.0.9"),)), later)
+    with Kernel() as second:
+        planned = Enforcer(second, "n")
+        planned.put(*OBJECTS, *objects)
+        name = next(name for name in sorted(planned.state.wanted().sets.keys() - enforcer.state.wanted().sets.keys()))
+    run("ipset", "create", name, "hash:net")
+    run("ipset", "create", "theirs", "list:set")
+    run("ipset", "add", "theirs", name)
+    enforcer.put(*objects)
+    for _ in range(2):
+        with pytest.raises(KernelError, match=f"{name}: (a set of this name exists|in use by a kernel component)"):
+            enforcer.enforce()
+        assert kernel.read().chains == before
+    run("ipset", "flush", "theirs")
     enforcer.enforce()
-    assert name not in run("ipset", "list", "-n").split()
+    assert kernel.read() == enforcer.state.wanted()
 
 
 def test_destroying_a_set_needs_no_wanted_state(kernel: Kernel) -> None:

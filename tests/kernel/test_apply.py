@@ -13,7 +13,8 @@ from netpol.errors import KernelError
 from netpol.kernel import namespaces
 from netpol.kernel.apply import Kernel
 from netpol.kernel.encode import SetNumbers, encode_chain
-from netpol.model import FAMILIES, Object, Pod, Policy
+from netpol.kernel.ipset import IpsetSocket
+from netpol.model import FAMILIES, TCP, Family, Object, Pod, Policy
 from netpol.policy.cluster import Cluster
 from netpol.rules.compile import NodeState, Settings, compiled
 from netpol.rules.diff import diff
@@ -25,12 +26,16 @@ from netpol.rules.ruleset import (
     Chain,
     CreateSet,
     DestroySet,
+    GrowSet,
     Jump,
     ReplaceTable,
     Rule,
     Ruleset,
     Set,
+    SetDirection,
+    SetKind,
     SetMatch,
+    ShrinkSet,
     TableName,
     port_member,
 )
@@ -275,3 +280,76 @@ def test_counters_by_chain(netns: int) -> None:
     with Kernel() as kernel:
         assert kernel.counters(4) == {ROOT: ((3, 30), (4, 40))}
         assert kernel.counters(6) == {}
+
+
+# -- sets that are full ------------------------------------------------------------------------------------------------
+
+BOTH: tuple[SetDirection, ...] = ("src", "dst")
+LENGTH: dict[Family, int] = {4: 31, 6: 127}
+FULL: dict[str, tuple[SetKind, Callable[[Family, int], bytes]]] = {
+    "hash:ip": ("hash:ip", lambda family, number: host(family, number)),
+    "hash:net": ("hash:net", lambda family, number: host(family, number) + bytes((LENGTH[family], 0))),
+    "hash:ip,port": ("hash:ip,port", lambda family, number: port_member(host(family, number), TCP, 80)),
+    "hash:net,port": ("hash:net,port", lambda family, number: host(family, number) + bytes((LENGTH[family], 0, TCP)) + b"\0\x50"),
+}
+
+
+def host(family: Family, number: int) -> bytes:
+    return bytes((10, *bytes(1 if family == 4 else 13), number, 0))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("kind", "member"), FULL.values(), ids=FULL)
+def test_a_set_that_outgrows_its_room_is_exchanged(
+    netns: int, kind: SetKind, member: Callable[[Family, int], bytes], family: Family
+) -> None:
+    """The rule that uses it goes on with the same number and sees the new members; the look finds all as written."""
+    name = f"NETPOL{family}-full"
+    old, new = frozenset(member(family, number) for number in range(4)), frozenset(member(family, number) for number in range(4, 9))
+    chains = {ROOT: Chain(ROOT, (Rule(DROP, (SetMatch(name, BOTH if "port" in kind else BOTH[:1]),)),))}
+    run("ipset", "create", name, kind, "family", "inet6" if family == 6 else "inet", "maxelem", "6")
+    with Kernel() as kernel, IpsetSocket() as ipset:
+        kernel.read()
+        kernel.apply([GrowSet(name, kind, family, old), ReplaceTable(family, "mangle", chains, True)])
+        before = ipset.headers()[name]
+        kernel.apply([GrowSet(name, kind, family, new), ShrinkSet(name, kind, family, frozenset(list(old)[:1]))])
+        after = ipset.headers()[name]
+        assert (after.index, after.references, after.maxelem, after.entries) == (before.index, 1, 65536, 8)
+        # What a set of networks holds after a deletion has to be read.
+        assert bool(kernel.look()) == ("net" in kind)
+        found = kernel.read()
+        assert found.chains[family] == chains
+        assert found.sets == {name: Set(name, kind, family, (old | new) - frozenset(list(old)[:1]))}
+
+
+@pytest.mark.parametrize("kind", ["hash:net", "hash:net,port"])
+def test_a_full_set_takes_flags_along(netns: int, kind: SetKind) -> None:
+    """A network that turns into a `nomatch` one, while others find no room, is one in the larger set."""
+    suffix = bytes((TCP,)) + b"\0\x50" if "port" in kind else b""
+    nets = [host(4, number) + bytes((31, 0)) + suffix for number in range(6)]
+    flipped = nets[0][:5] + b"\1" + nets[0][6:]
+    run("ipset", "create", "NETPOL4-full", kind, "maxelem", "2")
+    with Kernel() as kernel:
+        kernel.apply([GrowSet("NETPOL4-full", kind, 4, frozenset(nets[:2]))])
+        kernel.apply([GrowSet("NETPOL4-full", kind, 4, frozenset((*nets[2:], flipped)))])
+        assert kernel.read().sets["NETPOL4-full"].members == frozenset((*nets[1:], flipped))
+        assert not kernel.look()
+
+
+def test_what_a_killed_exchange_left_is_no_obstacle(netns: int) -> None:
+    """The larger set that a process made, and did not come to put in its place, is made again."""
+    run("ipset", "create", "NETPOL4-full", "hash:ip", "maxelem", "1")
+    run("ipset", "create", "NETPOL4xfull", "hash:net")
+    with Kernel() as kernel:
+        kernel.apply([GrowSet("NETPOL4-full", "hash:ip", 4, frozenset(host(4, number) for number in range(4)))])
+        assert {name: len(found.members) for name, found in kernel.read().sets.items()} == {"NETPOL4-full": 4}
+
+
+def test_nothing_narrows_before_what_widens_is_done(netns: int) -> None:
+    """A growth that the kernel refuses leaves the members that were to go where they are."""
+    with Kernel() as kernel:
+        kernel.apply([CreateSet(Set("NETPOL4-S", "hash:ip", 4, frozenset((host(4, 1),))))])
+        grow = GrowSet("NETPOL4-none", "hash:ip", 4, frozenset((host(4, 2),)))
+        with pytest.raises(KernelError, match="NETPOL4-none"):
+            kernel.apply([grow, ShrinkSet("NETPOL4-S", "hash:ip", 4, frozenset((host(4, 1),)))])
+        assert kernel.read().sets["NETPOL4-S"].members == {host(4, 1)}

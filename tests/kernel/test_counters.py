@@ -91,6 +91,6 @@ def test_a_rule_that_goes_takes_its_counters_along() -> None:
 def test_the_name_of_a_small_set_tells_whose_it_is(letter: str) -> None:
     """Both ways; and no live set's name is taken for one."""
     live = "NETPOL4-a5020577952718015dd9d9a"
-    small = beside(live, letter)  # type: ignore[arg-type]  # it is one of the two
+    small = beside(live, letter)
     assert (len(small), beside_what(small)) == (len(live), (live, letter))
     assert beside_what(live) is beside_what("NETPOL-BENCH-1") is beside_what("theirs") is beside_what("NETPOL4") is None

@@ -19,6 +19,7 @@ from netpol.rules.ruleset import (
     CreateSet,
     DestroySet,
     GrowSet,
+    OpaqueTarget,
     ReplaceTable,
     Rule,
     Ruleset,
@@ -43,6 +44,9 @@ def chains(*rules: Rule) -> dict[str, Chain]:
 
 USES, DROPS, PASSES = chains(Rule(RETURN, (SetMatch(S, ("src",)),)), Rule(DROP)), chains(Rule(DROP)), chains(Rule(RETURN))
 BOTH: dict[Family, dict[str, Chain]] = {4: USES, 6: DROPS}
+
+
+NETS = Set(S, "hash:net", 4, frozenset((A + b"\x20\0",)))
 
 
 def ips(name: str, *members: bytes) -> Set:
@@ -71,12 +75,15 @@ def shrink(*members: bytes) -> ShrinkSet:
         pytest.param(ruleset(ips(S)), ruleset(ips(S, A)), (shrink(A),), id="only shrinking"),
         pytest.param(
             ruleset(ips(S, A)),
-            ruleset(Set(S, "hash:net", 4, frozenset((A + b"\x20\0",)))),
-            (DestroySet(S), CreateSet(ips(S, A))),
-            id="a set of another type",
+            ruleset(NETS, chains={4: DROPS, 6: DROPS}),
+            (DestroySet(S), CreateSet(ips(S, A)), ReplaceTable(4, "mangle", USES, True)),
+            id="a set of another type that no rule uses",
         ),
         pytest.param(
-            ruleset(ips(S, A)), ruleset(Set(S, "hash:ip", 6, frozenset())), (DestroySet(S), CreateSet(ips(S, A))), id="of another family"
+            ruleset(ips(S, A), chains={4: DROPS, 6: DROPS}),
+            ruleset(Set(S, "hash:ip", 6, frozenset()), chains={4: DROPS, 6: DROPS}),
+            (DestroySet(S), CreateSet(ips(S, A))),
+            id="of another family",
         ),
         pytest.param(
             ruleset(chains={4: USES, 6: PASSES}), ruleset(), (ReplaceTable(6, "mangle", PASSES, True),), id="the table of one family"
@@ -126,6 +133,54 @@ def test_members_that_come_and_go_change_beside_the_live_set() -> None:
         DestroySet(ADDED),
         DestroySet(REMOVED),
     )
+
+
+def test_a_set_of_another_type_is_made_anew_beside_itself() -> None:
+    """Rules use it: all of it stands beside it, and they use that, while the set itself goes and comes."""
+    added = chains(Rule(RETURN, (SetMatch(ADDED, ("src",)),)), Rule(DROP))
+    for members in ((A,), ()):
+        assert diff(ruleset(ips(S, *members)), ruleset(NETS)) == (
+            CreateSet(ips(ADDED, *members)),
+            ReplaceTable(4, "mangle", added, True),
+            DestroySet(S),
+            CreateSet(ips(S, *members)),
+            ReplaceTable(4, "mangle", USES, True),
+            DestroySet(ADDED),
+        )
+
+
+LEFT = {"NETPOL4aS": (A,), "NETPOL4rS": (C,), "NETPOL4bS": (B,), "NETPOL4sS": (A,), "NETPOL4cS": (B,)}
+
+
+@pytest.mark.parametrize(
+    ("left", "used", "first", "letters"),
+    [
+        pytest.param("a", "a", "", "bs", id="a change that broke off"),
+        pytest.param("r", "r", "", "bs", id="one that only took away"),
+        pytest.param("abs", "bs", "", "ct", id="two"),
+        pytest.param("absc", "c", "a", "ar", id="three, of which the first is used no more"),
+        pytest.param("arbc", "ar", "b", "bs", id="three, of which the first is used"),
+    ],
+)
+def test_what_a_broken_change_left_is_not_in_the_way(left: str, used: str, first: str, letters: str) -> None:
+    """The small sets of the next one have other names; those that are left go at its end, or first where names are short."""
+    rules = [Rule(RETURN, (SetMatch(f"NETPOL4{letter}S", ("src",)),)) for letter in used]
+    found = ruleset(
+        ips(S, B, C), *(ips(name, *LEFT[name]) for letter in left if (name := f"NETPOL4{letter}S")), chains={4: chains(*rules), 6: DROPS}
+    )
+    steps = diff(ruleset(ips(S, A, B)), found)
+    names = [step.set.name if isinstance(step, CreateSet) else step.name for step in steps if not isinstance(step, ReplaceTable)]
+    small = [f"NETPOL4{letter}S" for letter in letters]
+    stale = [f"NETPOL4{letter}S" for letter in first]
+    last = sorted(f"NETPOL4{letter}S" for letter in left if letter not in first)
+    assert names == [*stale, *small, S, S, *small, *last]
+
+
+def test_names_that_are_all_taken_end_in_an_error() -> None:
+    """Of chains that somebody edited nobody knows what they use: nothing is destroyed first, and the kernel says what is in the way."""
+    opaque = chains(Rule(OpaqueTarget("", 0, b"")))
+    found = ruleset(ips(S, B, C), *(ips(name, *members) for name, members in LEFT.items()), chains={4: opaque, 6: DROPS})
+    assert [type(step) for step in diff(ruleset(ips(S, A, B)), found)][:2] == [CreateSet, CreateSet]
 
 
 def test_a_changed_table_takes_its_changed_sets_along() -> None:

@@ -133,6 +133,28 @@ def test_a_change_is_never_a_window(items: tuple[Object, ...], data: st.DataObje
         assert new.sets == state.wanted().sets
 
 
+@settings(slow, max_examples=MANY)
+@given(clusters.clusters(), st.data())
+def test_a_change_that_breaks_off_is_taken_up_from_where_it_is(items: tuple[Object, ...], data: st.DataObject) -> None:
+    """After any steps of a batch, and of a second and a third that break off too, what is found is made into what is wanted: by the law."""
+    cluster = clusters.build(items)
+    state = NodeState(cluster, clusters.NODE)
+    kernel = apply(Ruleset({}, {}), diff(*state.pending()))
+    for _ in range(4):
+        for event in data.draw(st.lists(clusters.alterations(cluster), max_size=4)):
+            state.follow(play(cluster, event))  # type: ignore[arg-type]  # a Change
+        wanted = state.wanted()
+        steps = diff(wanted, kernel)
+        asked = packets(cluster)
+        before, after = passing(kernel, asked), passing(wanted, asked)
+        for step in steps[: data.draw(st.integers(0, len(steps)))]:
+            kernel = apply(kernel, (step,))
+            now = passing(kernel, asked)
+            assert before & after <= now <= before | after, steps
+    kernel = apply(kernel, diff(state.wanted(), kernel))
+    assert kernel == state.wanted()
+
+
 def labelled(name: str, address: int, **labels: str) -> Pod:
     return Pod("red", name, tuple(sorted(labels.items())), clusters.NODE, (bytes((10, 0, 0, address)),))
 
