@@ -5,7 +5,7 @@ A goal is a ratio to one peer. A row that misses one is still a row: whoever pri
 
 from __future__ import annotations
 
-from netpol.bench import audits, changes, packets, sets, tables, watching
+from netpol.bench import audits, changes, flows, packets, sets, tables, watching
 from netpol.bench.measure import Case
 from netpol.bench.members import networks, pod_addresses, scattered_addresses
 
@@ -23,6 +23,9 @@ POLICIES_GOAL, DISPATCH_GOAL, FREE_GOAL, FLAT_GOAL, LINEAR_GOAL = 1 / 1.3, 1 / 1
 AUDIT = (10_000, 1_000)  # members and rules, both families together
 FOREIGN = (1_000, 10_000)
 
+FLOWS = 100_000
+SWEEP_GOAL, FEW_GOAL = 1 / 1.2, 1.5
+
 READ = 2_000  # pods read from bytes
 WATCH_GOAL, LIST_GOAL = 2.0, 10.0
 
@@ -39,6 +42,7 @@ def cases(
     audit: tuple[int, int] = AUDIT,
     foreign: tuple[int, ...] = FOREIGN,
     read: int = READ,
+    running: int = FLOWS,
 ) -> tuple[Case, ...]:
     """All cases, in the order of the table. Sizes other than the defaults are for those who test them; `rules` are tens."""
     return (
@@ -46,6 +50,7 @@ def cases(
         *packet_cases(policies, isolated),
         *change_cases(*cluster),
         *audit_cases(*audit, foreign),
+        *flow_cases(running, cluster),
         *read_cases(read),
     )
 
@@ -83,6 +88,16 @@ def audit_cases(members: int, rules: int, foreign: tuple[int, ...]) -> tuple[Cas
         *(audits.repair(f"{kind}: found and repaired", kind, members, rules, 11) for kind in audits.DRIFTS),
         audits.notice("table flushed: noticed and repaired", members, rules, 7, {audits.NOTICE: 1.0}),
         *(audits.hold(f"lock held, 1 chain beside {short(count)} foreign rules", count, _pairs(count)) for count in foreign),
+    )
+
+
+def flow_cases(running: int, cluster: tuple[int, int, int]) -> tuple[Case, ...]:
+    """What it costs to look whether running flows are to be cut."""
+    all_of_them = {flows.BARE: SWEEP_GOAL}
+    return (
+        flows.sweep(f"{short(running)} flows swept, a tenth is our pods'", running, 0.1, cluster, 15, all_of_them),
+        flows.sweep(f"{short(running)} flows swept, all are our pods'", running, 1.0, cluster, 15, all_of_them),
+        flows.sweep_few(f"1 pod's of {short(running)} flows swept", running, 1, cluster, 15, {flows.BARE: FEW_GOAL}),
     )
 
 

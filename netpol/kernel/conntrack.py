@@ -30,7 +30,8 @@ from netpol.rules.flows import SIZE, unpack
 
 _NETLINK_NETFILTER = 12
 _BUFFER = 1 << 16  # the kernel sends at most 32 KiB of a dump at once
-_FLOWS = 1024  # an entry's message has more than 64 bytes
+_AT_ONCE = 1024  # entries in a buffer at most: a message of one has more than 64 bytes
+_FLOWS = 2 * _AT_ONCE
 
 _GRANT = "run netpol as root, or with CAP_NET_ADMIN in the user namespace that owns this network namespace"
 _NO_CTNETLINK = "this kernel has no ctnetlink: load the module (modprobe nf_conntrack_netlink), or use one built with CONFIG_NF_CT_NETLINK"
@@ -198,13 +199,15 @@ class ConntrackSocket:
         try:
             code = int(lib.np_ct_list(self._native, dump.seq, family, which, ffi.NULL if address is None else address, bits))
             while code == 0 and not dump.flags & lib.NP_CT_DONE:
-                dump.count = 0
                 code = int(lib.np_ct_receive(self._native, dump))
-                self.wanted += int(dump.count)
+                if dump.count <= _FLOWS - _AT_ONCE and code == 0 and not dump.flags & lib.NP_CT_DONE:
+                    continue
+                count, dump.count = int(dump.count), 0
+                self.wanted += count
                 if sorting is not None:
-                    sorting.take(self._area, int(dump.count))
-                elif dump.count:
-                    found += ffi.buffer(self._area, dump.count * SIZE)
+                    sorting.take(self._area, count)
+                else:
+                    found += ffi.buffer(self._area, count * SIZE)
         except BaseException:
             self._drain()
             raise

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from netpol.bench import Case, Result, Session, cases, measure
-from netpol.bench.cases import audit_cases, change_cases, kernel_cases, packet_cases, read_cases
+from netpol.bench.cases import audit_cases, change_cases, flow_cases, kernel_cases, packet_cases, read_cases
 from netpol.bench.measure import BenchError, Contender
 from netpol.bench.report import from_json, table, to_json
 from netpol.kernel.apply import Kernel
@@ -25,7 +25,13 @@ ROOT = Path(__file__).parent.parent.parent
 MEMBERS, FEW, RULES = 300, 20, (20, 30)
 TINY = kernel_cases(MEMBERS, FEW, RULES)
 # These have no programs as peers, but our own work in other circumstances.
-OURS = (*packet_cases(10, (1, 5, 30)), *change_cases(100, 20, 10), *audit_cases(200, 60, (20, 30)), *read_cases(30))
+OURS = (
+    *packet_cases(10, (1, 5, 30)),
+    *change_cases(100, 20, 10),
+    *audit_cases(200, 60, (20, 30)),
+    *flow_cases(200, (100, 20, 10)),
+    *read_cases(30),
+)
 EVERY_CASE = pytest.mark.parametrize("case", TINY, ids=lambda case: case.row)
 EVERY_OTHER = pytest.mark.parametrize("case", OURS, ids=lambda case: case.row)
 
@@ -99,7 +105,7 @@ def test_every_row_has_a_name_of_its_own() -> None:
     assert len(set(rows)) == len(rows)
     assert rows[0] == "60k members into hash:ip"
     assert {case.row for case in TINY} == set(PEERS)
-    tiny = cases(MEMBERS, FEW, RULES, 10, (1, 5, 30), (100, 20, 10), (200, 60), (20, 30), 30)
+    tiny = cases(MEMBERS, FEW, RULES, 10, (1, 5, 30), (100, 20, 10), (200, 60), (20, 30), 30, 200)
     assert {case.row for case in tiny} == {case.row for case in (*TINY, *OURS)}
 
 
