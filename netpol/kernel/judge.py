@@ -142,9 +142,9 @@ class Index:
         known = self._sides.get(family)
         if known is not None and known[0] is chains:
             return known[1]
-        _check_root(_chain(chains, ROOT).rules)
+        scopes = _scopes(_chain(chains, ROOT).rules)
         _check_deny(_chain(chains, DENY).rules, family)
-        sides = tuple(_side(chains, root, family) for root in _SIDES)
+        sides = tuple(_side(chains, root, family, scope) for root, scope in zip(_SIDES, scopes, strict=True))
         self._sides[family] = (chains, sides)
         return sides
 
@@ -282,11 +282,13 @@ def _chain(chains: Mapping[str, Chain], name: str) -> Chain:
     return chains[name]
 
 
-def _check_root(rules: tuple[Rule, ...]) -> None:
-    """A new flow's packet goes on to both sides and nowhere else."""
+def _scopes(rules: tuple[Rule, ...]) -> tuple[Network | None, Network | None]:
+    """A new flow's packet goes on to both sides and nowhere else; the networks of sources and of destinations for which it does."""
     jumps = [rule for rule in rules if not _passes_by(rule)]
-    if jumps != [Rule(Jump(EGRESS)), Rule(Jump(INGRESS))]:
+    egress, ingress = (jumps[0].source, jumps[1].destination) if len(jumps) == 2 else (None, None)
+    if jumps != [Rule(Jump(EGRESS), source=egress), Rule(Jump(INGRESS), destination=ingress)]:
         raise _OtherForm
+    return egress, ingress
 
 
 def _passes_by(rule: Rule) -> bool:
@@ -310,11 +312,13 @@ def _check_deny(rules: tuple[Rule, ...], family: Family) -> None:
         raise _OtherForm
 
 
-def _side(chains: Mapping[str, Chain], root: str, family: Family) -> _Side:
-    """Walks a tree. Its chains test networks that do not overlap, or addresses, inside that by which they are reached."""
+def _side(chains: Mapping[str, Chain], root: str, family: Family, scope: Network | None) -> _Side:
+    """Walks a tree. It is about no address outside its scope; its chains test networks that do not overlap, or addresses, inside that
+    network by which they are reached."""
     found: dict[Address, str] = {}
     ranges: set[tuple[Network, ...]] = set()
-    waiting: list[tuple[str, Network]] = [(root, Network(bytes(4 if family == 4 else 16), 0))]
+    scope = scope or Network(bytes(4 if family == 4 else 16), 0)
+    waiting: list[tuple[str, Network]] = [(root, scope)]
     width = 32 if family == 4 else 128
     while waiting:
         name, within = waiting.pop()
@@ -324,6 +328,8 @@ def _side(chains: Mapping[str, Chain], root: str, family: Family) -> _Side:
             own, target = _dispatch(rule, root)
             is_leaf = target is None or rule.not_source or rule.not_destination
             if target == DENY and not is_leaf:
+                if own.length < scope.length or own.address not in scope:
+                    raise _OtherForm
                 denied.append(own)
                 continue
             if target is None and found.get(own.address) and own.length == width:
