@@ -119,6 +119,19 @@ class Api:
         where = f"{path(kind, namespace)}/{name}" + (f"/{part}" if part else "")
         return self.request("PATCH", where, change, "application/merge-patch+json")
 
+    def apply(self, value: Json, dry_run: bool = False) -> Json:
+        """Server-side apply, as `kubectl apply --server-side` does it: a field that the server does not know is an error."""
+        meta = value["metadata"]
+        where = f"{path(value['kind'].lower() + 's', meta.get('namespace', ''))}/{meta['name']}"
+        query = "fieldManager=test&force=true&fieldValidation=Strict" + ("&dryRun=All" if dry_run else "")
+        return self.request("PATCH", f"{where}?{query}", value, "application/apply-patch+yaml")
+
+    def token(self, namespace: str, name: str) -> str:
+        """A token of that ServiceAccount, good for an hour."""
+        where = f"{path('serviceaccounts', namespace)}/{name}/token"
+        answer = self.request("POST", where, {"spec": {"expirationSeconds": 3600}})
+        return str(answer["status"]["token"])
+
     def delete(self, kind: str, name: str, namespace: str = "") -> None:
         """At once, without a grace period: there is no kubelet to wait for."""
         self.request("DELETE", f"{path(kind, namespace)}/{name}", {"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0})
