@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import ssl
 import subprocess
@@ -317,15 +318,19 @@ def test_tls(server: FakeServer, tmp_path: Path, certificates: Path) -> None:
     server.tls = serving(certificates)
     path = Path(server.kubeconfig(tmp_path, {"token": "t"}, f"https://127.0.0.1:{server.port}"))
     config = json.loads(path.read_text())
-    config["clusters"][0]["cluster"]["certificate-authority"] = "ca.crt"
-    path.write_text(json.dumps(config))
-    (tmp_path / "ca.crt").write_bytes((certificates / "other.crt").read_bytes())
+
+    def trust(name: str) -> None:
+        data = base64.b64encode((certificates / name).read_bytes()).decode()
+        config["clusters"][0]["cluster"]["certificate-authority-data"] = data
+        path.write_text(json.dumps(config))
+
+    trust("other.crt")
     client = Client(configured(str(path)))
     server.answer(PATH, page("1"), watch(b"a", threading.Event()))
     with pytest.raises(ApiError, match=r"TLS: .*verify failed"):
         ask(client)
     assert server.asked == []
-    (tmp_path / "ca.crt").write_bytes((certificates / "server.crt").read_bytes())
+    trust("server.crt")
     assert ask(client) == 200
     with client.watch(PATH, (), 60) as stream:
         assert stream.read() == b"a"

@@ -126,6 +126,22 @@ def test_a_steady_watch_lets_the_waits_begin_anew() -> None:
         player.now += lasted
         player.reflector.end("timeout")
         assert player.waits(1) == ["watch@10", expected]
+    assert player.waits(1) == ["watch@10", 3.2]
+    assert player.next() == "watch@10"
+    player.now += 10
+    player.reflector.receive(bookmark("11") + error(500, "InternalError"))
+    assert player.next() == 1.6
+
+
+def test_a_long_start_is_no_steady_watch() -> None:
+    """What counts is how long the watch lasted after it."""
+    player = Player()
+    assert player.waits(3)[1::2] == [1.6, 3.2, 6.4]
+    assert player.next() == "sync"
+    player.now += 60
+    player.reflector.receive(START)
+    player.reflector.end("cut")
+    assert player.waits(1) == ["watch@10", 12.8]
 
 
 @pytest.mark.parametrize("reason", ["timeout", "cut", "silence"])
@@ -214,9 +230,9 @@ def test_a_look_that_fails_is_tried_again(code: int) -> None:
         assert player.ask() == "look"
         player.refuse(code)
         assert isinstance(player.ask(), float)
-    assert player.ask() == "look"
-    player.reflector.receive_page(b"<html>")
-    assert isinstance(player.ask(), float)
+        assert player.ask() == "look"
+        player.reflector.receive_page(b"<html>")
+        assert isinstance(player.ask(), float)
     assert player.next() == "watch@10"
 
 
@@ -240,6 +256,7 @@ def test_a_deletion_in_the_start_is_one() -> None:
     player.next()
     heard = player.reflector.receive(added(pod("a", 5), pod("b", 6)) + deleted(pod("a", 7), pod("x", 8)) + bookmark("9", True))
     assert heard.events[2:] == [Gone(Pod, "a", "default"), Synced(Pod)]
+    assert player.reflector.receive(deleted(pod("a", 10))).events == []
 
 
 @pytest.mark.parametrize(
@@ -268,16 +285,23 @@ def test_a_refused_start(code: int, body: bytes | None, after: list[str | float]
 def test_five_refusals_of_the_start_are_a_list_and_the_other_way_round() -> None:
     """One that never does what it was asked for may do something else."""
     player = Player()
-    assert player.waits(15)[::2] == ["sync"] * 5 + ["list"] * 5 + ["sync"] * 5
+    assert player.waits(5)[::2] == ["sync"] * 5
+    assert player.next() == "list"
+    player.reflector.receive_page(whole(page("7", pod("a", 5), next="more")))
+    assert player.waits(15)[::2] == ["list+more"] * 5 + ["sync"] * 5 + ["list"] * 5
 
 
 def test_five_refusals_of_a_watch_are_a_full_sync() -> None:
-    """In a row: an event in between begins the count anew."""
+    """In a row: an event in between begins the count anew, and so does a watch that lasts."""
     player = Player().started()
     player.reflector.end("cut")
     player.waits(4)
     assert player.next() == "watch@10"
-    player.reflector.receive(bookmark("11"))
+    player.reflector.receive(bookmark("11") + error(500, "InternalError"))
+    assert isinstance(player.next(), float)
+    assert player.waits(3)[::2] == ["watch@11"] * 3
+    assert player.next() == "watch@11"
+    player.now += 2
     player.reflector.end("timeout")
     assert player.waits(5)[::2] == ["watch@11"] * 5
     assert player.next() == "sync"

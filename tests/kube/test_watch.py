@@ -48,7 +48,7 @@ def encoded(object: dict[str, object]) -> bytes:
         ),
         pytest.param(line("BOOKMARK", "{}"), Bookmark("", False), id="an empty bookmark"),
         pytest.param(error(410, "Expired", "too old"), Status(410, "Expired", "too old"), id="error"),
-        pytest.param(line("ERROR", '{"kind":"Pod"}'), Status(), id="an error without a status"),
+        pytest.param(line("ERROR", '{"kind":"Pod","code":500}'), Status(), id="an error without a status"),
         pytest.param(line("ERROR", "5"), Status(), id="an error that is a number"),
         pytest.param(
             line("ERROR", '{"kind":"Status","code":504,"details":{"retryAfterSeconds":2}}'), Status(504, retry_after=2), id="retry"
@@ -92,6 +92,14 @@ def test_what_is_no_event_ends_the_stream_after_the_events_before_it(data: bytes
 def test_empty_lines_and_a_cut_tail_are_nothing() -> None:
     """Neither is an event, nor an error."""
     assert events(b"\n\r\n  \n" + added(POD)[:-1]) == ([], "")
+
+
+def test_the_limit_is_a_lines_own() -> None:
+    """Many lines in pieces are more than one may be; one without an end is given up before it fills the memory."""
+    halves = [half for _ in range(50) for half in (added(POD)[:100], added(POD)[100:])]
+    assert [len(found) if isinstance(found, list) else found for found in events(*halves)] == [50, ""]
+    assert "longer than 4096" in events(*[b"x" * 1000] * 5)[1]
+    assert "longer than 4096" in events(b"x" * 5000)[1]
 
 
 _OBJECTS = st.recursive(
