@@ -40,7 +40,7 @@ from netpol import __version__
 from netpol.errors import ApiError, Cut, Silence
 
 CONNECT = 5.0  # seconds for a connection and its TLS handshake
-ANSWER = 60.0  # seconds of silence before an answer, or in one that is no watch
+ANSWER = 60.0  # seconds of silence before an answer, or in it, where nothing else is asked for
 CHUNK = 256 << 10
 POOL = 8  # connections that are kept
 # A page of 500 objects has at most some MB; anything near this is none.
@@ -257,12 +257,21 @@ class Client:
         with suppress(AttributeError):
             self._api.close()  # type: ignore[union-attr]  # there may be none yet
 
-    def ask(self, method: str, path: str, query: Query = (), body: Mapping[str, Any] | None = None, *, compressed: bool = False) -> Answer:
+    def ask(
+        self,
+        method: str,
+        path: str,
+        query: Query = (),
+        body: Mapping[str, Any] | None = None,
+        *,
+        compressed: bool = False,
+        silence: float = ANSWER,
+    ) -> Answer:
         """A request and its whole answer, whatever its status. `compressed`: it may come so, which is for long answers.
 
         Raises ApiError where there is no answer, or not all of it.
         """
-        with self._request(method, path, query, body, {"Accept-Encoding": "gzip"} if compressed else {}, ANSWER) as stream:
+        with self._request(method, path, query, body, {"Accept-Encoding": "gzip"} if compressed else {}, silence) as stream:
             good = stream.code < 300
             whole = stream.rest(MAX_BODY if good else MAX_ERROR_BODY)
             if good and len(whole) > MAX_BODY:

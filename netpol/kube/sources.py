@@ -150,7 +150,7 @@ class _Follower:
             self.reflector.fail(str(error))
 
     def _list(self, request: Request) -> None:
-        answer = self._client.ask("GET", request.path, request.query, compressed=True)
+        answer = self._client.ask("GET", request.path, request.query, compressed=True, silence=request.silence)
         if answer.code == 200:
             self._hand_on(self.reflector.receive_page(answer.body))
         else:

@@ -227,10 +227,10 @@ def test_silence_in_the_start_is_one_list(server: FakeServer, tmp_path: Path) ->
 def test_silence_is_another_watch(server: FakeServer, tmp_path: Path) -> None:
     """A server that says nothing, before its answer or in it, is asked to go on from where it was."""
     last = watch(added(pod("c", 12)), threading.Event())
-    server.answer(PATH, START, LOOK, silent(), LOOK, watch(added(pod("b", 11)), threading.Event()), LOOK, last)
+    server.answer(PATH, START, silent(), LOOK, silent(), LOOK, watch(added(pod("b", 11)), threading.Event()), LOOK, last)
     with following(server, tmp_path, IMPATIENT) as heard:
         heard.wait(*HEARD, "+b", "+c")
-        assert asked(server, 7)[:7] == ["sync", "look", "watch@10", "look", "watch@10", "look", "watch@11"]
+        assert asked(server, 8)[:8] == ["sync", "look", "look", "watch@10", "look", "watch@10", "look", "watch@11"]
 
 
 @pytest.mark.parametrize(
