@@ -29,6 +29,7 @@ ready.wait()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives threads heaps of their own")
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer brings a heap of its own")
 def test_threads_share_a_heap() -> None:
     """Eight threads that allocate reserve no address space of their own for it, where they would otherwise."""
 
