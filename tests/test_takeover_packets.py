@@ -18,7 +18,7 @@ from netpol.agent.enforcer import Enforcer, Report
 from netpol.agent.enforcer import clean as remove
 from netpol.kernel.apply import Kernel
 from netpol.lab import Host, Lab
-from netpol.model import UDP, Namespace, NumberedPort, Object, Policy, PolicyRule
+from netpol.model import TCP, UDP, Namespace, NumberedPort, Object, Policy, PolicyRule
 from netpol.rules.compile import Settings
 from netpol.rules.flows import unpack
 from netpol.rules.ruleset import ReplaceTable
@@ -144,6 +144,21 @@ def test_what_was_cut_stays_cut(after: Settings) -> None:
             enforcer.enforce()
             assert cutter.sweep(enforcer.state.wanted(), PODS).unmarked == 1
         world.assert_alive(flow)
+
+
+def test_cleaning_up_gives_back_what_was_cut() -> None:
+    """The mark goes with the rules, others' bits stay, and the flow lives on; without a gate there is nothing to tell the bit by."""
+    with flows() as world:
+        flow = world.tcp()
+        world.put(NOBODY)
+        world.tool("conntrack", "-U", "-s", "10.244.0.20", "-m", "0x5")
+        assert world.sweep().marked == 1
+        world.assert_cut(flow, flow[0].say)
+        clean(world)
+        # Nothing tracks connections now, but an entry lives until its time is up.
+        assert [entry.mark for entry in world.entries(TCP)] == [5]
+        world.assert_alive(flow)
+        clean(world)
 
 
 # -- a first install ---------------------------------------------------------------------------------------------------

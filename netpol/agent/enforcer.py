@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from netpol.agent.audit import NO_DRIFT, Drift, compare, written
-from netpol.agent.takeover import take_over
+from netpol.agent.takeover import forget_marks, gate_bits, take_over
 from netpol.errors import KernelError, MalformedKernelData
 from netpol.kernel.apply import Kernel
 from netpol.model import Address, Object, Pod, Policy
@@ -95,7 +95,10 @@ class Enforcer:
         """whole -- all that is wanted, or None where what is pending will do; found -- all that the kernel holds, where that was read."""
         before = self.kernel.calls
         try:
-            steps = self._planned() if whole is None else diff(whole, found or self.kernel.read())
+            steps = self._planned() if whole is None else None
+            if steps is None:
+                whole = whole or self.state.wanted()
+                steps = diff(whole, found or self.kernel.read())
             self._sure = False
             leftover = self.kernel.apply(steps)
             self._leftover = leftover if steps else self._leftover
@@ -107,14 +110,14 @@ class Enforcer:
         self._sure = True
         return Report(steps, self.kernel.calls - before, whole, self.state.judged, touched, leftover=self._leftover)
 
-    def _planned(self) -> tuple[Step, ...]:
-        """What brings pending changes into force, and what was left over out of the way."""
+    def _planned(self) -> tuple[Step, ...] | None:
+        """What brings pending changes into force, and what was left over out of the way; None where only a reading of all can tell."""
         steps = diff(*self.state.pending())
         if not steps or not self._leftover:
             return steps
         if any(isinstance(step, CreateSet) and step.set.name in self._leftover for step in steps):
             # It is wanted again, and nobody knows what it holds.
-            return diff(self.state.wanted(), self.kernel.read())
+            return None
         return (*steps, *(DestroySet(name) for name in self._leftover))
 
     def _take_over(self) -> Report:
@@ -185,15 +188,20 @@ def identity(item: Object) -> tuple[type[Object], str, str]:
 def clean(*kernels: Kernel) -> tuple[Step, ...]:
     """Removes everything of ours from the kernels' tables, and nothing else; works on half of a state too. The steps that it took.
 
-    All tables go before any set: a set cannot be destroyed while a rule of another table refers to it.
+    All tables go before any set: a set cannot be destroyed while a rule of another table refers to it. Flows that were cut lose their
+    mark at last, where a gate is there to tell the bit: whoever installs netpol again would cut them anew.
     """
     steps: list[Step] = []
+    bits = 0
     for kernel in kernels:
         found = kernel.read()
+        bits |= gate_bits(found)
         replaced = diff(Ruleset({}, {}, frozenset(), kernel.table), replace(found, sets={}))
         kernel.apply(replaced)
         steps += replaced
     destroyed = [DestroySet(name) for name in sorted(kernels[0].read().sets)]
-    if in_use := kernels[0].apply(destroyed):
+    in_use = kernels[0].apply(destroyed)
+    forget_marks(bits)
+    if in_use:
         raise KernelError(errno.EBUSY, "ipset destroy", ", ".join(in_use), "in use by somebody else's rule or set: take that away first")
     return (*steps, *destroyed)

@@ -18,7 +18,7 @@ TCP flows that rest during the grace are met in their middle when they wake up, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -57,7 +57,7 @@ def take_over(kernel: Kernel, wanted: Ruleset, settings: Settings, learn: bool, 
     found = kernel.read()
     with open(OTHER[kernel.table]) as other:
         left = _left(other)
-        bits = (_gate_bits(found) | _gate_bits(left)) & ~settings.cut_bit
+        bits = (gate_bits(found) | gate_bits(left)) & ~settings.cut_bit
         learning, calls = _untracked(wanted, settings, found, left) if learn else (frozenset[Family](), 0)
         wanted = _gates(wanted, settings, learning)
         with _both_bits(bits, settings.cut_bit):
@@ -104,7 +104,7 @@ def _move(kernel: Kernel, other: Kernel, wanted: Ruleset, found: Ruleset, left: 
 # -- another cut bit ---------------------------------------------------------------------------------------------------
 
 
-def _gate_bits(found: Ruleset) -> int:
+def gate_bits(found: Ruleset) -> int:
     """The bits of connmarks that our gates look at."""
     bits = 0
     for chains in found.chains.values():
@@ -112,6 +112,13 @@ def _gate_bits(found: Ruleset) -> int:
             for match in rule.matches:
                 bits |= match.mask if isinstance(match, Connmark) else 0
     return bits
+
+
+def forget_marks(bits: int) -> None:
+    """Takes the bits of flows that were cut away: nothing is in force any more that would look at them."""
+    if bits:
+        with suppress(Unsupported), ConntrackSocket() as socket:
+            socket.unmark(socket.marked(bits), bits)
 
 
 @contextmanager

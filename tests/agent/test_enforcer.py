@@ -146,12 +146,14 @@ def test_a_set_that_was_left_over_goes_with_the_next_change(enforcer: Enforcer, 
 
 
 def test_a_set_that_was_left_over_is_wanted_again(enforcer: Enforcer, kernel: Kernel, in_use: tuple[str, list[str]]) -> None:
-    """It is taken as it stands and gets the members of now, in one step with no error."""
+    """It is taken as it stands and gets the members of now, in one step with no error; who follows the steps is told all, not these."""
     name, _ = in_use
     assert enforcer.enforce().leftover == (name,)
     enforcer.put(OBJECTS[3], Pod("x", "c", (), "elsewhere", (parse_address("10.0.0.3"),)))
     enforcer.drop(Pod, "b", "x")
-    assert enforcer.enforce().leftover == ()
+    report = enforcer.enforce()
+    assert report.leftover == ()
+    assert (report.whole, report.touched) == (enforcer.state.wanted(), None)
     assert kernel.read() == enforcer.state.wanted()
     assert enforcer.audit()[0] == NO_DRIFT
 
