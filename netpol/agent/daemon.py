@@ -22,6 +22,7 @@ from netpol.agent.agenda import Pace
 from netpol.agent.announcer import Announcer
 from netpol.agent.census import Census, CensusTaker
 from netpol.agent.cutting import Cutting
+from netpol.agent.drops import DropLog, Sink
 from netpol.agent.enforcer import Enforcer
 from netpol.agent.health import Health, Page
 from netpol.agent.lookout import Lookout
@@ -65,6 +66,7 @@ class Options(Struct, frozen=True):
     cut: bool = True
     events: bool = False
     grace: float = 0.0
+    drop_log: str | None = None
 
 
 def run(options: Options) -> None:
@@ -101,6 +103,11 @@ def run(options: Options) -> None:
             health = Health(*options.listen, _pages(loop, standing, sources), voice.trouble)
             health.start()
             stack.callback(health.stop)
+        if options.drop_log is not None and options.settings.log_group is not None:
+            sink = Sink(Path(options.drop_log) if options.drop_log != "-" else None)
+            drops = DropLog(options.settings.log_group, loop, sink, voice.trouble)
+            drops.start()
+            stack.callback(drops.stop)
         lookout.start()
         stack.callback(lookout.stop)
         try:

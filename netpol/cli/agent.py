@@ -57,6 +57,14 @@ def _address(ctx: click.Context, param: click.Parameter, value: str) -> tuple[st
     metavar="SECONDS",
     help="How often everything in the kernel is read back and compared; 0 is never.",
 )
+@click.option(
+    "--drop-log",
+    show_envvar=True,
+    envvar="NETPOL_DROP_LOG",
+    default=None,
+    metavar="FILE",
+    help="A JSON line there for each denied flow, - is standard output; --log-group is 9479 then, unless it is given.  [default: no log]",
+)
 @options.state
 @click.option(
     "--events/--no-events",
@@ -98,6 +106,7 @@ def agent(
     cut_flows: bool,
     grace: float,
     audit_interval: float,
+    drop_log: str | None,
     state: str | None,
     events: bool,
     listen: tuple[str, int] | None,
@@ -117,10 +126,15 @@ def agent(
     from netpol.kernel.heap import one_heap
 
     one_heap()  # before whatever else is imported starts a thread
+    from msgspec.structs import replace
+
     from netpol.agent.daemon import Options, run
+    from netpol.agent.drops import GROUP
     from netpol.agent.logs import configure
 
     configure(log_format, log_level, sys.stderr)  # type: ignore[arg-type]  # one of the choices
+    if drop_log is not None and settings.log_group is None:
+        settings = replace(settings, log_group=GROUP)
     run(
         Options(
             node=node or os.uname().nodename,
@@ -133,5 +147,6 @@ def agent(
             listen=listen,
             cut=cut_flows,
             grace=grace,
+            drop_log=drop_log,
         )
     )

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "apply": ("netpol.cli.apply", "Program this host's kernel from manifests on disk."),
     "cleanup": ("netpol.cli.cleanup", "Take everything of netpol's out of this host's kernel."),
     "demo": ("netpol.cli.demo", "Enforce policies on real packets in a private world, and show what happens."),
+    "drops": ("netpol.cli.drops", "Print the agent's log of denied flows."),
     "matrix": ("netpol.cli.matrix", "Show which pods reach which: by the specification, the rules, or real packets."),
     "preflight": ("netpol.cli.preflight", "Look whether enforcement on this node would be real."),
     "render": ("netpol.cli.render", "Print the sets and rules that a node's kernel should hold."),

@@ -10,6 +10,8 @@ itself - is allowed here as the documentation has it (27, 28).
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Literal
 
 from msgspec import Struct
@@ -33,6 +35,7 @@ from netpol.policy.cluster import Cluster
 from netpol.policy.selectors import matches
 
 Standing = Literal["not isolated", "allowed", "denied"]
+Isolating = Callable[[Pod, Direction], tuple[Policy, ...]]
 
 # ICMPv6 without which IPv6 does not work: multicast listener discovery (130-132, 143) and neighbour discovery (133-137).
 ALWAYS_ALLOWED_ICMPV6 = frozenset((*range(130, 138), 143))
@@ -69,8 +72,11 @@ class Verdict(Struct, frozen=True):
     exempt: str = ""
 
 
-def verdict(cluster: Cluster, flow: Flow, icmp_type: int | None = None) -> Verdict:
-    """What the policies of the cluster say of a flow. `icmp_type` is the type of an ICMP or ICMPv6 packet, where it is known."""
+def verdict(cluster: Cluster, flow: Flow, icmp_type: int | None = None, isolating: Isolating | None = None) -> Verdict:
+    """What the policies of the cluster say of a flow. `icmp_type` is the type of an ICMP or ICMPv6 packet, where it is known.
+
+    isolating -- says which policies isolate a pod, for whoever knows without looking at each of them.
+    """
     if flow.protocol == ICMPV6 and icmp_type in ALWAYS_ALLOWED_ICMPV6:
         return Verdict(True, exempt="IPv6 neighbour discovery")
     if flow.source == flow.destination:
@@ -80,8 +86,9 @@ def verdict(cluster: Cluster, flow: Flow, icmp_type: int | None = None) -> Verdi
         return Verdict(True, exempt="traffic between a pod and its node")
     # "For a connection from a source pod to a destination pod to be allowed, both the egress policy on the source pod and the
     # ingress policy on the destination pod need to allow the connection."
-    egress = _side(cluster, "egress", source, flow.destination, destination, flow)
-    ingress = _side(cluster, "ingress", destination, flow.source, destination, flow)
+    policies = isolating or functools.partial(isolating_policies, cluster)
+    egress = _side(cluster, "egress", source, flow.destination, destination, flow, policies)
+    ingress = _side(cluster, "ingress", destination, flow.source, destination, flow, policies)
     return Verdict(egress.standing != "denied" and ingress.standing != "denied", egress, ingress)
 
 
@@ -91,13 +98,15 @@ def _own_node(cluster: Cluster, pod: Pod | None, address: Address) -> bool:
     return node is not None and address in node.addresses
 
 
-def _side(cluster: Cluster, direction: Direction, pod: Pod | None, other: Address, destination: Pod | None, flow: Flow) -> Side:
+def _side(
+    cluster: Cluster, direction: Direction, pod: Pod | None, other: Address, destination: Pod | None, flow: Flow, policies: Isolating
+) -> Side:
     """How one end of the flow stands. `pod` is that end, `other` the address of the other end."""
     if pod is None:
         return FREE
     # "By default, a pod is non-isolated [...]; a pod is isolated if there is any NetworkPolicy that both selects the pod and has
     # [the direction] in its policyTypes."
-    isolating = isolating_policies(cluster, pod, direction)
+    isolating = policies(pod, direction)
     if not isolating:
         return FREE
     # "The effects of those lists combine additively." The order of evaluation does not matter.

@@ -87,6 +87,14 @@ class NodeState:
         for policy in self.cluster.policies.values():
             self.cluster.index.unregister(policy.subject)
 
+    def isolating(self, pod: Pod, direction: Direction) -> tuple[Policy, ...]:
+        """The policies that isolate a pod of this node in a direction, by name; none for a pod of another node."""
+        if not self._is_local(pod):
+            return ()
+        keys = {key for query in self.cluster.queries(pod) for key in self._subjects.get(query, ())}
+        found = [policy for key in keys if (policy := self.cluster.policies[key]).rules(direction) is not None]
+        return tuple(sorted(found, key=str))
+
     # -- events --------------------------------------------------------------------------------------------------------
 
     def follow(self, change: Change) -> None:

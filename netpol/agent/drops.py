@@ -1,0 +1,222 @@
+"""The drop log: one JSON line for each flow that was denied here, with the names of who was denied, and by what.
+
+A thread of its own reads the NFLOG group of NETPOL-DENY's rule. Who holds an address and which policies deny it is asked of the loop,
+between two of its tasks, a few packets at a time: names and policies are those of the state that was enforced, and enforcement never waits
+for a log. What a flood, a slow disk or a silent loop leaves no room for is counted, and the counts are lines too.
+
+Lines end in a file that is never longer than `MOST`: then it becomes FILE.1, and a new one begins. docs/drops.md describes the fields.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from netpol.agent.denials import Denial, Reason, judge, unjudged
+from netpol.agent.limiter import Limiter, Told
+from netpol.agent.loop import Loop
+from netpol.errors import KernelError, MalformedKernelData
+from netpol.kernel.nflog import NflogSocket, Packet, unpack
+from netpol.model import PROTOCOL_NAMES, Direction, format_address
+
+PREFIX = "netpol"  # of the rule's packets
+GROUP = 9479  # where the user names none
+MOST = 64 << 20  # bytes of a file
+BATCH = 16  # packets of one question to the loop
+DATAGRAMS = 16  # read before lines are written
+QUESTION = 2.0  # seconds that the loop may take to answer
+PULSE = 5.0  # seconds between two looks at what was left out
+AGAIN = 5.0  # seconds before a group that could not be had is tried again
+ENDING = 1.0  # seconds
+
+
+class Line(Struct, frozen=True, omit_defaults=True):
+    """A denied flow; docs/drops.md has the words."""
+
+    time: str
+    reason: Reason
+    source: str
+    destination: str
+    source_address: str
+    destination_address: str
+    protocol: str
+    direction: Direction | None = None
+    policies: tuple[str, ...] = ()
+    source_port: int | None = None
+    port: int | None = None
+    icmp_type: int | None = None
+    icmp_code: int | None = None
+    reply: bool = False
+    fragment: bool = False
+    packets: int = 1
+
+
+class LeftOut(Struct, frozen=True, omit_defaults=True):
+    """Packets since the last such line that are part of no other: limited, lost before they were read, unreadable."""
+
+    time: str
+    left_out: int
+    lost: int = 0
+    unreadable: int = 0
+
+
+class Sink:
+    """Where lines go: a file, by its path, or standard output where there is none."""
+
+    def __init__(self, path: Path | None, most: int = MOST) -> None:
+        self._path, self._most = path, most
+
+    def write(self, lines: bytes) -> None:
+        """Whole lines, at the end. The file is opened anew each time: whoever moves it away gets a new one. OSError where it fails."""
+        if self._path is None:
+            sys.stdout.buffer.write(lines)
+            sys.stdout.buffer.flush()
+            return
+        if self._length() + len(lines) > self._most:
+            os.replace(self._path, f"{self._path}.1")
+        with open(self._path, "ab", buffering=0) as file:
+            file.write(lines)
+
+    def _length(self) -> int:
+        assert self._path is not None
+        try:
+            return self._path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+
+class DropLog:
+    """See the module. complain -- told of troubles, once each, by the log's thread."""
+
+    def __init__(self, group: int, loop: Loop, sink: Sink, complain: Callable[[str], None], limiter: Limiter | None = None) -> None:
+        self._group, self._loop, self._sink, self._complain = group, loop, sink, complain
+        self._limiter = limiter or Limiter()
+        self.lines = 0
+        """Written so far."""
+        self._told: str | None = None
+        self._said = (0, 0, 0)  # of what was left out, as the last line about it had it
+        self._reading, self._waking = os.pipe2(os.O_CLOEXEC)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="drops", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends it; what came before is written."""
+        self._stopping.set()
+        os.write(self._waking, b"x")
+        self._thread.join(ENDING)
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                with NflogSocket(self._group, PREFIX) as socket:
+                    self._follow(socket)
+            except KernelError as error:
+                self._trouble(f"{error}; it is tried again")
+                self._stopping.wait(AGAIN)
+
+    def _follow(self, socket: NflogSocket) -> None:
+        self._said = (self._limiter.left_out, 0, 0)
+        spoken = time.monotonic()
+        while not self._stopping.is_set():
+            now = time.monotonic()
+            due = min(self._limiter.next_due() or now + PULSE, now + PULSE)
+            select.select([socket.fileno(), self._reading], [], [], max(0.0, due - now))
+            self._work(socket)
+            if time.monotonic() - spoken >= PULSE:
+                spoken = time.monotonic()
+                self._sum_up(socket)
+        self._work(socket)
+        self._limiter.forget()
+        self._sum_up(socket)
+
+    def _work(self, socket: NflogSocket) -> None:
+        """Reads some of what there is, and writes what becomes of it."""
+        told: list[Told] = []
+        for _ in range(DATAGRAMS):
+            try:
+                packed = socket.receive()
+            except MalformedKernelData as error:
+                self._trouble(str(error))
+                continue
+            if packed is None:
+                break
+            now = time.monotonic()
+            told += [line for packet in unpack(packed) if (line := self._limiter.hear(packet, now)) is not None]
+        told += self._limiter.due(time.monotonic())
+        for first in range(0, len(told), BATCH):
+            batch = told[first : first + BATCH]
+            self._write([line_of(one, denial) for one, denial in zip(batch, self._judge([one.packet for one in batch]), strict=True)])
+
+    def _judge(self, packets: Sequence[Packet]) -> Sequence[Denial]:
+        """What the loop says of these; what can be said without it, where it knows too little yet or does not answer in time."""
+        loop = self._loop
+        known = loop.ask(lambda enforcer: [judge(enforcer.state, packet) for packet in packets] if loop.agenda.complete else None, QUESTION)
+        return known or [unjudged(packet) for packet in packets]
+
+    def _sum_up(self, socket: NflogSocket) -> None:
+        counts = socket.counts
+        now = (self._limiter.left_out, counts.lost, counts.unreadable)
+        if now != self._said:
+            left_out, lost, unreadable = (new - old for new, old in zip(now, self._said, strict=True))
+            self._said = now
+            self._write([LeftOut(_time(0), left_out, lost, unreadable)])
+
+    def _write(self, lines: Sequence[Line | LeftOut]) -> None:
+        try:
+            self._sink.write(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+        except OSError as error:
+            self._limiter.left_out += sum(line.packets for line in lines if isinstance(line, Line))
+            self._trouble(f"the drop log cannot be written: {error}; what it leaves out is counted")
+            return
+        self.lines += len(lines)
+        self._told = None
+
+    def _trouble(self, words: str) -> None:
+        if words != self._told:
+            self._told = words
+            self._complain(words)
+
+
+def line_of(told: Told, denial: Denial) -> Line:
+    """A packet and what is known of it, as a line."""
+    packet = told.packet
+    source_port, port = packet.ports or (None, None)
+    icmp_type, icmp_code = packet.icmp or (None, None)
+    return Line(
+        time=_time(packet.time),
+        reason=denial.reason,
+        direction=denial.direction,
+        policies=denial.policies,
+        source=denial.source,
+        destination=denial.destination,
+        source_address=format_address(packet.source),
+        destination_address=format_address(packet.destination),
+        protocol=PROTOCOL_NAMES.get(packet.protocol, str(packet.protocol)),
+        source_port=source_port,
+        port=port,
+        icmp_type=icmp_type,
+        icmp_code=icmp_code,
+        reply=denial.is_reply,
+        fragment=packet.fragment,
+        packets=told.packets,
+    )
+
+
+def _time(microseconds: int) -> str:
+    """As RFC 3339 in UTC; now, where the kernel gave none."""
+    moment = datetime.fromtimestamp((microseconds or time.time_ns() // 1000) / 1e6, timezone.utc)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

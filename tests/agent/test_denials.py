@@ -1,0 +1,128 @@
+"""Why a packet was denied, from the state alone: each reason, and the specification's word for all that policies deny."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from netpol.agent.denials import Denial, judge, unjudged
+from netpol.kernel.nflog import Packet
+from netpol.model import (
+    ICMP,
+    ICMPV6,
+    TCP,
+    UDP,
+    Flow,
+    Namespace,
+    Node,
+    NumberedPort,
+    Object,
+    Pod,
+    Policy,
+    PolicyRule,
+    Selector,
+    network,
+    parse_address,
+)
+from netpol.policy.cluster import Cluster
+from netpol.policy.verdict import verdict
+from netpol.rules.compile import NodeState, Settings
+from tests import clusters
+
+NODE, HERE, THERE, FREE, HELD = (parse_address(f"10.0.0.{number}") for number in (1, 2, 3, 4, 5))
+ALL = Selector()
+OBJECTS: tuple[Object, ...] = (
+    Namespace("x"),
+    Namespace("y"),
+    Namespace("z"),
+    Node("n", (NODE,), (network(NODE, 24),)),
+    Pod("x", "here", (), "n", (HERE,)),
+    Pod("x", "there", (), "other", (THERE,)),
+    Pod("y", "free", (), "n", (FREE,)),
+    Pod("z", "held", (), "n", (HELD,)),
+    Policy("x", "in", ALL, (PolicyRule(ports=(NumberedPort(TCP, 80, 80),)),), None),
+    Policy("x", "more", ALL, (), None),
+    Policy("z", "out", ALL, None, (PolicyRule(ports=(NumberedPort(TCP, 443, 443),)),)),
+)
+OUTSIDE = parse_address("192.0.2.1")
+UNKNOWN = parse_address("10.0.0.99")
+
+
+def state(settings: Settings | None = None) -> NodeState:
+    made = NodeState(Cluster(), "n", settings)
+    for item in OBJECTS:
+        made.follow(made.cluster.put(item))
+    return made
+
+
+def packet(source: bytes, destination: bytes, protocol: int = TCP, ports: tuple[int, int] | None = (4000, 81)) -> Packet:
+    icmp = (8, 0) if protocol in (ICMP, ICMPV6) else None
+    return Packet(0, source, destination, protocol, None if icmp else ports, icmp, 0, 0, False, False)
+
+
+CASES = {
+    "into a pod": (packet(FREE, HERE), Denial("policy", "ingress", ("x/in", "x/more"), "y/free", "x/here")),
+    "from outside": (packet(OUTSIDE, HERE, ICMP), Denial("policy", "ingress", ("x/in", "x/more"), "192.0.2.1", "x/here")),
+    "without ports": (packet(FREE, HERE, TCP, None), Denial("policy", "ingress", ("x/in", "x/more"), "y/free", "x/here")),
+    "out of a pod": (packet(HELD, OUTSIDE, UDP), Denial("policy", "egress", ("z/out",), "z/held", "192.0.2.1")),
+    "out of one into another": (packet(HELD, HERE), Denial("policy", "egress", ("z/out",), "z/held", "x/here")),
+    "into a pod that is denied there": (
+        packet(HELD, HERE, TCP, (1, 443)),
+        Denial("policy", "ingress", ("x/in", "x/more"), "z/held", "x/here"),
+    ),
+    "into a pod of another node": (packet(FREE, THERE), Denial("changed", None, (), "y/free", "x/there")),
+    "from an unknown pod": (packet(UNKNOWN, OUTSIDE), Denial("unknown_pod", "egress", (), "10.0.0.99", "192.0.2.1")),
+    "to an unknown pod": (packet(OUTSIDE, UNKNOWN), Denial("unknown_pod", "ingress", (), "192.0.2.1", "10.0.0.99")),
+    "back on a flow that was cut": (
+        packet(HERE, FREE, TCP, (81, 4000)),
+        Denial("cut", "ingress", ("x/in", "x/more"), "x/here", "y/free", is_reply=True),
+    ),
+    "what is allowed by now": (packet(FREE, HERE, TCP, (4000, 80)), Denial("changed", None, (), "y/free", "x/here")),
+    "between link-local addresses": (
+        packet(parse_address("fe80::1"), parse_address("fe80::2")),
+        Denial("link_local", None, (), "fe80::1", "fe80::2"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("logged", "denial"), CASES.values(), ids=CASES)
+def test_reasons(logged: Packet, denial: Denial) -> None:
+    """Names, the side that denied, and the policies that isolate it."""
+    assert judge(state(), logged) == denial
+
+
+def test_unknown_addresses_where_they_are_allowed() -> None:
+    """They are no reason then."""
+    assert judge(state(Settings(unknown_pods="allow")), packet(OUTSIDE, UNKNOWN)).reason == "changed"
+
+
+def test_without_the_state() -> None:
+    """Addresses and nothing else."""
+    assert unjudged(packet(FREE, HERE)) == Denial("unjudged", None, (), "10.0.0.4", "10.0.0.2")
+
+
+@settings(max_examples=60, deadline=None)
+@given(clusters.clusters(), st.data())
+def test_what_the_specification_denies_is_said_as_it_says_it(objects: tuple[Object, ...], data: st.DataObject) -> None:
+    """In any cluster: a flow that a side on this node denies has that side's direction and its policies, egress first."""
+    node = data.draw(st.sampled_from(sorted({item.node for item in objects if isinstance(item, Pod)} or {"here"})))
+    made = NodeState(Cluster(), node)
+    cluster = made.cluster
+    for item in objects:
+        made.follow(cluster.put(item))
+    found = sorted({address for item in objects if isinstance(item, Pod) for address in item.addresses if len(address) == 4})
+    ends = st.sampled_from([*found, OUTSIDE])
+    for _ in range(8):
+        source, destination, port = data.draw(ends), data.draw(ends), data.draw(st.sampled_from([80, 443, 8080, 9]))
+        word = verdict(cluster, Flow(source, destination, TCP, port))
+        denied = [
+            (direction, side.isolated_by)
+            for direction, side, address in (("egress", word.egress, source), ("ingress", word.ingress, destination))
+            if side.standing == "denied" and (holder := cluster.holder(address)) is not None and holder.node == node
+        ]
+        said = judge(made, packet(source, destination, TCP, (4000, port)))
+        if denied:
+            assert (said.reason, said.direction, said.policies) == ("policy", *denied[0])
+        else:
+            assert said.reason != "policy"
