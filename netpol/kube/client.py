@@ -219,8 +219,10 @@ class Stream:
 
     def read(self) -> bytes:
         """What came, at least a byte; nothing at its end. Raises Cut or Silence."""
-        with _in_words():
+        try:
             return self._response.read1(CHUNK, decode_content=True) or b""
+        except _FAILURES as error:
+            raise _in_words(error) from error
 
     def rest(self, limit: int = MAX_ERROR_BODY) -> bytes:
         """All of it, or a little more than the limit."""
@@ -293,11 +295,11 @@ class Client:
             api = self._ready()
             parameters = api.param_serialize(method, path, None, list(query), headers, body, auth_settings=["BearerToken"])
         try:
-            with _in_words():
-                response = api.call_api(*parameters, _request_timeout=(CONNECT, silence)).response
-        except _Handshake:
-            self._forget(api)
-            raise
+            response = api.call_api(*parameters, _request_timeout=(CONNECT, silence)).response
+        except _FAILURES as error:
+            if isinstance(error, ApiException):  # TLS: a certificate may have changed
+                self._forget(api)
+            raise _in_words(error) from error
         try:
             if response.status == UNAUTHORIZED:
                 self._forget(api)
@@ -359,10 +361,6 @@ def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
-class _Handshake(ApiError):
-    """TLS could not be set up: a certificate may have changed."""
-
-
 @contextmanager
 def _configuring() -> Iterator[None]:
     """Whatever goes wrong with a configuration, as an ApiError: the package meets bad input with exceptions of any kind."""
@@ -378,16 +376,15 @@ def _configuring() -> Iterator[None]:
         raise ApiError(f"configuration: {type(error).__name__}: {error}") from error
 
 
-@contextmanager
-def _in_words() -> Iterator[None]:
-    """What urllib3 and the socket raise, as an ApiError."""
-    try:
-        yield
-    except ApiException as error:  # what the package makes of urllib3's SSLError
-        raise _Handshake(f"TLS: {str(error.reason).partition(chr(10))[2] or error.reason}") from error
-    except urllib3.exceptions.ReadTimeoutError as error:
-        raise Silence("the API server said nothing for too long") from error
-    except (urllib3.exceptions.ProtocolError, urllib3.exceptions.SSLError, urllib3.exceptions.DecodeError) as error:
-        raise Cut(f"the answer broke off: {error}") from error
-    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-        raise ApiError(str(error)) from error
+_FAILURES = (ApiException, urllib3.exceptions.HTTPError, OSError, ValueError)
+
+
+def _in_words(error: Exception) -> ApiError:
+    """What urllib3 and the socket raise, of _FAILURES."""
+    if isinstance(error, ApiException):  # what the package makes of urllib3's SSLError
+        return ApiError(f"TLS: {str(error.reason).partition(chr(10))[2] or error.reason}")
+    if isinstance(error, urllib3.exceptions.ReadTimeoutError):
+        return Silence("the API server said nothing for too long")
+    if isinstance(error, urllib3.exceptions.ProtocolError | urllib3.exceptions.SSLError | urllib3.exceptions.DecodeError):
+        return Cut(f"the answer broke off: {error.args[-1]}")
+    return ApiError(str(error))

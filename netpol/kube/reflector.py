@@ -227,7 +227,7 @@ class Reflector:
                 self._compare(page.version)
                 return heard
             for item in page.items:
-                self._take(read_object(item, "ADDED"), heard)
+                self._take(read_object(bytes(item), "ADDED"), heard)
             if not page.next:
                 self._finish(page.version, heard)
         except MalformedAnswer as error:

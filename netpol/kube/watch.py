@@ -60,11 +60,14 @@ WatchEvent = Change | Bookmark | Status
 
 
 class Page(Struct, frozen=True):
-    """A part of a list. `next` is what to continue with, "" on the last page; `version` is the resourceVersion of the whole list."""
+    """A part of a list. `next` is what to continue with, "" on the last page; `version` is the resourceVersion of the whole list.
+
+    The items are parts of the page's bytes, and no copies.
+    """
 
     version: str
     next: str
-    items: tuple[bytes, ...]
+    items: tuple[Raw, ...]
 
 
 class _Line(Struct, gc=False):
@@ -199,7 +202,7 @@ def read_page(body: bytes) -> Page:
         page = _PAGE.decode(body)
     except UNREADABLE as error:
         raise MalformedAnswer(f"the page of a list cannot be read: {error} ({_excerpt(body)})") from None
-    return Page(page.metadata.resourceVersion, page.metadata.next, tuple(map(bytes, page.items or ())))
+    return Page(page.metadata.resourceVersion, page.metadata.next, tuple(page.items or ()))
 
 
 def read_status(body: bytes) -> Status:
