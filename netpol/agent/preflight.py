@@ -44,6 +44,7 @@ ENGINES = {
     "ANTREA-": "Antrea",
     "CILIUM_": "Cilium",
 }
+PREFIXES = tuple(ENGINES)
 BYPASSING = frozenset({"Cilium"})
 
 
@@ -263,6 +264,8 @@ def _engines(node: Node) -> Iterator[Finding]:
 
 
 def _enter(places: dict[str, set[str]], chain: str, where: str) -> None:
+    if not chain.startswith(PREFIXES):
+        return
     for prefix, engine in ENGINES.items():
         if chain.startswith(prefix):
             places.setdefault(engine, set()).add(where)
