@@ -17,7 +17,7 @@ from netpol.kernel.encode import encode_chain
 from netpol.kernel.ipset import Add, Create, Delete, Destroy, IpsetSocket, Swap
 from netpol.kernel.xtables import TableSocket
 from netpol.rules.diff import diff
-from netpol.rules.ruleset import DROP, RETURN, ROOT, Chain, CreateSet, GrowSet, ReplaceTable, Rule, Ruleset, Set, SetMatch, Step
+from netpol.rules.ruleset import DROP, RETURN, ROOT, Chain, CreateSet, ReplaceTable, Rule, Ruleset, Set, SetMatch, ShrinkSet, Step
 from tests.referees import run
 
 ONE, TWO = "NETPOL4-one", "NETPOL4-two"
@@ -108,7 +108,7 @@ def test_a_chain_that_no_rule_needs(kernel: Kernel) -> None:
 
 def test_after_a_failure_nothing_is_taken_for_granted(kernel: Kernel) -> None:
     """Sets that a failed batch was about differ, whatever became of them, until they are read; but nobody else has touched them."""
-    batch: list[Step] = [GrowSet(TWO, "hash:ip", 4, frozenset((OTHER,))), CreateSet(Set(ONE, "hash:ip", 4, frozenset((OTHER,))))]
+    batch: list[Step] = [ShrinkSet(TWO, "hash:ip", 4, frozenset((OTHER,))), CreateSet(Set(ONE, "hash:ip", 4, frozenset((OTHER,))))]
     with pytest.raises(KernelError, match=f"ipset create {ONE}: a set of this name exists already"):
         kernel.apply(batch)
     assert not kernel.touched()
