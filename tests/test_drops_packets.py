@@ -243,8 +243,6 @@ def test_every_packet_is_accounted_for(tmp_path: Path) -> None:
     assert sum(line.get("packets", 1) for line in flows) + left_out == logged
     assert left_out > 0
     assert len(flows) < logged
-    tally = here.loop.tally
-    assert (tally.drop_lines, sum(tally.drop_left_out.values())) == (len(lines), left_out)
 
 
 def test_a_loop_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

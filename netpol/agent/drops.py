@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 
 import msgspec
@@ -24,7 +24,6 @@ from msgspec import Struct
 from netpol.agent.denials import Denial, Reason, judge, unjudged
 from netpol.agent.limiter import Limiter, Told
 from netpol.agent.loop import Loop
-from netpol.agent.tally import LEFT_OUT
 from netpol.errors import KernelError, MalformedKernelData
 from netpol.kernel.nflog import NflogSocket, Packet, unpack
 from netpol.model import PROTOCOL_NAMES, Direction, format_address
@@ -38,9 +37,6 @@ QUESTION = 2.0  # seconds that the loop may take to answer
 PULSE = 5.0  # seconds between two looks at what was left out
 AGAIN = 5.0  # seconds before a group that could not be had is tried again
 ENDING = 1.0  # seconds
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_LATEST = 200_000_000_000 * 1_000_000  # microseconds: in the year 8307
 
 
 class Line(Struct, frozen=True, omit_defaults=True):
@@ -104,6 +100,8 @@ class DropLog:
     def __init__(self, group: int, loop: Loop, sink: Sink, complain: Callable[[str], None], limiter: Limiter | None = None) -> None:
         self._group, self._loop, self._sink, self._complain = group, loop, sink, complain
         self._limiter = limiter or Limiter()
+        self.lines = 0
+        """Written so far."""
         self._told: str | None = None
         self._said = (0, 0, 0)  # of what was left out, as the last line about it had it
         self._reading, self._waking = os.pipe2(os.O_CLOEXEC)
@@ -175,8 +173,6 @@ class DropLog:
         if now != self._said:
             left_out, lost, unreadable = (new - old for new, old in zip(now, self._said, strict=True))
             self._said = now
-            tally = self._loop.tally.drop_left_out
-            tally.update(dict(zip(LEFT_OUT, (left_out, lost, unreadable), strict=True)))
             self._write([LeftOut(_time(0), left_out, lost, unreadable)])
 
     def _write(self, lines: Sequence[Line | LeftOut]) -> None:
@@ -186,7 +182,7 @@ class DropLog:
             self._limiter.left_out += sum(line.packets for line in lines if isinstance(line, Line))
             self._trouble(f"the drop log cannot be written: {error}; what it leaves out is counted")
             return
-        self._loop.tally.drop_lines += len(lines)
+        self.lines += len(lines)
         self._told = None
 
     def _trouble(self, words: str) -> None:
@@ -221,7 +217,6 @@ def line_of(told: Told, denial: Denial) -> Line:
 
 
 def _time(microseconds: int) -> str:
-    """As RFC 3339 in UTC; now, where the kernel gave none that can be."""
-    if not 0 < microseconds < _LATEST:
-        microseconds = time.time_ns() // 1000
-    return (_EPOCH + timedelta(microseconds=microseconds)).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    """As RFC 3339 in UTC; now, where the kernel gave none."""
+    moment = datetime.fromtimestamp((microseconds or time.time_ns() // 1000) / 1e6, timezone.utc)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -15,7 +15,7 @@ from netpol import __version__
 from netpol.agent.audit import KINDS
 from netpol.agent.census import Census
 from netpol.agent.loop import Loop
-from netpol.agent.tally import BOUNDS, LEFT_OUT, Histogram, kind_name
+from netpol.agent.tally import BOUNDS, Histogram, kind_name
 from netpol.kube.reflector import Phase, Reason, Reflector
 
 if TYPE_CHECKING:
@@ -79,12 +79,6 @@ def _of_the_loop(loop: Loop) -> Iterator[Metric]:
     yield flows
     yield _histogram("netpol_cut_duration_seconds", "What it took to look at running flows once.", tally.sweeps)
     yield CounterMetricFamily("netpol_cut_failures", "Times that running flows could not be looked at.", tally.sweep_failures)
-
-    yield CounterMetricFamily("netpol_drop_log_lines", "Lines written to the drop log.", tally.drop_lines)
-    left_out = CounterMetricFamily("netpol_drop_log_left_out_packets", "Logged packets that no line stands for.", labels=("reason",))
-    for reason in LEFT_OUT:
-        left_out.add_metric((reason,), tally.drop_left_out[reason])
-    yield left_out
 
     drift = CounterMetricFamily("netpol_drift", "Things of ours that somebody else had changed.", labels=("kind",))
     for kind in KINDS:

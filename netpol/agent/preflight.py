@@ -44,7 +44,6 @@ ENGINES = {
     "ANTREA-": "Antrea",
     "CILIUM_": "Cilium",
 }
-PREFIXES = tuple(ENGINES)
 BYPASSING = frozenset({"Cilium"})
 
 
@@ -264,8 +263,6 @@ def _engines(node: Node) -> Iterator[Finding]:
 
 
 def _enter(places: dict[str, set[str]], chain: str, where: str) -> None:
-    if not chain.startswith(PREFIXES):
-        return
     for prefix, engine in ENGINES.items():
         if chain.startswith(prefix):
             places.setdefault(engine, set()).add(where)

@@ -12,12 +12,16 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from netpol.agent.loop import Loop
 
 # How long the task at hand may take to end.
 PATIENCE = 1.0  # seconds
+# How long the main thread sleeps without looking up. The kernel gives a signal to another thread where the main one is held up (by a
+# debugger, or strace); only the main one runs handlers, and nothing else would wake it.
+GLANCE = 0.5  # seconds
 
 
 def run_until_signal(loop: Loop, ready: Callable[[], None], stopping: Callable[[], None]) -> bool:
@@ -41,13 +45,20 @@ def run_until_signal(loop: Loop, ready: Callable[[], None], stopping: Callable[[
     thread = threading.Thread(target=run, name="loop", daemon=True)
     thread.start()
     ready()
-    error = ends.get()
+    error = _next(ends)
     if error is not None:
         raise error
     stopping()
     loop.stop()
     thread.join(PATIENCE)
     return not thread.is_alive()
+
+
+def _next(ends: queue.SimpleQueue[BaseException | None]) -> BaseException | None:
+    """The first one that comes."""
+    while True:
+        with suppress(queue.Empty):
+            return ends.get(timeout=GLANCE)
 
 
 def leave() -> NoReturn:

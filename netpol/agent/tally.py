@@ -15,9 +15,6 @@ from netpol.model import Object, Policy
 # Seconds. From what a single set member takes to what nobody wants to wait.
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
-# Why logged packets are in no line of the drop log.
-LEFT_OUT = ("limit", "lost", "unreadable")
-
 
 def kind_name(kind: type[Object]) -> str:
     """What the API calls a kind."""
@@ -54,9 +51,6 @@ class Tally:
         self.system_calls = 0
         self.drift: Counter[str] = Counter()
         self.object_errors: Counter[str] = Counter()
-        # By the thread of the drop log.
-        self.drop_lines = 0
-        self.drop_left_out: Counter[str] = Counter()  # packets that are in no line, by why
         # By the thread that cuts flows.
         self.sweeps = Histogram()
         self.sweep_failures = 0

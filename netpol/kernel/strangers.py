@@ -6,7 +6,7 @@ read, as linux/netfilter/xt_connmark.h and xt_mark.h have them; chains in which 
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import re
 from collections.abc import Iterator
 from struct import Struct as Layout
 from typing import NamedTuple
@@ -23,7 +23,7 @@ _TARGET = Layout("=IIIB")  # connmark value and mask, packet mark's mask, mode
 _SHIFTED = Layout("=IIIBBB")  # the same with the direction and width of a shift before the mode
 _MARK = Layout("=II")
 _MATCH = Layout("=II")
-_NAMES = (b"MARK\0", b"connmark\0")  # how the names of CONNMARK, MARK and connmark end
+_NAMES = re.compile(rb"(?:CONNMARK|MARK|connmark)\0")
 
 
 class Use(NamedTuple):
@@ -58,27 +58,15 @@ def extensions_of(snapshot: Snapshot, span: Span) -> Iterator[tuple[str, bool, i
 
 def uses(snapshot: Snapshot, bit: int) -> Iterator[Use]:
     """What other people's rules do with this bit of connmarks, or say of it."""
-    for span in _with_names(snapshot):
-        if is_ours(span.name):
+    blob = bytes(snapshot.blob)
+    places = [found.start() for found in _NAMES.finditer(blob)]
+    for span in snapshot.spans:
+        if is_ours(span.name) or not any(span.offset <= place < span.offset + span.size for place in places):
             continue
         for name, is_target, revision, data in extensions_of(snapshot, span):
             use = _target(name, revision, data, bit) if is_target else _match(name, data, bit)
             if use is not None:
                 yield Use(span.name, *use)
-
-
-def _with_names(snapshot: Snapshot) -> list[Span]:
-    """The chains in which one of these names may stand."""
-    blob, starts = bytes(snapshot.blob), [span.offset for span in snapshot.spans]
-    found: set[int] = set()
-    for name in _NAMES:
-        place = blob.find(name)
-        while place >= 0:
-            number = bisect_right(starts, place) - 1
-            found.add(number)
-            # On behind this chain: it is walked anyway.
-            place = blob.find(name, starts[number] + snapshot.spans[number].size) if number >= 0 else blob.find(name, place + 1)
-    return [snapshot.spans[number] for number in sorted(found) if number >= 0]
 
 
 def _target(name: str, revision: int, data: bytes, bit: int) -> tuple[str, bool] | None:

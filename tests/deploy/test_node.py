@@ -27,7 +27,7 @@ from tests.referees import require, run
 
 NODE, WHERE = "deploy-node", "deploy-web"
 # Calls that change what a file system holds.
-WRITING = "openat,open,creat,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,link,linkat,symlink,symlinkat,truncate,chmod,fchmodat"
+WRITING = re.compile("open(at)?|creat|mkdir(at)?|rename(at2?)?|unlink(at)?|(sym)?link(at)?|truncate|f?chmod(at)?|mknod(at)?|utimensat")
 TO_WRITE = re.compile(r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC")
 
 
@@ -53,7 +53,7 @@ class Pod:
             kept,
             *(() if security["allowPrivilegeEscalation"] else ("--no-new-privs",)),
         ]
-        seen = ["strace", "-D", "-f", "-qq", "-e", f"trace={WRITING}", "-e", "signal=none", "-o", str(self.trace)]
+        seen = ["strace", "-D", "-f", "-qq", "-e", "signal=none", "-o", str(self.trace)]
         return [*seen, *rights, sys.executable, "-m", "netpol.cli.main", *map(self._inside, self.container["args"])]
 
     def environment(self) -> dict[str, str]:
@@ -94,11 +94,15 @@ class Pod:
     def written(self) -> set[str]:
         """The paths that it tried to write to."""
         found: set[str] = set()
-        for line in self.trace.read_text().splitlines():
-            call, _, arguments = line.partition("(")
-            if not call.split()[-1].startswith("open") or TO_WRITE.search(arguments):
+        for call, arguments in self.calls():
+            if WRITING.fullmatch(call) and (not call.startswith("open") or TO_WRITE.search(arguments)):
                 found.update(re.findall(r'"([^"]+)"', arguments))
         return found
+
+    def calls(self) -> list[tuple[str, str]]:
+        """The system calls that it made, and what strace shows of their arguments; from when the agent itself runs."""
+        _, _, own = self.trace.read_text().partition("netpol.cli.main")
+        return re.findall(r"^\d+ +(\w+)\((.*)", own, re.MULTILINE)
 
 
 @pytest.fixture
@@ -152,6 +156,33 @@ def test_it_runs_as_its_manifest_says(as_pod: Pod) -> None:
     mounts = tuple(map(str, as_pod.mounts.values()))
     until(lambda: any(path.startswith(mounts) for path in as_pod.written()))
     assert {path for path in as_pod.written() if not path.startswith((*mounts, "/dev/"))} == set()
+
+
+def test_the_units_forbid_nothing_that_it_does(as_pod: Pod) -> None:
+    """The families of sockets, and the system calls, that the agent's unit allows are enough from its start to its end."""
+    require("systemd-analyze")
+    unit = (DEPLOY / "systemd" / "netpol-agent.service").read_text()
+    (group,) = re.findall("^SystemCallFilter=(.*)$", unit, re.MULTILINE)
+    (families,) = re.findall("^RestrictAddressFamilies=(.*)$", unit, re.MULTILINE)
+    with as_pod.started() as process:
+        until(lambda: as_pod.probe("readinessProbe") == 200, as_pod.log)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0, as_pod.log()
+    until(lambda: "exit_group" in as_pod.trace.read_text())
+    made = as_pod.calls()
+    assert {name for name, _ in made} - members(group) == set()
+    used = {arguments.partition(",")[0] for name, arguments in made if name == "socket"}
+    assert {"AF_INET", "AF_INET6", "AF_NETLINK"} <= used <= set(families.split())
+
+
+def members(group: str) -> set[str]:
+    """The system calls of a group of systemd's, by its own word; groups may hold groups."""
+    found: set[str] = set()
+    for line in run("systemd-analyze", "syscall-filter", group).splitlines():
+        name = line.strip()
+        if line.startswith(" ") and name and name[0] != "#":
+            found |= members(name) if name[0] == "@" else {name}
+    return found
 
 
 def test_its_capability_is_not_spare(as_pod: Pod) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -101,10 +102,21 @@ def goes_on(reflector: Reflector) -> bool:
 
 
 def cut(wire: Wire, sources: Sources) -> None:
-    """Breaks off every watch, once each kind has had its chance to be complete."""
+    """Breaks off every watch, once each kind has had its chance to be complete: again where one had not begun yet."""
     until(lambda: all(one.synced or forbidden(one) for one in sources.reflectors))
-    wire.pull()
-    wire.plug()
+
+    def looked() -> bool:
+        return all(one.figures.requests["look"] or forbidden(one) for one in sources.reflectors)
+
+    def broke_off() -> bool:
+        wire.pull()
+        wire.plug()
+        end = time.monotonic() + 1
+        while not looked() and time.monotonic() < end:
+            time.sleep(0.01)
+        return looked()
+
+    until(broke_off)
 
 
 def test_the_role_is_enough(server: ApiServer, tmp_path: Path) -> None:

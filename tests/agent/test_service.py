@@ -1,0 +1,42 @@
+"""What ends a loop, whichever thread the kernel tells."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+SCRIPT = """
+import signal, sys, threading
+from netpol.agent.service import run_until_signal
+
+class Loop:
+    def __init__(self):
+        self.ended = threading.Event()
+    def run(self):
+        self.ended.wait()
+    def stop(self):
+        self.ended.set()
+
+def send():
+    # To this thread itself, as the kernel does where the main thread is held up.
+    whom = threading.get_ident() if "another" in sys.argv else threading.main_thread().ident
+    signal.pthread_kill(whom, getattr(signal, sys.argv[1]))
+
+def soon():
+    threading.Timer(0.2, send).start()
+
+print(run_until_signal(Loop(), soon, lambda: print("stopping")))
+"""
+
+
+@pytest.mark.parametrize("thread", ["main", "another"])
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_a_signal_ends_it_whichever_thread_gets_it(number: str, thread: str) -> None:
+    """The main thread alone runs handlers; it looks up by itself where another one was told."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT, number, thread], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("stopping\nTrue\n", "")
