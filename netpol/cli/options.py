@@ -89,7 +89,7 @@ def grace(command: F) -> F:
     return _option(
         "--grace",
         type=click.FloatRange(0),
-        default=1.0,
+        default=0.5,
         envvar="NETPOL_GRACE",
         metavar="SECONDS",
         help="At a first install on a node that tracked no connections: how long it learns what is running before it denies anything.",

@@ -27,7 +27,7 @@ def run(*arguments: str, **variables: str) -> Result:
     return CliRunner().invoke(command, arguments, env={f"NETPOL_{name}": value for name, value in variables.items()})
 
 
-DEFAULTS = ["mangle", "drop", 0x10000000, None, "auto", [], True, 1.0]
+DEFAULTS = ["mangle", "drop", 0x10000000, None, "auto", [], True, 0.5]
 
 
 @pytest.mark.parametrize(
