@@ -189,18 +189,30 @@ def test_what_somebody_changes_is_repaired(scene: Scene) -> None:
 
 
 def test_a_kernel_that_refuses_is_no_end(scene: Scene) -> None:
-    """Not ready, with the kernel's words; other changes are enforced; ready once the reason is gone."""
+    """Iptables' lock cannot be had: not ready, with the reason, and tried again until it can."""
+    lock = Path(os.environ["XTABLES_LOCKFILE"])
+    lock.mkdir()
+    scene.play_all(policy("p", 3))
+    with scene.agent() as agent:
+        until(lambda: str(lock) in agent.page("/readyz")[1], lambda: (agent.page("/readyz"), agent.log()))
+        assert agent.page("/readyz")[0] == 503
+        assert not is_isolated("10.0.0.1")
+        lock.rmdir()
+        agent.ready()
+        assert is_isolated("10.0.0.1")
+
+
+def test_a_set_that_somebody_else_uses_is_said(scene: Scene) -> None:
+    """By name; the agent is ready all the same, and the set goes when it is free."""
     run("ipset", "create", "NETPOL4-stray", "hash:ip")
     run("iptables-legacy", "-w", "-A", "OUTPUT", "-m", "set", "--match-set", "NETPOL4-stray", "dst")
-    scene.play_all(then=added(policy("p", 11)))
-    with scene.agent() as agent:
-        until(lambda: "ipset destroy NETPOL4-stray: in use" in agent.page("/readyz")[1], agent.log)
-        scene.changes[POLICIES].set()
-        until(lambda: is_isolated("10.0.0.1"), agent.log)
-        assert agent.page("/readyz")[0] == 503
-        run("iptables-legacy", "-w", "-F", "OUTPUT")
+    scene.play_all(policy("p", 3))
+    with scene.agent("--audit-interval", "0.2") as agent:
         agent.ready()
-    assert "NETPOL4-stray" not in run("ipset", "list", "-n")
+        agent.says("NETPOL4-stray")
+        assert is_isolated("10.0.0.1")
+        run("iptables-legacy", "-w", "-F", "OUTPUT")
+        until(lambda: "NETPOL4-stray" not in run("ipset", "list", "-n"), agent.log)
 
 
 def test_a_port_that_is_taken_is_said(scene: Scene) -> None:
