@@ -214,6 +214,10 @@ int np_judge_index(const struct np_judge *judge)
                 return -EINVAL;
         }
     }
+    for (uint32_t i = 0; i < judge->range_count; i++) {
+        if (judge->ranges[i].length > 128)
+            return -EINVAL;
+    }
     for (uint32_t i = 0; i < judge->class_count; i++) {
         const struct np_judge_class *class = judge->classes + i;
 

@@ -81,8 +81,9 @@ class _Side(Struct, frozen=True):
 class Sorting:
     """Packed flows as they are judged: those that are to get the bit, to lose it, and those to ask about; `judged` counts all."""
 
-    def __init__(self, native: Any, bit: int) -> None:
-        self._native, self._bit = native, bit
+    def __init__(self, native: Any, alive: object, bit: int) -> None:
+        """`native` is a struct np_judge; `alive` holds all that it points to."""
+        self._native, self._alive, self._bit = native, alive, bit
         self.judged = 0
         self._kept: dict[int, list[bytes]] = {_PASS: [], _DENY: [], _ASK: []}
         self._verdicts = ffi.new("uint8_t[]", 0)
@@ -134,7 +135,7 @@ class Index:
 
     def sorting(self, bit: int) -> Sorting:
         """Ready to judge by what was built last, given the bit of the flows that are cut."""
-        return Sorting(self._native, bit)
+        return Sorting(self._native, self._alive, bit)
 
     # -- rules -> what they ask for ------------------------------------------------------------------------------------
 

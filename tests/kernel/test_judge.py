@@ -265,6 +265,7 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rules behind the end": ({}, {"classes": [(1, 1)]}),
     "no such class": ({}, {"ends": [(bytes(16), [4, 0], 4, 1)]}),
     "no such class of the other side": ({}, {"ends": [(bytes(16), [0, 4], 4, 1)]}),
+    "no such length of a range": ({}, {"ranges": [(bytes(16), 129, 4, 0)]}),
     "no room": ({}, {"slots": 1}),
     "slots that are no power of two": ({}, {"slots": 3}),
 }
@@ -280,9 +281,18 @@ def test_an_index_points_into_its_arrays(case: str) -> None:
         "ports": ffi.new("uint16_t[]", [1, 2]),
         "classes": ffi.new("struct np_judge_class[]", other.get("classes", [(0, 1)])),
         "ends": ffi.new("struct np_judge_end[]", other.get("ends", [(bytes(16), [3, 3], 4, 1)])),
+        "ranges": ffi.new("struct np_judge_range[]", other.get("ranges", [(bytes(16), 128, 4, 0)])),
         "slots": ffi.new("uint32_t[]", other.get("slots", 2)),
     }
-    counts = {"set_count": 1, "rule_count": 1, "port_count": 2, "class_count": 1, "end_count": 1, "slot_count": len(arrays["slots"])}
+    counts = {
+        "set_count": 1,
+        "rule_count": 1,
+        "port_count": 2,
+        "class_count": 1,
+        "end_count": 1,
+        "range_count": 1,
+        "slot_count": len(arrays["slots"]),
+    }
     native = ffi.new("struct np_judge *", {**arrays, **counts})
     assert (lib.np_judge_index(native) == 0) == (case == "whole")
 
