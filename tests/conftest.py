@@ -6,7 +6,10 @@ NETPOL_HYPOTHESIS_PROFILE=mutants is for `make mutants`: the same few examples e
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +22,19 @@ from netpol.kernel import namespaces
 if TYPE_CHECKING:
     from tests.kube.servers import ApiServer
 
+
+def raise_loopback() -> None:
+    """For servers on the loopback, which is down in a new network namespace (`unshare -n` too)."""
+    with socket.socket() as any_socket:
+        found = fcntl.ioctl(any_socket, 0x8913, struct.pack("16sh14x", b"lo", 0))  # SIOCGIFFLAGS
+        (flags,) = struct.unpack_from("h", found, 16)
+        if not flags & 1:
+            fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", flags | 1))  # SIOCSIFFLAGS, IFF_UP
+
+
 if os.geteuid() != 0:
     namespaces.enter_private_world()
-    from pyroute2 import IPRoute  # type: ignore[import-untyped]  # it has no types
-
-    with IPRoute() as routes:
-        routes.link("set", index=1, state="up")  # for servers on the loopback
+raise_loopback()
 
 MADE = (Phase.explicit, Phase.generate)
 settings.register_profile("mutants", max_examples=20, derandomize=True, database=None, deadline=None, phases=MADE)
