@@ -58,7 +58,10 @@ class Pod:
 
     def environment(self) -> dict[str, str]:
         fields = {"spec.nodeName": NODE}
-        given = {one["name"]: fields[one["valueFrom"]["fieldRef"]["fieldPath"]] for one in self.container["env"]}
+        given = {
+            one["name"]: one["value"] if "value" in one else fields[one["valueFrom"]["fieldRef"]["fieldPath"]]
+            for one in self.container["env"]
+        }
         # What the container has otherwise: the image's, the service account's in the place where it is, and no first install.
         image = dict(re.findall(r"(\w+)=(\d)", (DEPLOY / "Dockerfile").read_text()))
         return {**os.environ, **image, **given, "KUBECONFIG": str(self._kubeconfig), "NETPOL_GRACE": "0"}
@@ -159,15 +162,17 @@ def test_it_runs_as_its_manifest_says(as_pod: Pod) -> None:
 
 
 def test_the_units_forbid_nothing_that_it_does(as_pod: Pod) -> None:
-    """The families of sockets, and the system calls, that the agent's unit allows are enough from its start to its end."""
+    """The families of sockets, and the system calls, that the agent's unit allows are enough from start to end, with a drop log too."""
     require("systemd-analyze")
     unit = (DEPLOY / "systemd" / "netpol-agent.service").read_text()
     (group,) = re.findall("^SystemCallFilter=(.*)$", unit, re.MULTILINE)
+    as_pod.container["env"].append({"name": "NETPOL_DROP_LOG", "value": "-"})
     (families,) = re.findall("^RestrictAddressFamilies=(.*)$", unit, re.MULTILINE)
     with as_pod.started() as process:
         until(lambda: as_pod.probe("readinessProbe") == 200, as_pod.log)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, as_pod.log()
+    assert '"level":"error"' not in as_pod.log()
     until(lambda: "exit_group" in as_pod.trace.read_text())
     made = as_pod.calls()
     assert {name for name, _ in made} - members(group) == set()
