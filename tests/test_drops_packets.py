@@ -245,6 +245,29 @@ def test_every_packet_is_accounted_for(tmp_path: Path) -> None:
     assert len(flows) < logged
 
 
+def test_what_waits_for_its_line_at_the_end_is_left_out(tmp_path: Path) -> None:
+    """Two packets of a flow, and the end before the second has a line: it is counted."""
+    with place(tmp_path, limiter=Limiter(interval=1000.0)) as here:
+        with here.lab.entered("free"):
+            sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with sender:
+            for _ in range(2):
+                sender.sendto(b"x", (format_address(FOUR["inside"]), 7000))
+        here.await_line(lambda line: line.get("port") == 7000)
+        until(lambda: rule_counts() == 2)
+        here.log.stop()
+        assert [line.get("left_out") for line in here.lines()] == [None, 1]
+
+
+def test_before_everything_is_known(tmp_path: Path) -> None:
+    """While a predecessor's rules stand and not all objects have been said, names could be wrong: there are none."""
+    with place(tmp_path) as here:
+        here.loop.agenda.missing.add(Pod)
+        here.lab.probe([Probe("free", FOUR["inside"], UDP, 1)], patience=0.1)
+        line = here.await_line(lambda line: line.get("port") == 1)
+        assert (line["reason"], line["source"]) == ("unjudged", line["source_address"])
+
+
 def test_a_loop_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line says what it can; enforcement and the log go on."""
     monkeypatch.setattr("netpol.agent.drops.QUESTION", 0.05)

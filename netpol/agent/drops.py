@@ -164,7 +164,8 @@ class DropLog:
     def _judge(self, packets: Sequence[Packet]) -> Sequence[Denial]:
         """What the loop says of these; what can be said without it, where it knows too little yet or does not answer in time."""
         loop = self._loop
-        known = loop.ask(lambda enforcer: [judge(enforcer.state, packet) for packet in packets] if loop.agenda.complete else None, QUESTION)
+        patience = ENDING / 10 if self._stopping.is_set() else QUESTION
+        known = loop.ask(lambda enforcer: [judge(enforcer.state, packet) for packet in packets] if loop.agenda.complete else None, patience)
         return known or [unjudged(packet) for packet in packets]
 
     def _sum_up(self, socket: NflogSocket) -> None:

@@ -79,6 +79,16 @@ def test_somebody_who_writes_the_bit(node: int, tool: str, target: str, level: s
     assert said.startswith(f"{tool.removesuffix('-legacy')} -t mangle, {words}")
 
 
+def test_somebody_who_writes_the_bit_in_many_places(node: int) -> None:
+    """Each chain of each table is named, in their order, among others that leave it alone."""
+    for table, chain in (("mangle", "OUTPUT"), ("mangle", "PREROUTING"), ("mangle", "INPUT"), ("raw", "OUTPUT")):
+        run("iptables-legacy", "-t", table, "-A", chain, "-j", "MARK", "--or-mark", "0x4000")
+        if chain != "INPUT":
+            run("iptables-legacy", "-t", table, "-A", chain, "-j", "CONNMARK", "--set-mark", "1")
+    places = [words.split(":")[0] for _, words in look()["cut bit"]]
+    assert places == ["iptables -t raw, OUTPUT", "iptables -t mangle, OUTPUT", "iptables -t mangle, PREROUTING"]
+
+
 @pytest.mark.parametrize("target", HARMLESS.values(), ids=HARMLESS)
 def test_somebody_who_leaves_the_bit_alone(node: int, target: str) -> None:
     """Marks of others under their masks are theirs."""

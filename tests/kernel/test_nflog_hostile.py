@@ -62,6 +62,7 @@ GOOD = ipv4(17, PORTS)
         pytest.param(logged(GOOD, prefix=b"netpo\0"), (0, 0, 1, 0, 0), id="a shorter prefix"),
         pytest.param(logged(GOOD, prefix=b"netpolx\0"), (0, 0, 1, 0, 0), id="a longer prefix"),
         pytest.param(logged(GOOD, prefix=b"netpolx"), (0, 0, 1, 0, 0), id="a longer prefix without its end"),
+        pytest.param(logged(GOOD, prefix=b"netpol\0x"), (0, 0, 1, 0, 0), id="a prefix with more behind its end"),
         pytest.param(logged(GOOD, prefix=b""), (0, 0, 1, 0, 0), id="an empty prefix"),
         pytest.param(message(PACKET, b"\2\0\0\7" + attribute(9, GOOD)), (0, 0, 1, 0, 0), id="no prefix"),
         pytest.param(message(PACKET, b"\2\0\0\7" + attribute(10, b"netpol")), (0, 0, 0, 1, 0), id="no packet"),
