@@ -39,7 +39,7 @@ from tests.kube.fake import (
 )
 
 TIMING = Timing(first_wait=0.02, last_wait=0.1, short=60.0, steady=60.0)
-IMPATIENT = structs.replace(TIMING, silence=0.3)
+IMPATIENT = structs.replace(TIMING, silence=0.8)
 PATH = PODS.path
 
 
