@@ -125,6 +125,9 @@ int np_ct_receive(struct np_ct *ct, struct np_ct_dump *dump)
 
     if (result == -EAGAIN)
         return -ENODATA;
+    /* Nothing where a part should be: a dump without it is not whole. */
+    if (result == 0)
+        return -EBADMSG;
     return result < 0 ? result : np_ct_parse_dump(ct->buffer, (size_t)result, dump);
 }
 

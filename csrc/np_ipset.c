@@ -431,6 +431,9 @@ int np_ipset_receive(struct np_ipset *ipset, struct np_ipset_dump *dump)
 
     if (result == -EAGAIN)
         return -ENODATA;
+    /* Nothing where a part should be: a dump without it is not whole. */
+    if (result == 0)
+        return -EBADMSG;
     return result < 0 ? result : np_ipset_parse_dump(ipset->buffer, (size_t)result, dump);
 }
 

@@ -73,6 +73,7 @@ class ConntrackSocket:
         self._area = _allocate("struct np_ct_flow[]", _FLOWS)
         self._native = ffi.new("struct np_ct *", {"buffer": self._buffer, "room": _BUFFER, "fd": -1})
         self._seq = 1
+        self._dirty = False  # whether there may be answers to a request that was given up
         self._filters = True
         self.looked_at = 0
         """Entries that the kernel has sent so far, wanted or not."""
@@ -118,6 +119,7 @@ class ConntrackSocket:
     def _count(self, op: str) -> int:
         entries = ffi.new("uint32_t *")
         code = int(lib.np_ct_entries(self._native, self._next(1), entries))
+        self._dirty = code < 0
         if code == -errno.EBADMSG:
             raise MalformedKernelData(f"conntrack {op}: the kernel's count of its entries has no such form")
         if code < 0:
@@ -125,16 +127,20 @@ class ConntrackSocket:
         return int(entries[0])
 
     def _next(self, count: int) -> int:
-        """The first of `count` sequence numbers that no message of this socket had lately."""
+        """The first of `count` sequence numbers that no message of this socket had lately; nothing waits to be received then."""
+        if self._dirty:
+            self._drain()
         first = self._seq
         self._seq = first + count if first + count < 1 << 31 else 1
         return first
 
     def _drain(self) -> None:
-        """Throws away what the kernel still has to say, so that the next request is answered by its own answers."""
+        """Throws away what the kernel still has to say, so that the next request is answered by its own answers; and a listing that is not
+        read to its end keeps the socket from another one."""
         while True:
             code = int(lib.np_sys_recv(self._native.fd, self._buffer, _BUFFER, 0, ffi.addressof(self._native, "calls")))
             if code < 0 and code not in (-errno.ENOBUFS, -errno.EMSGSIZE):
+                self._dirty = code != -errno.EAGAIN
                 return
 
     # -- reading --
@@ -209,12 +215,12 @@ class ConntrackSocket:
                 else:
                     found += ffi.buffer(self._area, count * SIZE)
         except BaseException:
-            self._drain()
+            self._dirty = True
             raise
         self.looked_at += int(dump.seen)
         if code == 0:
             return bytes(found)
-        self._drain()
+        self._dirty = True
         if code in (-errno.EBADMSG, -errno.ENOSPC):
             raise MalformedKernelData(f"conntrack list {what}: what the kernel sent has no such form")
         raise translate(-code, "list", what)
@@ -243,12 +249,13 @@ class ConntrackSocket:
         try:
             code = int(lib.np_ct_update(self._native, array, mark, mask, outcome))
         except BaseException:
-            self._drain()
+            self._dirty = True
             raise
         if code == -errno.EBADMSG:
-            self._drain()
-            raise MalformedKernelData(f"conntrack {op}: an answer of the kernel has no such form")
+            self._dirty = True
+            raise MalformedKernelData(f"conntrack {op} {count} entries: an answer of the kernel has no such form")
         if code < 0:
+            self._dirty = True
             raise translate(-code, op, f"{count} entries")
         if outcome.failures:
             failed = next(unpack(flows[outcome.failed * SIZE : (outcome.failed + 1) * SIZE]))

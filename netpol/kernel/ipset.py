@@ -71,6 +71,7 @@ _PROTOCOL = 7  # what a kernel of 4.20 or later speaks; before it, a listing lac
 _BUFFER = 1 << 20
 _HEADERS = 1024  # the kernel sends at most 32 KiB at once, and a set's header is longer than 32 bytes
 _MEMBERS = 1 << 16
+_NAMED = 3  # sets in the words of an error that is about all of a run
 
 _KINDS: dict[SetKind, int] = {
     kind: int(lib.np_ipset_kind(kind.encode())) for kind in ("hash:ip", "hash:net", "hash:ip,port", "hash:net,port")
@@ -104,6 +105,7 @@ class IpsetSocket:
         self._buffer = _allocate("uint8_t[]", _BUFFER)
         self._native = ffi.new("struct np_ipset *", {"buffer": self._buffer, "room": _BUFFER, "fd": -1})
         self._seq = 1
+        self._dirty = False  # whether there may be answers to a request that was given up
         code = int(lib.np_ipset_open(self._native, protocol))
         if code < 0:
             raise translate(-code, "open", "netlink socket")
@@ -139,7 +141,9 @@ class IpsetSocket:
         return int(self._native.calls)
 
     def _next(self, count: int) -> int:
-        """The first of `count` sequence numbers that no message of this socket had lately."""
+        """The first of `count` sequence numbers that no message of this socket had lately; nothing waits to be received then."""
+        if self._dirty:
+            self._drain()
         first = self._seq
         # Short of wrapping: numbers of one run are contiguous in C's unsigned arithmetic and in ours.
         self._seq = first + count if first + count < 1 << 31 else 1
@@ -165,15 +169,16 @@ class IpsetSocket:
             code = int(lib.np_ipset_finish(self._native, outcome))
         except BaseException:
             self._native.used = 0
-            self._drain()
+            self._dirty = True
             raise
         if code == 0 and outcome.failures == 0 and outcome.flags == lib.NP_IPSET_DONE:
             return
         if code == -errno.EBADMSG:
-            self._drain()
-            raise MalformedKernelData("ipset: an answer of the kernel has no such form")
+            self._dirty = True
+            raise MalformedKernelData(f"ipset run {_objects(commands)}: an answer of the kernel has no such form")
         if code < 0 or outcome.failures == 0:
-            raise translate(-code or errno.ENOBUFS, "run", f"{len(commands)} commands")
+            self._dirty = True
+            raise translate(-code or errno.ENOBUFS, "run", _objects(commands))
         raise _failure(commands, outcome)
 
     def _put(self, seq: int, command: Command) -> int:
@@ -195,10 +200,12 @@ class IpsetSocket:
         return int(lib.np_ipset_members(self._native, seq, add, name, _KINDS[kind], family, members, len(members), scratch))
 
     def _drain(self) -> None:
-        """Throws away what the kernel still has to say, so that the next request is answered by its own answers."""
+        """Throws away what the kernel still has to say, so that the next request is answered by its own answers; and a listing that is not
+        read to its end keeps the socket from another one."""
         while True:
             code = int(lib.np_sys_recv(self._native.fd, self._buffer, _BUFFER, 0, ffi.addressof(self._native, "calls")))
             if code < 0 and code != -errno.ENOBUFS:
+                self._dirty = code != -errno.EAGAIN
                 return
 
     # -- dumps --
@@ -212,6 +219,7 @@ class IpsetSocket:
         """The number by which rules refer to a set. A listing of all sets walks every bucket of each; this does not."""
         check_name(name)
         number = int(lib.np_ipset_number(self._native, self._next(1), name.encode()))
+        self._dirty = number < 0
         if number == -errno.EBADMSG:
             raise MalformedKernelData(f"ipset number {name}: the kernel's answer has no such form")
         if number < 0:
@@ -257,7 +265,7 @@ class IpsetSocket:
             code = int(lib.np_ipset_record(self._native, dump, ffi.NULL if name is None else _raw(name)))
             if code < 0:
                 dump.record_count = before
-                self._drain()
+                self._dirty = True
             if code == -errno.ENOSPC or (code == -errno.ENOENT and name is not None):
                 return code == -errno.ENOENT
             if code == -errno.EBADMSG:
@@ -289,7 +297,7 @@ class IpsetSocket:
             try:
                 headers, members, flags = self._dump_once(name)
             except BaseException:
-                self._drain()
+                self._dirty = True
                 raise
             if not flags & lib.NP_IPSET_INTERRUPTED:
                 return headers, members
@@ -325,6 +333,13 @@ def _raw(name: str) -> bytes:
 
 def _object(command: Command) -> str:
     return f"{command.first} with {command.second}" if isinstance(command, Swap) else command.name
+
+
+def _objects(commands: Sequence[Command]) -> str:
+    """What a run was about, in words: few of its sets by name."""
+    names = list(dict.fromkeys(map(_object, commands)))
+    more = f" and {len(names) - _NAMED} other sets" if len(names) > _NAMED else ""
+    return f"{len(commands)} commands on {', '.join(names[:_NAMED])}{more}"
 
 
 def _header(native: Any) -> Header:
