@@ -26,7 +26,7 @@ from netpol.errors import KernelError, MalformedKernelData, Unsupported
 from netpol.kernel.encode import NO_SETS, SetNumbers, encode_chains
 from netpol.kernel.entries import Known
 from netpol.kernel.ipset import Add, Command, Create, Delete, Destroy, IpsetSocket, Swap, pack
-from netpol.kernel.ipset_errors import BUSY, HASH_FULL, REFERENCED, translate
+from netpol.kernel.ipset_errors import BUSY, HASH_FULL, REFERENCED
 from netpol.kernel.proofs import Look, SetProofs
 from netpol.kernel.table import Shape
 from netpol.kernel.xtables import Counts, Ours, Proof, TableSocket, holds, read_ours
@@ -155,7 +155,6 @@ class Kernel:
 
         The first error is that of the first command that failed: those before it have done what they should.
         """
-        self._expect_new(steps)
         try:
             self._ipset.run([_command(step) for step in steps])
         except KernelError as error:
@@ -167,16 +166,6 @@ class Kernel:
             left = last.intersection(self._ipset.names(ROOT))
             return [step for step in steps if not (isinstance(step, DestroySet) and step.name in left)]
         return steps
-
-    def _expect_new(self, steps: Sequence[Step]) -> None:
-        """What is there is not created: members would get into the set that is there, before the table says so. One that was listed and
-        could not be read then, as if it were gone, is such a set."""
-        gone: set[str] = set()
-        for step in steps:
-            if isinstance(step, DestroySet):
-                gone.add(step.name)
-            elif isinstance(step, CreateSet) and step.set.name not in gone and self._sets.get(step.set.name) is not None:
-                raise translate(errno.EEXIST, "create", step.set.name)
 
     def _grow(self, step: GrowSet) -> Step:
         """Lets a set grow; one that has no room is exchanged for one with the same members, and room: rules that use its name see the new
