@@ -57,7 +57,7 @@ bench: $(NATIVE) $(VENV)/.dev  ## Measure, and write bench-results.json
 
 soak: $(NATIVE) $(VENV)/.dev  ## Run the long tests of changes under traffic, and beside other writers, whole
 	@.ci/needs referees
-	@NETPOL_SOAK=1 $(BIN)/pytest tests/test_hitless_packets.py tests/test_cutting_packets.py tests/test_writers_at_work.py tests/test_agent_churn.py tests/test_faults.py $(ARGS)
+	@NETPOL_SOAK=1 $(BIN)/pytest tests/test_hitless_packets.py tests/test_cutting_packets.py tests/test_writers_at_work.py tests/test_agent_churn.py tests/test_faults.py tests/test_kills_packets.py $(ARGS)
 
 # --capture=sys: a sanitizer's report goes to the real standard error, for it ends the process that would have shown it.
 sanitize: $(VENV)/.dev  ## Run the tests of the native boundary under ASan and UBSan, in a tree of their own

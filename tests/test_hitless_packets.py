@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 from msgspec.structs import replace
@@ -32,6 +33,7 @@ from netpol.model import (
     Namespace,
     Network,
     NumberedPort,
+    Object,
     Peer,
     Pod,
     Policy,
@@ -66,6 +68,14 @@ def stay() -> tuple[Policy, ...]:
         Policy("x", "u", selector(pair="u"), None, (PolicyRule((Query("x", EVERYTHING, selector(y="1")),), pair),)),
         Policy("x", "v", selector(pair="v"), (PolicyRule((Query("x", EVERYTHING, selector(x="1")),), pair),), None),
     )
+
+
+class Enforced(Protocol):
+    """What changes are told to."""
+
+    def put(self, *objects: Object) -> None: ...
+
+    def drop(self, kind: type[Object], name: str, namespace: str = "") -> None: ...
 
 
 class Random:
@@ -110,7 +120,7 @@ class Random:
         subject = self.random.choice((EVERYTHING, selector(app="a"), selector(tier="b"), selector(base="yes")))
         return Policy("x", f"random-{self.random.randint(0, 4)}", subject, rules(), rules())
 
-    def change(self, enforcer: Enforcer) -> None:
+    def change(self, enforcer: Enforced) -> None:
         for _ in range(self.random.randint(1, 4)):
             kind = self.random.random()
             name = self.random.choice(("p", "q", "r", "s", "t"))
