@@ -71,8 +71,12 @@ int np_ct_entries(struct np_ct *ct, uint32_t seq, uint32_t *entries)
 
     np_nl_end(&out, begin(&out, IPCTNL_MSG_CT_GET_STATS, 0, seq, 0));
     result = send_all(ct, &out);
-    if (result >= 0)
+    if (result < 0)
+        return result;
+    /* Answers to requests that were given up are passed over. */
+    do
         result = np_sys_recv(ct->fd, ct->buffer, ct->room, 0, &ct->calls);
+    while (result >= 0 && np_nl_is_left_over(ct->buffer, (size_t)result, seq));
     if (result == -EAGAIN)
         return -ENODATA;
     return result < 0 ? result : np_ct_parse_entries(ct->buffer, (size_t)result, seq, entries);

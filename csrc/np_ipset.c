@@ -157,12 +157,18 @@ int np_ipset_open(struct np_ipset *ipset, int protocol)
     return result;
 }
 
-/* Sends the one message that the buffer holds and receives its answer there. Returns the answer's size or -errno. */
-static int ask(struct np_ipset *ipset)
+/* Sends the one message that the buffer holds, numbered `seq`, and receives its answer there; left-overs are passed over. Returns the
+ * answer's size or -errno. */
+static int ask(struct np_ipset *ipset, uint32_t seq)
 {
-    const int result = flush(ipset);
+    int result = flush(ipset);
 
-    return result < 0 ? result : np_sys_recv(ipset->fd, ipset->buffer, ipset->room, 0, &ipset->calls);
+    if (result < 0)
+        return result;
+    do
+        result = np_sys_recv(ipset->fd, ipset->buffer, ipset->room, 0, &ipset->calls);
+    while (result >= 0 && np_nl_is_left_over(ipset->buffer, (size_t)result, seq));
+    return result;
 }
 
 /* Asks which version of ipset's protocol the kernel speaks. Returns it, or -errno: -EINVAL has no ip_set, -EPERM may not ask. */
@@ -174,7 +180,7 @@ int np_ipset_protocol(struct np_ipset *ipset, uint32_t seq)
     if (result >= 0)
         result = keep(ipset, &out, begin(&out, IPSET_CMD_PROTOCOL, 0, seq));
     if (result >= 0)
-        result = ask(ipset);
+        result = ask(ipset, seq);
     return result < 0 ? result : np_ipset_parse_version(ipset->buffer, (size_t)result, seq);
 }
 
@@ -362,7 +368,7 @@ int np_ipset_number(struct np_ipset *ipset, uint32_t seq, const char *name)
     int result = put_names(ipset, seq, IPSET_CMD_GET_BYNAME, name, NULL);
 
     if (result >= 0)
-        result = ask(ipset);
+        result = ask(ipset, seq);
     return result < 0 ? result : np_ipset_parse_number(ipset->buffer, (size_t)result, seq);
 }
 

@@ -14,6 +14,8 @@
 enum { NP_ERROR_MAX = 65535 };
 
 _Static_assert(sizeof(struct np_ipset_header) == 84, "a header has no padding");
+_Static_assert(sizeof(struct np_ipset_record) == 104 && offsetof(struct np_ipset_record, digest) == 88,
+               "a record has no padding");
 _Static_assert(sizeof(((struct np_ipset_header *)0)->name) == IPSET_MAXNAMELEN, "a name is as long as the kernel's");
 _Static_assert(sizeof(struct nlmsgerr) == 20 && offsetof(struct nlmsgerr, msg) == 4,
                "an error repeats the message's header");

@@ -155,6 +155,15 @@ int np_nl_next_message(struct np_nl_in *in, struct np_nl_message *message)
     return 1;
 }
 
+/* Whether a datagram begins with the answer to another request than the one numbered `seq`: one that was given up. */
+int np_nl_is_left_over(const uint8_t *data, size_t size, uint32_t seq)
+{
+    struct np_nl_in in = {data, size};
+    struct np_nl_message message;
+
+    return np_nl_next_message(&in, &message) > 0 && message.seq != seq;
+}
+
 /* Copies a string of at least one character, with its terminating zero, into `room` bytes. Returns 0 or -EBADMSG. */
 int np_nl_get_string(const struct np_nl_attribute *attribute, char *value, size_t room)
 {

@@ -30,7 +30,7 @@ enum { NP_MAX_EINTR = 64 };
     } while (0)
 
 /* A netlink socket of that protocol (NETLINK_NETFILTER ...), bound, close-on-exec, with short error messages
- * (NETLINK_CAP_ACK) and extended ones where the kernel has them. Returns the descriptor or -errno. */
+ * (NETLINK_CAP_ACK) where the kernel has them. Returns the descriptor or -errno. */
 int np_sys_netlink_open(int protocol, uint64_t *calls)
 {
     struct sockaddr_nl address = {.nl_family = AF_NETLINK};

@@ -13,6 +13,7 @@ _Static_assert(sizeof(struct xt_entry_target) == 32, "struct xt_entry_target");
 _Static_assert(sizeof(struct xt_standard_target) == 40, "struct xt_standard_target");
 _Static_assert(XT_ALIGN(sizeof(struct xt_error_target)) == 64, "struct xt_error_target");
 _Static_assert(sizeof(struct xt_counters) == 16, "struct xt_counters");
+_Static_assert(sizeof(struct np_xt_chain) == 52 && sizeof(struct np_xt_jump) == 12, "as the caller packs them");
 _Static_assert(NP_XT_HOOKS == NF_INET_NUMHOOKS, "hooks");
 _Static_assert(XT_FUNCTION_MAXNAMELEN <= sizeof(((struct np_xt_chain *)0)->name), "chain names");
 _Static_assert(offsetof(struct ipt_entry, next_offset) == offsetof(struct ipt_entry, target_offset) + 2, "offsets");

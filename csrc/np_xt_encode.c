@@ -11,6 +11,8 @@
 _Static_assert(sizeof(struct xt_nflog_info) == 76, "struct xt_nflog_info");
 _Static_assert(sizeof(struct ipt_reject_info) == 4 && sizeof(struct ip6t_reject_info) == 4, "struct ipt_reject_info");
 _Static_assert(sizeof(((struct np_xt_payload *)0)->own) >= sizeof(struct xt_nflog_info), "payloads");
+_Static_assert(sizeof(struct np_xt_set) == 34 && sizeof(struct np_xt_open) == 16 && sizeof(struct np_xt_use) == 8,
+               "as the caller packs them");
 _Static_assert(IPT_INV_VIA_IN == IP6T_INV_VIA_IN && IPT_INV_VIA_OUT == IP6T_INV_VIA_OUT &&
                    IPT_INV_SRCIP == IP6T_INV_SRCIP && IPT_INV_DSTIP == IP6T_INV_DSTIP &&
                    IPT_INV_PROTO == IP6T_INV_PROTO,

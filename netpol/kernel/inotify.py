@@ -26,7 +26,11 @@ class Watcher:
         self._fd = int(lib.np_sys_inotify_open(self._calls))
         if self._fd < 0:
             raise KernelError(-self._fd, "inotify", "open", os.strerror(-self._fd))
-        self.refresh()
+        try:
+            self.refresh()
+        except BaseException:
+            lib.np_sys_close(self._fd, self._calls)
+            raise
 
     def __enter__(self) -> Watcher:
         return self

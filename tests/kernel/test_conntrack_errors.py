@@ -143,6 +143,9 @@ def test_left_overs_are_passed_over(played: tuple[ConntrackSocket, socket.socket
     assert conntrack.flows((A,)) == b""
     kernel.send(answer(seq - 1, errno.EBUSY) + answer(seq + 2, 0))
     assert conntrack.mark(pack([MADE["udp"][1]]), BIT) == 1
+    kernel.send(answer(seq + 1, errno.EBUSY))
+    kernel.send(message(1 << 8 | 5, seq + 3, bytes(4) + attribute(1, struct.pack(">I", 5))))
+    assert conntrack.count() == 5
 
 
 @pytest.mark.parametrize(

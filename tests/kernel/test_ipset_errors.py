@@ -290,6 +290,16 @@ def test_answers_to_an_older_run_are_passed_over(played: tuple[IpsetSocket, sock
     ipset.run([Destroy("ips")])
 
 
+def test_a_number_is_the_answer_to_its_own_question(played: tuple[IpsetSocket, socket.socket, int]) -> None:
+    """Answers to what was given up before are passed over here, too: one of them would shift all later ones by one."""
+    ipset, kernel, seq = played
+    answers = [message(6 << 8 | 14, 0, seq + i, bytes(4) + attribute(11 | 1 << 14, struct.pack(">H", 7 + i))) for i in range(2)]
+    kernel.send(message(2, 0, seq - 1, struct.pack("=i", -errno.EBUSY) + bytes(16)))
+    for answer in answers:
+        kernel.send(answer)
+    assert [ipset.number("ips"), ipset.number("nets")] == [7, 8]
+
+
 def test_answers_of_nonsense_or_none(played: tuple[IpsetSocket, socket.socket, int]) -> None:
     """A run whose acknowledgement does not come, or is none, is an error, and not waited for."""
     ipset, kernel, _ = played

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -339,3 +341,18 @@ def test_a_family_that_is_not_hooked_denies_nothing() -> None:
     ruleset, _ = db()
     both = Both(Index(), replace(ruleset, hooked=frozenset((6,))), frozenset({A}))
     assert both.agree([replace(call(OUT, A), mark=BIT), call(OUT, A)]) == []
+
+
+def test_a_sorting_outlives_its_index() -> None:
+    """Whoever goes on judging by it has the rules that there were, also when the index was built again or is gone."""
+    index, (ruleset, _) = Index(), db()
+    assert index.build(ruleset, frozenset({A}), frozenset())
+    pointed = [weakref.ref(found) for found in (*index._alive[2].values(), index._alive[1])]
+    sorting = index.sorting(BIT)
+    assert index.build(closed(GATE, (network(A, 24),)), frozenset({A, OUT}), frozenset())
+    del index
+    gc.collect()
+    assert None not in [found() for found in pointed]
+    packed = pack([call(OUT, A), call(C, A)])
+    sorting.take(ffi.from_buffer("struct np_ct_flow[]", bytearray(packed)), 2)
+    assert parts(sorting.mark) == parts(pack([call(OUT, A)]))
