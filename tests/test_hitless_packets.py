@@ -23,7 +23,9 @@ import pytest
 from msgspec.structs import replace
 
 from netpol.agent.enforcer import Enforcer
+from netpol.kernel import apply, ipset
 from netpol.kernel.apply import Kernel
+from netpol.kernel.ipset import Swap
 from netpol.lab import Host, Lab
 from netpol.model import (
     EVERYTHING,
@@ -197,9 +199,22 @@ def running(traffic: list[Traffic]) -> Iterator[None]:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_no_change_is_a_window(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("seed", "is_tight"),
+    [pytest.param(1, False, id="1"), pytest.param(2, False, id="2"), pytest.param(4, True, id="each set is full")],
+)
+def test_no_change_is_a_window(seed: int, is_tight: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random batches as fast as they go: not one packet of the always-allowed flows is lost, not one of the never-allowed arrives."""
+    exchanged: list[Swap] = []
+
+    def exchange(larger: str, full: str) -> Swap:
+        exchanged.append(Swap(larger, full))
+        return exchanged[-1]
+
+    if is_tight:
+        # No set has room for more than it is made with: whatever grows is exchanged for a larger one.
+        monkeypatch.setattr(ipset, "room", lambda count: max(1, count))
+        monkeypatch.setattr(apply, "Swap", exchange)
     monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
     hosts = [Host("outside", (OUTSIDE,)), *(Host(name, (address,)) for name, address in ADDRESSES.items())]
     drawn = Random(seed)
@@ -223,6 +238,7 @@ def test_no_change_is_a_window(seed: int, tmp_path: Path, monkeypatch: pytest.Mo
                     steps |= {type(step).__name__ for step in enforcer.enforce().steps}
                     changes += 1
             try:
+                assert (len(exchanged) > CHANGES // 10) == is_tight
                 assert steps == {"CreateSet", "GrowSet", "ReplaceTable", "ShrinkSet", "DestroySet"}
                 assert [one.sent - one.count() for one in always] == [0, 0]
                 assert [one.count() for one in never] == [0, 0, 0]

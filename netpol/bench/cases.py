@@ -47,12 +47,18 @@ def cases(
     """All cases, in the order of the table. Sizes other than the defaults are for those who test them; `rules` are tens."""
     return (
         *kernel_cases(members, few, rules),
+        *leaving_cases(members),
         *packet_cases(policies, isolated),
         *change_cases(*cluster),
         *audit_cases(*audit, foreign),
         *flow_cases(running, cluster),
         *read_cases(read),
     )
+
+
+def leaving_cases(members: int) -> tuple[Case, ...]:
+    """What it costs that members leave a live set."""
+    return tuple(sets.leave(f"{share} % of {short(members)} members leave", members, share, 9) for share in (10, 90))
 
 
 def packet_cases(policies: int, isolated: tuple[int, ...]) -> tuple[Case, ...]:

@@ -17,7 +17,7 @@ from netpol.bench.measure import BenchError, Case, Contender, Contest
 from netpol.bench.members import Make, scattered_addresses
 from netpol.kernel.apply import Kernel
 from netpol.kernel.ipset import Create, Delete, Destroy, IpsetSocket, Swap, member_text, pack
-from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, Set, SetKind
+from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, Set, SetKind, ShrinkSet
 
 NAME, OTHER = "NETPOL-BENCH", "NETPOL-BENCH-2"
 # Odd, so that swapping so often is not the same as never. Of changes that take microseconds a run is several, so that one of them is warm.
@@ -40,6 +40,11 @@ def add_one(row: str, count: int, pairs: int) -> Case:
 def swap(row: str, count: int, pairs: int) -> Case:
     """Two sets, one of `count` members, change places, `REPEAT` times in a row."""
     return Case(row, pairs, partial(_swap, count))
+
+
+def leave(row: str, count: int, share: int, pairs: int) -> Case:
+    """Of `count` members `share` percent leave a live set; beside a set of those that stay, made and swapped into its place."""
+    return Case(row, pairs, partial(_leave, count, share))
 
 
 def destroy(row: str, count: int, pairs: int) -> Case:
@@ -143,6 +148,29 @@ def _swap(count: int, directory: Path) -> Iterator[Contest]:
         program = peers.find(peers.IPSET)
         others = {"ipset swap": Contender(prepare, partial(executed, program), verify)} if program else {}
         yield Contest(Contender(prepare, ours, verify), others, lambda: ipset.calls, REPEAT)
+
+
+@contextmanager
+def _leave(count: int, share: int, directory: Path) -> Iterator[Contest]:
+    members = sorted(scattered_addresses(count))
+    gone, stay = members[: count * share // 100], members[count * share // 100 :]
+    step = ShrinkSet(NAME, "hash:ip", 4, frozenset(gone))
+    with Kernel() as kernel, IpsetSocket() as ipset:
+
+        def prepare() -> None:
+            if NAME in ipset.headers():
+                ipset.run([Destroy(NAME)])
+            ipset.run([Create(NAME, "hash:ip", 4, pack(members))])
+
+        def verify(outcome: object) -> None:
+            _expect(ipset.members(NAME) == pack(stay), "the set does not hold those that stay")
+
+        def swapped() -> None:
+            ipset.run([Create(OTHER, "hash:ip", 4, pack(stay))])
+            ipset.run([Swap(OTHER, NAME), Destroy(OTHER)])
+
+        others = {"a set swapped in": Contender(prepare, swapped, verify)}
+        yield Contest(Contender(prepare, partial(kernel.apply, [step]), verify), others, lambda: kernel.calls)
 
 
 @contextmanager

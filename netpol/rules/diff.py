@@ -13,6 +13,9 @@ step for all packets of a family; a set's members change one after another. Henc
 - "More" is this: the table is replaced by the new rules over the *old* sets and, for each set that changes, two small ones beside
   it: `added` is looked at too, and what is in `removed` does not count. That one replace is the whole change. Then the live sets
   change, which nobody can tell, and a second replace leaves the two small sets out. It costs what the batch is long, not the sets.
+- A live set is never rebuilt and swapped in whole. That pays only where more leave than stay: of 60,000 members 6,000 leave in 0.8 ms
+  (swapped 6.1), 30,000 in 3.7 (3.0), 54,000 in 8.9 (0.6); of 1,000 members 900 in 0.13 (0.02). No batch gains 10 ms by it, few have one
+  such set, and a batch knows the members that changed and not those that stay. (A set that is full is exchanged: `kernel.apply`.)
 - A live set that is of another type than it is to be (what an older netpol left) goes the same way: all of it stands beside it while it
   is made anew. Where no rule of ours refers to it, somebody else made it, and it is made anew at once.
 - A change that broke off leaves rules over small sets. What they say then is a state like any other; the next change takes other

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from netpol.bench import Case, Result, Session, cases, measure
-from netpol.bench.cases import audit_cases, change_cases, flow_cases, kernel_cases, packet_cases, read_cases
+from netpol.bench.cases import audit_cases, change_cases, flow_cases, kernel_cases, leaving_cases, packet_cases, read_cases
 from netpol.bench.measure import BenchError, Contender
 from netpol.bench.report import from_json, table, to_json
 from netpol.kernel.apply import Kernel
@@ -31,6 +31,7 @@ OURS = (
     *audit_cases(200, 60, (20, 30)),
     *flow_cases(200, (100, 20, 10)),
     *read_cases(30),
+    *leaving_cases(300),
 )
 EVERY_CASE = pytest.mark.parametrize("case", TINY, ids=lambda case: case.row)
 EVERY_OTHER = pytest.mark.parametrize("case", OURS, ids=lambda case: case.row)
