@@ -17,6 +17,10 @@ from netpol.kernel import namespaces
 
 if os.geteuid() != 0:
     namespaces.enter_private_world()
+    from pyroute2 import IPRoute  # type: ignore[import-untyped]  # it has no types
+
+    with IPRoute() as routes:
+        routes.link("set", index=1, state="up")  # for servers on the loopback
 
 LEAST_WIDTH = 120  # where there is no terminal, too
 

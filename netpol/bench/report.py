@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from netpol.bench.result import PeerResult, Result
+from netpol.bench.result import Figure, PeerResult, Result
 
 FILE = "bench-results.json"
 
@@ -22,7 +22,8 @@ FILE = "bench-results.json"
 def to_json(results: Sequence[Result]) -> bytes:
     """A list of rows: {"row", "ms", "peers": {name: {"ms", "ratio", "goal" where there is one}}, "system_calls", "pairs"}.
 
-    Rows about memory have no peers, and "mebibytes" and "most", which is their goal.
+    Rows about memory have no peers, and "mebibytes" and "most", which is their goal. Rows with goals of their own have no peers, and
+    "figures": {name: {"value", "unit", "goal" where there is one, "least": true where it is a minimum}}.
     """
     return msgspec.json.format(msgspec.json.encode(list(results)), indent=2) + b"\n"
 
@@ -74,10 +75,13 @@ def table(results: Sequence[Result], least_rss: float, width: int, colours: bool
         for name, peer in result.peers.items():
             drawn.add_row(*mine, name, _figure(peer.ms), f"{_figure(peer.ratio)}x", _goal(peer))
             mine = ["", "", ""]
+        for name, figure in result.figures.items():
+            drawn.add_row(*mine, f"{name}: {_figure(figure.value)} {figure.unit}", "", "", _bound(figure))
+            mine = ["", "", ""]
         if result.mebibytes is not None and result.most is not None:
             verdict = "[green]met[/]" if result.mebibytes <= result.most else "[red]missed[/]"
             drawn.add_row(*mine, f"takes {_figure(result.mebibytes)} MiB", "", "", f"<= {result.most:.3g} MiB {verdict}")
-        elif not result.peers:
+        elif not result.peers and not result.figures:
             drawn.add_row(*mine, "nothing installed", "", "", "")
         drawn.add_section()
     with console.capture() as captured:
@@ -97,3 +101,9 @@ def _goal(peer: PeerResult) -> str:
     if peer.goal is None:
         return ""
     return f">= {peer.goal:.3g}x [green]met[/]" if peer.met else f">= {peer.goal:.3g}x [red]missed[/]"
+
+
+def _bound(figure: Figure) -> str:
+    if figure.goal is None:
+        return ""
+    return f"{'>=' if figure.least else '<='} {figure.goal:g} {figure.unit} {'[green]met[/]' if figure.met else '[red]missed[/]'}"

@@ -28,10 +28,30 @@ class PeerResult(Struct, frozen=True, omit_defaults=True):
         return None if self.goal is None else self.ratio >= self.goal
 
 
+class Figure(Struct, frozen=True, omit_defaults=True):
+    """A figure that is held against a fixed goal and not against a peer.
+
+    goal -- the most that it may be; with `least`, the least; None where nothing is demanded.
+    """
+
+    value: float
+    unit: str
+    goal: float | None = None
+    least: bool = False
+
+    @property
+    def met(self) -> bool | None:
+        """Whether it is what is demanded; None where nothing is."""
+        if self.goal is None:
+            return None
+        return self.value >= self.goal if self.least else self.value <= self.goal
+
+
 class Result(Struct, frozen=True, omit_defaults=True):
     """One row: our milliseconds (median over `pairs` runs) and system calls for one operation, and the peers by name.
 
     mebibytes -- what it takes in memory, where that is the figure; most -- how much it may be.
+    figures -- what else there is to say of it, by name.
     """
 
     row: str
@@ -41,6 +61,7 @@ class Result(Struct, frozen=True, omit_defaults=True):
     pairs: int
     mebibytes: float | None = None
     most: float | None = None
+    figures: dict[str, Figure] = {}
 
 
 def summarise(
@@ -56,6 +77,22 @@ def summarise(
         ratio = median(theirs / mine for theirs, mine in zip(times, ours, strict=True))
         found[name] = PeerResult(_milliseconds(times), round(ratio, 2), goals.get(name))
     return Result(row, _milliseconds(ours), found, system_calls, len(ours))
+
+
+def waits(row: str, times: Sequence[float], median_goal: float, p99_goal: float, system_calls: int) -> Result:
+    """The row of something waited for, whose slowest count too: seconds in, goals in milliseconds."""
+    figures = {
+        "median": Figure(_milliseconds(times), "ms", median_goal),
+        "p99": Figure(round(percentile(times, 99) * 1000, 4), "ms", p99_goal),
+    }
+    return Result(row, _milliseconds(times), {}, system_calls, len(times), figures=figures)
+
+
+def percentile(values: Sequence[float], share: int) -> float:
+    """The smallest of the values that `share` % of them do not exceed. ValueError where there are none."""
+    if not values:
+        raise ValueError("no values")
+    return sorted(values)[-(-share * len(values) // 100) - 1]
 
 
 def _milliseconds(times: Sequence[float]) -> float:

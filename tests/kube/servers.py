@@ -211,8 +211,11 @@ class ApiServer:
         file.write_text(json.dumps(config))
         return file
 
-    def fill(self, kind: str, objects: Iterable[Json]) -> None:
-        """Puts objects straight into etcd, 10,000 and more a second: as whole as a server would have stored them."""
+    def fill(self, kind: str, objects: Iterable[Json], together: int = FILL) -> None:
+        """Puts objects straight into etcd, 10,000 and more a second: as whole as a server would have stored them.
+
+        together -- how many share a version. Where somebody watches, it has to be 1: who has seen a version has seen all of it.
+        """
         connection = http.client.HTTPConnection("127.0.0.1", self._etcd_port, timeout=PATIENCE)
         batch: list[Json] = []
 
@@ -227,7 +230,7 @@ class ApiServer:
             meta = value["metadata"]
             key = f"/registry/{'minions' if kind == 'nodes' else kind}/" + "/".join(filter(None, (meta.get("namespace"), meta["name"])))
             batch.append({"requestPut": {"key": _base64(key), "value": _base64(json.dumps(value))}})
-            if len(batch) == FILL:
+            if len(batch) == together:
                 send()
         if batch:
             send()

@@ -1,0 +1,211 @@
+"""The agent's scene: a real API server with a made-up cluster, a lab with three of the node's pods, and agents started on its node.
+
+Only those three pods can send and be sent to; the other local ones, and all pods of other nodes, are objects. Objects go straight into
+etcd by the ten thousand; what is measured goes through the API server as any client's would.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from bench.witness import Witness
+from netpol.agent.enforcer import clean
+from netpol.kernel.apply import Kernel
+from netpol.kube.reflector import NAMESPACES, NODES, PODS, POLICIES
+from netpol.lab import Host, Lab
+from netpol.model import parse_address
+from netpol.policy.cluster import Cluster
+from netpol.rules.compile import NodeState
+from netpol.rules.diff import diff
+from tests.agent.process import Agent
+from tests.kube.servers import ADMIN, Api, ApiServer, Json, namespace, node, path, pod, policy
+
+NODE, WHERE = "bench-node", "bench"
+ADDRESSES = {"client": "10.99.0.1", "target": "10.99.0.2", "guarded": "10.99.0.3"}
+PORT = 7000  # of the datagrams
+SPACES, APPS = 100, 10
+RESOURCES = {"namespaces": NAMESPACES, "nodes": NODES, "networkpolicies": POLICIES, "pods": PODS}
+
+
+class NodeAgent(Agent):
+    """An agent on a lab's node, whose pages are asked for there."""
+
+    def __init__(self, lab: Lab, *arguments: str, environment: dict[str, str]) -> None:
+        self._lab = lab
+        with lab.entered():
+            super().__init__(*arguments, environment=environment)
+
+    def page(self, path: str) -> tuple[int, str]:
+        with self._lab.entered():
+            return super().page(path)
+
+
+class Scene:
+    """See the module; a context manager. `local` of the `pods` are the node's."""
+
+    def __init__(self, folder: Path, server: ApiServer, pods: int, local: int, policies: int) -> None:
+        self.folder, self.server = folder, server
+        self._stack = ExitStack()
+        self._pods, self._local, self._policies = pods, local, policies
+
+    def __enter__(self) -> Scene:
+        with ExitStack() as stack:
+            self.lab = stack.enter_context(Lab([Host(name, (parse_address(address),), ()) for name, address in ADDRESSES.items()]))
+            carrier = stack.enter_context(Witness("relay", self.lab.node, self.server.port, descriptors=(self.lab.node,)))
+            self._kubeconfig = self.server.kubeconfig(self.folder / "kubeconfig", port=carrier.said("port"))
+            self._fill()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+
+    def _fill(self) -> None:
+        api = self.server.api()
+        api.create("nodes", node(NODE, "10.99.255.1", cidrs=["10.99.0.0/24"]))
+        api.create("namespaces", namespace(WHERE))
+        for name, address in ADDRESSES.items():
+            api.create("pods", pod(WHERE, name, address, node=NODE, labels={"app": name}))
+        self.server.fill("namespaces", (_stored(namespace(f"team-{i}", team=f"t{i % 10}"), i) for i in range(SPACES)))
+        self.server.fill("networkpolicies", (_stored(made_policy(i), i) for i in range(self._policies)))
+        self.fill_pods(0, self._pods)
+        friends: Json = {"from": [{"podSelector": {"matchLabels": {"role": "friend"}}}], "ports": [{"protocol": "UDP", "port": PORT}]}
+        api.create("networkpolicies", policy(WHERE, "guard", selecting("guarded", friends)))
+
+    def fill_pods(self, first: int, last: int) -> None:
+        """Puts pods straight into etcd."""
+        self.server.fill("pods", (self._pod(number, 0) for number in range(first, last)))
+
+    def _pod(self, number: int, shift: int) -> Json:
+        """`shift` moves it to another app of its namespace."""
+        ours = number < self._pods and number % (self._pods // self._local) == 0
+        return _stored(made_pod(number, NODE if ours else f"node-{number % 97}", shift), number)
+
+    def storm(self) -> None:
+        """Every pod changes its app, and after them the client becomes a friend; the server learns of it all
+        at once, and as if a client had written each: with a version of its own."""
+        pods = [self._pod(number, 3) for number in range(self._pods)]
+        client = self.server.api().get("pods", "client", WHERE)
+        client["metadata"]["labels"]["role"] = "friend"
+        with self.server.paused():
+            self.server.fill("pods", [*pods, client], 1)
+
+    @contextmanager
+    def agent(self, grace: float = 0.0) -> Iterator[Agent]:
+        """A running agent on the node."""
+        with NodeAgent(
+            self.lab, "--kubeconfig", str(self._kubeconfig), "--node", NODE, environment={"NETPOL_GRACE": f"{grace:g}"}
+        ) as agent:
+            yield agent
+
+    def emptied(self) -> None:
+        """Nothing of ours is in the node's kernel."""
+        with self.lab.entered(), Kernel() as kernel:
+            clean(kernel)
+
+    @contextmanager
+    def wire(self, target: str) -> Iterator[Witness]:
+        """Datagrams from the client to that pod."""
+        source, sink = self.lab.host("client"), self.lab.host(target)
+        with Witness("wire", source, sink, ADDRESSES[target], PORT, descriptors=(source, sink)) as witness:
+            yield witness
+
+    @contextmanager
+    def watch(self, kind: str, where: str = WHERE) -> Iterator[Witness]:
+        """When the server sends events of a kind, from now on."""
+        version = self.server.api().request("GET", path(kind, where) + "?limit=1")["metadata"]["resourceVersion"]
+        with Witness("watch", self.server.port, self.server.ca, ADMIN, f"{path(kind, where)}?watch=1", version) as witness:
+            witness.said("watching")
+            yield witness
+
+    @contextmanager
+    def churn(self, rate: int) -> Iterator[list[int]]:
+        """Labels of pods change meanwhile, so many a second as far as the server can; the list has how many did."""
+        done, over = [0], threading.Event()
+
+        def run() -> None:
+            with closing(Api("127.0.0.1", self.server.port, self.server.ca, ADMIN)) as api:
+                begin = time.monotonic()
+                while not over.is_set():
+                    which = done[0] * 7 % self._pods
+                    api.patch("pods", f"pod-{which}", f"team-{which % SPACES}", {"metadata": {"labels": {"app": f"app-{done[0] % APPS}"}}})
+                    done[0] += 1
+                    over.wait(max(0.0, begin + done[0] / rate - time.monotonic()))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield done
+        finally:
+            over.set()
+            thread.join()
+
+    def wrong(self) -> int:
+        """How many steps lie between what the kernel holds and a fresh compile of what the server has."""
+        cluster = Cluster()
+        for name, resource in RESOURCES.items():
+            for item in self.server.api().items(name):
+                value = resource.decode(json.dumps(item).encode()).value
+                if value is not None:
+                    cluster.put(value)
+        wanted = NodeState(cluster, NODE).wanted()
+        with self.lab.entered(), Kernel() as kernel:
+            return len(diff(wanted, kernel.read()))
+
+
+def selecting(app: str, *ingress: Json) -> Json:
+    """A policy's spec that isolates pods of an app, but for these rules."""
+    return {"podSelector": {"matchLabels": {"app": app}}, "policyTypes": ["Ingress"], "ingress": list(ingress)}
+
+
+def made_policy(number: int) -> Json:
+    """One of ten in each namespace: an app may be reached by the next one, and by one team's."""
+    which = number // SPACES % APPS
+    peers = [
+        {"podSelector": {"matchLabels": {"app": f"app-{(which + 1) % APPS}"}}},
+        {"namespaceSelector": {"matchLabels": {"team": f"t{which}"}}, "podSelector": {"matchLabels": {"app": f"app-{which}"}}},
+    ]
+    return policy(f"team-{number % SPACES}", f"policy-{number}", selecting(f"app-{which}", {"from": peers, "ports": [{"port": 8080}]}))
+
+
+def made_pod(number: int, where: str, shift: int = 0) -> Json:
+    """A pod of about 3 KB, most of which is no matter to policy."""
+    address = f"10.{100 + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
+    labels = {"app": f"app-{(number // SPACES + shift) % APPS}", "tier": "web", "pod-template-hash": "5d4f8c7b9"}
+    made = pod(f"team-{number % SPACES}", f"pod-{number}", address, node=where, labels=labels)
+    fields: Json = {"f:metadata": {"f:labels": {f"f:label-{i}": {} for i in range(60)}}}
+    managed = {"manager": "kubelet", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1", "fieldsV1": fields}
+    made["metadata"]["managedFields"] = [managed]
+    made["spec"]["containers"][0]["env"] = [{"name": f"SETTING_{i}", "value": "a value of some length"} for i in range(20)]
+    return made
+
+
+def _stored(value: Json, number: int) -> Json:
+    """With what a server adds when it creates an object."""
+    meta: dict[str, Any] = value["metadata"]
+    return {**value, "metadata": {**meta, "uid": f"{value['kind']}-{number}", "creationTimestamp": "2026-01-01T00:00:00Z"}}
+
+
+def resident(process: int) -> tuple[float, float]:
+    """MiB of a process in memory: now, and at most so far."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+    return int(lines["VmRSS"].split()[0]) / 1024, int(lines["VmHWM"].split()[0]) / 1024
+
+
+def processor_time(process: int) -> float:
+    """Seconds that a process's threads have run, those that ended left out."""
+    tasks = Path(f"/proc/{process}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+def system_calls(agent: Agent) -> int:
+    """What it has counted of its own to the kernel's tables and sets."""
+    _, text = agent.page("/metrics")
+    return int(float(next(line.split()[1] for line in text.splitlines() if line.startswith("netpol_system_calls_total"))))

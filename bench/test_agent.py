@@ -1,0 +1,149 @@
+"""What the agent takes from event to wire, to start, to keep and to wait: `netpol agent` itself, a real API server, real packets.
+
+Goals are absolute here: they are those of a node, and how far a busy machine misses them says more of the machine. Times of a change
+begin when a watch of our own got the event, beside the agent's, and end when the first datagram with the new verdict was sent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from bench.stage import WHERE, Scene, processor_time, resident, selecting, system_calls
+from netpol.bench import Result
+from netpol.bench.cases import CLUSTER, LARGE, short
+from netpol.bench.result import Figure, waits
+from tests.agent.process import Agent
+from tests.kube.servers import ApiServer, policy, programs
+
+PODS, POLICIES, LOCAL = CLUSTER
+MEDIAN_GOAL, P99_GOAL = 5.0, 25.0  # ms
+START_GOAL = 2000.0  # ms
+MEMORY_GOAL, LARGE_MEMORY_GOAL = 65.0, 140.0  # MiB
+IDLE_GOAL = 0.5  # % of a core
+STORM_GOAL = 5000.0  # events a second
+CHANGES, CHURN = 100, 100
+QUIET = 20.0  # seconds
+GRACE = 1.0  # what the agent's own default is
+AT = f"{short(PODS)} pods"
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    folder = tmp_path_factory.mktemp("agent")
+    with pytest.MonkeyPatch.context() as patch, ApiServer(programs()) as server:
+        patch.setenv("XTABLES_LOCKFILE", str(folder / "xtables.lock"))
+        with Scene(folder, server, PODS, LOCAL, POLICIES) as made:
+            yield made
+
+
+def started(agent: Agent, begin: float) -> float:
+    """Seconds from `begin` until the agent says that all is in force."""
+    agent.ready()
+    return time.perf_counter() - begin
+
+
+def test_cold_start(scene: Scene, results: list[Result]) -> None:
+    """From exec to ready: with a kernel that knows nothing, and with one that holds what a predecessor left."""
+    for words, grace, adopting in (("a first install, which waits a second", GRACE, False), ("adopting what is there", 0.0, True)):
+        times, calls = [], 0
+        for _ in range(3):
+            if not adopting:
+                scene.emptied()
+            begin = time.perf_counter()
+            with scene.agent(grace) as agent:
+                times.append(started(agent, begin) * 1000)
+                calls = system_calls(agent)
+        middle = round(sorted(times)[1], 1)
+        figures = {"median": Figure(middle, "ms", START_GOAL), "slowest": Figure(round(max(times), 1), "ms")}
+        results.append(Result(f"agent, {AT}: {words}", middle, {}, calls, 3, figures=figures))
+
+
+def test_at_rest(scene: Scene, results: list[Result]) -> None:
+    """Memory once all is in force, and what it runs while nothing happens, its audits included."""
+    begin = time.perf_counter()
+    with scene.agent() as agent:
+        start = round(started(agent, begin) * 1000, 1)
+        time.sleep(5)
+        steady, most = resident(agent.process.pid)
+        figures = {"peak": Figure(round(most, 1), "MiB", MEMORY_GOAL)}
+        results.append(Result(f"agent, {AT}: memory", start, {}, 0, 1, round(steady, 1), MEMORY_GOAL, figures))
+        before, calls, begin = processor_time(agent.process.pid), system_calls(agent), time.perf_counter()
+        time.sleep(QUIET)
+        ran, passed = processor_time(agent.process.pid) - before, time.perf_counter() - begin
+        figures = {"of a core": Figure(round(ran / passed * 100, 3), "%", IDLE_GOAL)}
+        row = f"agent, {AT}: {QUIET:.0f} s at rest, processor time"
+        results.append(Result(row, round(ran * 1000, 1), {}, system_calls(agent) - calls, 1, figures=figures))
+
+
+@pytest.mark.parametrize("churn", [0, CHURN], ids=["quiet", "churn"])
+def test_event_to_wire(scene: Scene, results: list[Result], churn: int) -> None:
+    """A policy comes and goes, and a peer's label changes to and fro: how long after the server said so packets fare otherwise."""
+    api = scene.server.api()
+    with ExitStack() as stack:
+        agent = stack.enter_context(scene.agent())
+        agent.ready()
+        done = stack.enter_context(scene.churn(churn)) if churn else [0]
+        begin = time.perf_counter()
+        for kind in ("policy created", "label changed"):
+            times = []
+            calls = system_calls(agent)
+            with scene.wire("target" if kind == "policy created" else "guarded") as wire:
+                by_policy = kind == "policy created"
+                wire.said("open" if by_policy else "closed")
+                with scene.watch("networkpolicies" if by_policy else "pods") as watch:
+                    for number in range(CHANGES):
+                        if by_policy:
+                            api.create("networkpolicies", policy(WHERE, f"deny-{number}", selecting("target")))
+                            sent, seen = watch.said(f"ADDED/deny-{number}"), wire.said("closed")
+                            api.delete("networkpolicies", f"deny-{number}", WHERE)
+                            wire.said("open")
+                        else:
+                            role, verdict = ("friend", "open") if number % 2 == 0 else ("foe", "closed")
+                            api.patch("pods", "client", WHERE, {"metadata": {"labels": {"role": role}}})
+                            sent, seen = watch.said("MODIFIED/client"), wire.said(verdict)
+                        times.append((seen - sent) / 1e9)
+                        time.sleep(0.03)
+            each = (system_calls(agent) - calls) // CHANGES
+            rate = f", {done[0] / (time.perf_counter() - begin):.0f} pod events a second" if churn else ""
+            results.append(waits(f"agent, {AT}: {kind} -> wire{rate}", times, MEDIAN_GOAL, P99_GOAL, each))
+
+
+def test_storm(scene: Scene, results: list[Result]) -> None:
+    """All pods change at once, straight in etcd, so the server sends as fast as it can; at the end the kernel is as a fresh compile is.
+
+    The last event of the storm opens a way on the wire, and nothing later than it is in force then.
+    """
+    with scene.agent() as agent:
+        agent.ready()
+        calls, ran = system_calls(agent), processor_time(agent.process.pid)
+        with scene.wire("guarded") as wire, scene.watch("pods", "") as watch:
+            wire.said("closed")
+            scene.storm()
+            first, last = watch.said("MODIFIED/pod-0"), watch.said("MODIFIED/client")
+            seen = wire.said("open")
+        ran, calls = processor_time(agent.process.pid) - ran, system_calls(agent) - calls
+        assert scene.wrong() == 0
+    took = (seen - first) / 1e9
+    figures = {
+        "drained": Figure(round(PODS / took), "events/s", STORM_GOAL, least=True),
+        "sent by the server": Figure(round(PODS * 1e9 / (last - first)), "events/s"),
+        "for a second of the agent's processor": Figure(round(PODS / ran), "events"),
+    }
+    results.append(Result(f"agent, {AT}: a storm of {short(PODS)} pod events", round(took * 1000, 1), {}, calls, 1, figures=figures))
+
+
+def test_large(scene: Scene, results: list[Result]) -> None:
+    """Memory with ten times the pods. The last of this file: they stay."""
+    scene.fill_pods(PODS, LARGE[0])
+    begin = time.perf_counter()
+    with scene.agent() as agent:
+        start = round(started(agent, begin) * 1000, 1)
+        time.sleep(5)
+        steady, most = resident(agent.process.pid)
+    figures = {"peak": Figure(round(most, 1), "MiB", LARGE_MEMORY_GOAL)}
+    row = f"agent, {short(LARGE[0])} pods: memory"
+    results.append(Result(row, start, {}, 0, 1, round(steady, 1), LARGE_MEMORY_GOAL, figures))

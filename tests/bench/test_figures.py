@@ -1,0 +1,49 @@
+"""Figures with goals of their own: what meets them, how they stand in the file and in the table, and which value a percentile is."""
+
+from __future__ import annotations
+
+import pytest
+
+from netpol.bench.report import from_json, table, to_json
+from netpol.bench.result import Figure, Result, percentile, waits
+
+
+@pytest.mark.parametrize(
+    ("figure", "met"),
+    [
+        pytest.param(Figure(5.0, "ms", 5.0), True, id="as much as it may be"),
+        pytest.param(Figure(5.1, "ms", 5.0), False, id="more than it may be"),
+        pytest.param(Figure(5000, "events/s", 5000.0, least=True), True, id="as much as it must be"),
+        pytest.param(Figure(4999, "events/s", 5000.0, least=True), False, id="less than it must be"),
+        pytest.param(Figure(1.0, "s"), None, id="no goal"),
+    ],
+)
+def test_a_figure_meets_its_goal(figure: Figure, met: bool | None) -> None:
+    """A goal is the most that a figure may be, or the least where it says so."""
+    assert figure.met is met
+
+
+@pytest.mark.parametrize(("count", "share", "found"), [(100, 99, 99), (100, 100, 100), (101, 99, 100), (1, 99, 1), (10, 50, 5)])
+def test_a_percentile_is_one_of_the_values(count: int, share: int, found: int) -> None:
+    """It is the smallest that so many in a hundred do not exceed, whatever their order."""
+    assert percentile([float(number) for number in range(count, 0, -1)], share) == found
+
+
+def test_no_values_have_no_percentile() -> None:
+    """Nothing measured is an error and not a zero."""
+    with pytest.raises(ValueError, match="no values"):
+        percentile([], 99)
+
+
+def test_a_row_of_waits_goes_through_the_file_and_the_table() -> None:
+    """It has the form of every row, and the table says of both figures whether they are as demanded."""
+    row = waits("policy -> wire", [0.002] * 98 + [0.030] * 2, 5.0, 25.0, 14)
+    assert row == Result("policy -> wire", 2.0, {}, 14, 100, figures={"median": Figure(2.0, "ms", 5.0), "p99": Figure(30.0, "ms", 25.0)})
+    raw = to_json([row])
+    assert from_json(raw) == [row]
+    assert all(part in raw for part in (b'"row"', b'"ms"', b'"peers"'))
+    drawn = table([row], 1.0, 160, False)
+    assert "median: 2.00 ms" in drawn
+    assert "<= 5 ms met" in drawn
+    assert "p99: 30.0 ms" in drawn
+    assert "<= 25 ms missed" in drawn
