@@ -25,7 +25,7 @@ from netpol.policy.cluster import Cluster
 from netpol.rules.compile import NodeState
 from netpol.rules.diff import diff
 from tests.agent.process import Agent
-from tests.kube.servers import ADMIN, Api, ApiServer, Json, namespace, node, path, pod, policy
+from tests.kube.servers import ADMIN, Api, ApiError, ApiServer, Json, namespace, node, path, pod, policy
 
 NODE, WHERE = "bench-node", "bench"
 ADDRESSES = {"client": "10.99.0.1", "target": "10.99.0.2", "guarded": "10.99.0.3"}
@@ -78,14 +78,28 @@ class Scene:
         self.fill_pods(0, self._pods)
         friends: Json = {"from": [{"podSelector": {"matchLabels": {"role": "friend"}}}], "ports": [{"protocol": "UDP", "port": PORT}]}
         api.create("networkpolicies", policy(WHERE, "guard", selecting("guarded", friends)))
+        self.settled()
 
     def fill_pods(self, first: int, last: int) -> None:
         """Puts pods straight into etcd."""
         self.server.fill("pods", (self._pod(number, 0) for number in range(first, last)))
 
+    def settled(self, patience: float = 180.0) -> None:
+        """Waits until the server's watch cache holds all that was put into etcd; before, it refuses who asks for that much."""
+        api, end = self.server.api(), time.monotonic() + patience
+        mark = {"metadata": {"annotations": {"mark": str(end)}}}
+        version = api.patch("pods", "client", WHERE, mark)["metadata"]["resourceVersion"]
+        while True:
+            try:
+                api.request("GET", f"{path('pods', WHERE)}/client?resourceVersion={version}")
+                return
+            except ApiError:
+                assert time.monotonic() < end, "the server never took it all in"
+
     def _pod(self, number: int, shift: int) -> Json:
         """`shift` moves it to another app of its namespace."""
-        ours = number < self._pods and number % (self._pods // self._local) == 0
+        every = self._pods // self._local
+        ours = number < self._pods and number % every == number // SPACES % every  # some of each namespace
         return _stored(made_pod(number, NODE if ours else f"node-{number % 97}", shift), number)
 
     def storm(self) -> None:

@@ -139,6 +139,7 @@ def test_storm(scene: Scene, results: list[Result]) -> None:
 def test_large(scene: Scene, results: list[Result]) -> None:
     """Memory with ten times the pods. The last of this file: they stay."""
     scene.fill_pods(PODS, LARGE[0])
+    scene.settled()
     begin = time.perf_counter()
     with scene.agent() as agent:
         start = round(started(agent, begin) * 1000, 1)

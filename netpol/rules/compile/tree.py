@@ -3,11 +3,13 @@
 A tree of prefixes over the sorted addresses: each chain tests at most `ARITY` prefixes and goes to the one that holds the packet's
 address; a chain of few addresses tests them itself. Entered by goto, it never comes back: falling off a chain anywhere in the tree
 returns to NETPOL. So what is to happen to an address of the pod ranges that no leaf knows stands last in every chain of the tree.
+A branch depends on nothing but its own leaves, so those that did not change are remembered: one pod costs one way down the tree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 
 from netpol.model import Address, Direction, Network, network
 from netpol.rules.compile.selections import content_hash
@@ -16,6 +18,10 @@ from netpol.rules.ruleset import DENY, EGRESS, INGRESS, RETURN, Chain, Goto, Rul
 # A power of two. 4 was best where 2, 4 and 16 were compared (bench/, dispatch).
 ARITY = 4
 BITS = ARITY.bit_length() - 1
+# Branches that are remembered: both directions of two families of some 500 pods. With more pods those of longest ago are made anew.
+KEPT = 1024
+
+_Leaves = tuple[tuple[Address, str | None], ...]  # sorted
 
 
 def tree(direction: Direction, leaves: Mapping[Address, str | None], unknown: tuple[Network, ...] = ()) -> dict[str, Chain]:
@@ -27,8 +33,9 @@ def tree(direction: Direction, leaves: Mapping[Address, str | None], unknown: tu
     last = tuple(_rule(direction, net, Goto(DENY)) for net in unknown)
     chains: dict[str, Chain] = {}
     root = EGRESS if direction == "egress" else INGRESS
-    builder = _Builder(direction, leaves, last, chains, bool(unknown))
-    chains[root] = Chain(root, builder.rules(sorted(leaves)) + last)
+    rules, below = _rules(direction, tuple(sorted(leaves.items(), key=lambda leaf: leaf[0])), last)
+    chains.update((chain.name, chain) for chain in below)
+    chains[root] = Chain(root, rules + last)
     return chains
 
 
@@ -40,41 +47,46 @@ def scope(leaves: Collection[Address], unknown: tuple[Network, ...] = ()) -> Net
     return network(ends[0], bits) if bits else None
 
 
-class _Builder:
-    def __init__(
-        self, direction: Direction, leaves: Mapping[Address, str | None], last: tuple[Rule, ...], chains: dict[str, Chain], all_leaves: bool
-    ) -> None:
-        self.direction, self.leaves, self.last, self.chains, self.all_leaves = direction, leaves, last, chains, all_leaves
-        self.prefix = "NETPOL-TE-" if direction == "egress" else "NETPOL-TI-"
-
-    def rules(self, addresses: list[Address]) -> tuple[Rule, ...]:
-        """The rules of a chain for these addresses, which are sorted."""
-        if len(addresses) <= ARITY:
-            return tuple(rule for address in addresses for rule in self.leaf(address))
-        width = len(addresses[0]) * 8
-        shift = width - _common_bits(addresses) - BITS  # so many addresses differ in more than these bits
-        groups: dict[int, list[Address]] = {}
-        for address in addresses:
-            groups.setdefault(int.from_bytes(address, "big") >> shift, []).append(address)
-        return tuple(rule for group in groups.values() for rule in self.branch(group))
-
-    def branch(self, group: list[Address]) -> tuple[Rule, ...]:
+def _rules(direction: Direction, leaves: _Leaves, last: tuple[Rule, ...]) -> tuple[tuple[Rule, ...], tuple[Chain, ...]]:
+    """The rules of a chain for these leaves, and the chains below it; `last` stands last in each of those."""
+    if len(leaves) <= ARITY:
+        return tuple(rule for leaf in leaves for rule in _leaf(direction, *leaf, bool(last))), ()
+    width = len(leaves[0][0]) * 8
+    shift = width - _common_bits([leaf[0] for leaf in (leaves[0], leaves[-1])]) - BITS  # so many addresses differ in more than these bits
+    groups: dict[int, list[tuple[Address, str | None]]] = {}
+    for leaf in leaves:
+        groups.setdefault(int.from_bytes(leaf[0], "big") >> shift, []).append(leaf)
+    rules: list[Rule] = []
+    below: list[Chain] = []
+    for group in groups.values():
         if len(group) == 1:
-            return self.leaf(group[0])
-        packed = pack_rules(self.rules(group) + self.last)
-        name = self.prefix + content_hash(packed, 18)
-        self.chains[name] = Chain.of_packed(name, packed)
-        return (_rule(self.direction, network(group[0], _common_bits(group)), Goto(name)),)
+            rules += _leaf(direction, *group[0], bool(last))
+            continue
+        rule, chains = _branch(direction, tuple(group), last)
+        rules.append(rule)
+        below += chains
+    return tuple(rules), tuple(below)
 
-    def leaf(self, address: Address) -> tuple[Rule, ...]:
-        """To the class chain, but not for the hairpin: a pod always reaches itself (SEMANTICS 28)."""
-        chain, own = self.leaves[address], Network(address, len(address) * 8)
-        known = (_rule(self.direction, own, RETURN),) if self.all_leaves else ()
-        if chain is None:
-            return known
-        if self.direction == "egress":
-            return (Rule(Goto(chain), source=own, destination=own, not_destination=True), *known)
-        return (Rule(Goto(chain), source=own, not_source=True, destination=own), *known)
+
+@lru_cache(maxsize=KEPT)
+def _branch(direction: Direction, group: _Leaves, last: tuple[Rule, ...]) -> tuple[Rule, tuple[Chain, ...]]:
+    """The rule that leads to a chain of at least two leaves, and that chain after those below it."""
+    rules, below = _rules(direction, group, last)
+    packed = pack_rules(rules + last)
+    name = ("NETPOL-TE-" if direction == "egress" else "NETPOL-TI-") + content_hash(packed, 18)
+    bits = _common_bits([group[0][0], group[-1][0]])
+    return _rule(direction, network(group[0][0], bits), Goto(name)), (*below, Chain.of_packed(name, packed))
+
+
+def _leaf(direction: Direction, address: Address, chain: str | None, all_leaves: bool) -> tuple[Rule, ...]:
+    """To the class chain, but not for the hairpin: a pod always reaches itself (SEMANTICS 28)."""
+    own = Network(address, len(address) * 8)
+    known = (_rule(direction, own, RETURN),) if all_leaves else ()
+    if chain is None:
+        return known
+    if direction == "egress":
+        return (Rule(Goto(chain), source=own, destination=own, not_destination=True), *known)
+    return (Rule(Goto(chain), source=own, not_source=True, destination=own), *known)
 
 
 def _rule(direction: Direction, net: Network, target: Target) -> Rule:
