@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from collections.abc import Iterable
 from types import TracebackType
 
@@ -12,6 +13,7 @@ from netpol.kernel._native import ffi, lib
 
 # Editors write, rename and delete in several steps: a burst is over when nothing has come for so long.
 QUIET = 0.05  # seconds
+LONGEST = 1.0  # of a burst: some files never rest
 
 
 class Watcher:
@@ -49,9 +51,14 @@ class Watcher:
                     raise KernelError(-code, "inotify", folder, os.strerror(-code))
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Whether something changed within that time (None: waits for as long as it takes), once the burst of changes is over."""
-        changed = False
-        while select.select([self._fd], [], [], QUIET if changed else seconds)[0]:
+        """Whether something changed within that time (None: waits for as long as it takes), once the burst of changes is over, or has been
+        going on for LONGEST."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        if not poll.poll(None if seconds is None else seconds * 1000):
+            return False
+        end = time.monotonic() + LONGEST
+        while True:
             os.read(self._fd, 1 << 16)
-            changed = True
-        return changed
+            if time.monotonic() >= end or not poll.poll(QUIET * 1000):
+                return True
