@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from netpol.policy.cluster import Cluster
 from netpol.rules.compile import NodeState
 from netpol.rules.diff import diff
 from tests.agent.process import Agent
+from tests.kube.fake import FakeServer, added, bookmark, modified, watch
 from tests.kube.servers import ADMIN, Api, ApiError, ApiServer, Json, namespace, node, path, pod, policy
 
 NODE, WHERE = "bench-node", "bench"
@@ -59,7 +60,7 @@ class Scene:
         with ExitStack() as stack:
             self.lab = stack.enter_context(Lab([Host(name, (parse_address(address),), ()) for name, address in ADDRESSES.items()]))
             carrier = stack.enter_context(Witness("relay", self.lab.node, self.server.port, descriptors=(self.lab.node,)))
-            self._kubeconfig = self.server.kubeconfig(self.folder / "kubeconfig", port=carrier.said("port"))
+            self._kubeconfig = self.server.kubeconfig(self.folder / "real.kubeconfig", port=carrier.said("port"))
             self._fill()
             self._stack = stack.pop_all()
         return self
@@ -163,15 +164,33 @@ class Scene:
 
     def wrong(self) -> int:
         """How many steps lie between what the kernel holds and a fresh compile of what the server has."""
+        return self.steps_to((name, item) for name in RESOURCES for item in self.server.api().items(name))
+
+    def steps_to(self, objects: Iterable[tuple[str, Json]]) -> int:
+        """How many steps lie between what the kernel holds and a fresh compile of these objects."""
         cluster = Cluster()
-        for name, resource in RESOURCES.items():
-            for item in self.server.api().items(name):
-                value = resource.decode(json.dumps(item).encode()).value
-                if value is not None:
-                    cluster.put(value)
+        for name, item in objects:
+            value = RESOURCES[name].decode(json.dumps(item).encode()).value
+            if value is not None:
+                cluster.put(value)
         wanted = NodeState(cluster, NODE).wanted()
         with self.lab.entered(), Kernel() as kernel:
             return len(diff(wanted, kernel.read()))
+
+    @contextmanager
+    def told(self, server: FakeServer, objects: Iterable[tuple[str, Json]], later: Iterable[Json], go: threading.Event) -> Iterator[Agent]:
+        """A running agent that a fake server tells these objects, and at `go` of pods as they are later, as fast as it reads."""
+        kinds: dict[str, list[Json]] = {name: [] for name in RESOURCES}
+        for name, item in objects:
+            kinds[name].append(item)
+        for name, items in kinds.items():
+            storm = (go, modified(*later)) if name == "pods" else ()
+            server.answer(path(name), watch(added(*items), bookmark("1000000", True), *storm, threading.Event()))
+        file = self.folder / "fake.kubeconfig"
+        with Witness("relay", self.lab.node, server.port, descriptors=(self.lab.node,)) as carrier:
+            Path(server.kubeconfig(self.folder, server=f"http://127.0.0.1:{carrier.said('port')}")).rename(file)
+            with NodeAgent(self.lab, "--kubeconfig", str(file), "--node", NODE, environment={"NETPOL_GRACE": "0"}) as agent:
+                yield agent
 
 
 def selecting(app: str, *ingress: Json) -> Json:
