@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from netpol.kernel import namespaces
 
@@ -36,10 +36,11 @@ if os.geteuid() != 0:
     namespaces.enter_private_world()
 raise_loopback()
 
+# However slow a busy machine is at making an example, that says nothing about the code.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 MADE = (Phase.explicit, Phase.generate)
 settings.register_profile("mutants", max_examples=20, derandomize=True, database=None, deadline=None, phases=MADE)
-if profile := os.environ.get("NETPOL_HYPOTHESIS_PROFILE"):
-    settings.load_profile(profile)
+settings.load_profile(os.environ.get("NETPOL_HYPOTHESIS_PROFILE") or "patient")
 
 
 @pytest.fixture
