@@ -3,7 +3,8 @@
 A tree of prefixes over the sorted addresses: each chain tests at most `ARITY` prefixes and goes to the one that holds the packet's
 address; a chain of few addresses tests them itself. Entered by goto, it never comes back: falling off a chain anywhere in the tree
 returns to NETPOL. So what is to happen to an address of the pod ranges that no leaf knows stands last in every chain of the tree.
-A branch depends on nothing but its own leaves, so those that did not change are remembered: one pod costs one way down the tree.
+A branch depends on nothing but its own leaves, so small ones that did not change are remembered: a change costs its own way down the
+tree, and the top.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from netpol.rules.ruleset import DENY, EGRESS, INGRESS, RETURN, Chain, Goto, Rul
 # A power of two. 4 was best where 2, 4 and 16 were compared (bench/, dispatch).
 ARITY = 4
 BITS = ARITY.bit_length() - 1
-# Branches that are remembered: both directions of two families of some 500 pods. With more pods those of longest ago are made anew.
-KEPT = 1024
+# Branches of so few leaves are remembered, and so many of them: both directions of two families of 1,000 pods. The few above them are
+# made anew, for each of those would hold many leaves of a time gone by.
+SMALL, KEPT = ARITY * ARITY, 2048
 
 _Leaves = tuple[tuple[Address, str | None], ...]  # sorted
 
@@ -62,13 +64,12 @@ def _rules(direction: Direction, leaves: _Leaves, last: tuple[Rule, ...]) -> tup
         if len(group) == 1:
             rules += _leaf(direction, *group[0], bool(last))
             continue
-        rule, chains = _branch(direction, tuple(group), last)
+        rule, chains = (_branch if len(group) > SMALL else _small_branch)(direction, tuple(group), last)
         rules.append(rule)
         below += chains
     return tuple(rules), tuple(below)
 
 
-@lru_cache(maxsize=KEPT)
 def _branch(direction: Direction, group: _Leaves, last: tuple[Rule, ...]) -> tuple[Rule, tuple[Chain, ...]]:
     """The rule that leads to a chain of at least two leaves, and that chain after those below it."""
     rules, below = _rules(direction, group, last)
@@ -76,6 +77,9 @@ def _branch(direction: Direction, group: _Leaves, last: tuple[Rule, ...]) -> tup
     name = ("NETPOL-TE-" if direction == "egress" else "NETPOL-TI-") + content_hash(packed, 18)
     bits = _common_bits([group[0][0], group[-1][0]])
     return _rule(direction, network(group[0][0], bits), Goto(name)), (*below, Chain.of_packed(name, packed))
+
+
+_small_branch = lru_cache(maxsize=KEPT)(_branch)
 
 
 def _leaf(direction: Direction, address: Address, chain: str | None, all_leaves: bool) -> tuple[Rule, ...]:
