@@ -253,3 +253,16 @@ def test_settings_shape_the_skeleton() -> None:
     cut = Packet(OUT, A, TCP, 80, 1, state="ESTABLISHED", connmark=0x20000001)
     assert not interpret(wanted, cut).passes
     assert interpret(wanted, structs.replace(cut, connmark=0x10000000)).passes
+
+
+def test_who_isolates_a_pod() -> None:
+    """The policies that select it and isolate that direction, by name; a pod of another node is isolated there."""
+    out = Policy("ns", "out", own("db").pods, None, ())
+    state = Watched(pod("db", A), pod("db2", B, node=THERE), pod("web", C), policy("b", "db"), policy("a", "db"), out, policy("w", "web"))
+    here = state.cluster.pod("ns", "db")
+    there = state.cluster.pod("ns", "db2")
+    assert here is not None
+    assert there is not None
+    assert [found.name for found in state.state.isolating(here, "ingress")] == ["a", "b"]
+    assert state.state.isolating(here, "egress") == (out,)
+    assert state.state.isolating(there, "ingress") == ()
