@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from netpol.model import FAMILIES, Address, Family, Network, parse_address, parse_network
 from netpol.rules.diff import diff
@@ -133,6 +134,18 @@ def test_members_that_come_and_go_change_beside_the_live_set() -> None:
         DestroySet(ADDED),
         DestroySet(REMOVED),
     )
+
+
+def test_a_set_of_another_type_that_no_rule_uses_goes_and_comes() -> None:
+    """First of all, also while other sets of the family take the detour."""
+    other = "NETPOL4-T"
+    steps = diff(
+        ruleset(ips(S, A), ips(other, B)),
+        ruleset(ips(S, C), replace(NETS, name=other), chains={4: {**USES, "X": Chain("X", ())}, 6: DROPS}),
+    )
+    assert steps[:2] == (DestroySet(other), CreateSet(ips(other, B)))
+    assert CreateSet(ips(ADDED, A)) in steps
+    assert [step.name for step in steps if isinstance(step, DestroySet)] == [other, ADDED, REMOVED]
 
 
 def test_a_set_of_another_type_is_made_anew_beside_itself() -> None:

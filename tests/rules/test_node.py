@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec import structs
 
-from netpol.model import EVERYTHING, FAMILIES, TCP, ContainerPort, Namespace, Pod, Policy, parse_address
+from netpol.model import EVERYTHING, FAMILIES, TCP, ContainerPort, Namespace, Pod, Policy, parse_address, parse_network
 from netpol.policy.cluster import Cluster
 from netpol.rules.compile import NodeState, Settings
 from netpol.rules.diff import diff
@@ -266,3 +266,12 @@ def test_who_isolates_a_pod() -> None:
     assert [found.name for found in state.state.isolating(here, "ingress")] == ["a", "b"]
     assert state.state.isolating(here, "egress") == (out,)
     assert state.state.isolating(there, "ingress") == ()
+
+
+def test_only_what_can_concern_a_pod_enters_the_trees() -> None:
+    """Each side's jump asks for the prefix of the pods that are isolated on that side, and no other."""
+    out = Policy("ns", "out", own("web").pods, None, ())
+    state = Watched(pod("db", A), pod("db2", B), pod("web", D), policy("p", "db"), out)
+    egress, ingress = state.wanted().chains[4][ROOT].rules[-2:]
+    assert (egress.source, egress.destination) == (parse_network("10.0.0.4/32"), None)
+    assert (ingress.source, ingress.destination) == (None, parse_network("10.0.0.0/30"))

@@ -148,3 +148,14 @@ def test_whose_rules_changed() -> None:
         assert told.moved() == (expected if expected is None else frozenset(expected))
         state.steps()
     assert told.judged == frozenset({C})
+
+
+def test_touched_looks_at_every_step() -> None:
+    """A step that is no live set's does not end the look."""
+    steps: list[Step] = [
+        DestroySet("x"),
+        GrowSet("y", "hash:ip", 4, frozenset((A,))),
+        DestroySet("z"),
+        ShrinkSet("y", "hash:ip", 4, frozenset((B,))),
+    ]
+    assert touched(steps) == frozenset((A, B))

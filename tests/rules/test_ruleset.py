@@ -5,7 +5,27 @@ from __future__ import annotations
 import pytest
 
 from netpol.model import Family, Network, parse_address, parse_network
-from netpol.rules.ruleset import SetKind, is_flagged, is_our_set, is_ours, member_size, net_member, net_port_member, port_member
+from netpol.rules.ruleset import (
+    ANY_PORT,
+    Connmark,
+    GrowSet,
+    Hashlimit,
+    Icmp,
+    Multiport,
+    Set,
+    SetKind,
+    Tcp,
+    Udp,
+    beside_what,
+    grown,
+    is_flagged,
+    is_our_set,
+    is_ours,
+    member_size,
+    net_member,
+    net_port_member,
+    port_member,
+)
 
 A4, A6 = parse_address("10.0.0.1"), parse_address("fd00::1")
 V4, V6 = parse_network("10.0.0.0/24"), parse_network("fd00::/64")
@@ -51,3 +71,44 @@ def test_members_match_unless_they_are_told_otherwise() -> None:
     assert net_member(V4) == net_member(V4, nomatch=False)
     assert net_port_member(V4, 6, 443).hex() == "0a00000018000601bb"
     assert port_member(A4, 6, 1).hex() == "0a000001060001"
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("NETPOL4aX-Y", ("NETPOL4-X-Y", "a")),
+        ("NETPOL6rXY", ("NETPOL6-XY", "r")),
+        ("NETPOL4bX", ("NETPOL4-X", "a")),
+        ("NETPOL6sX", ("NETPOL6-X", "r")),
+        ("NETPOL4cX", ("NETPOL4-X", "a")),
+        ("NETPOL4tX", ("NETPOL4-X", "r")),
+        ("NETPOL4-X", None),
+        ("NETPOL5aX", None),
+        ("netpol6aX", None),
+        ("", None),
+    ],
+)
+def test_what_a_small_set_stands_beside(name: str, found: tuple[str, str] | None) -> None:
+    """The live set, and whether it is to get or to lose these members."""
+    assert beside_what(name) == found
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_set_that_grows(family: Family) -> None:
+    """It has its members and the new ones; one that was there with the other flag is not there twice, whatever stands behind the flag."""
+    net = V4 if family == 4 else V6
+    plain = Set("x", "hash:net", family, frozenset((net_member(net),)))
+    step = GrowSet("x", "hash:net", family, frozenset((net_member(net, nomatch=True),)))
+    assert grown(plain, step).members == step.members
+    ports = Set("x", "hash:net,port", family, frozenset(net_port_member(net, 6, number) for number in (80, 81)))
+    more = GrowSet("x", "hash:net,port", family, frozenset((net_port_member(net, 6, 80, nomatch=True),)))
+    assert grown(ports, more).members == more.members | {net_port_member(net, 6, 81)}
+    address = Set("x", "hash:ip", family, frozenset((A4 if family == 4 else A6,)))
+    assert grown(address, GrowSet("x", "hash:ip", family, frozenset((net.address,)))).members == address.members | {net.address}
+
+
+def test_defaults_are_those_of_iptables() -> None:
+    """Every port, the whole mark, every code."""
+    assert (Tcp().source, Tcp().destination, Udp().source, Udp().destination) == (ANY_PORT,) * 4
+    assert (Connmark(1).mask, Icmp(8).codes, Multiport(()).which) == (0xFFFFFFFF, (0, 255), "dports")
+    assert (Hashlimit("x", 1, 1).gc_interval, Hashlimit("x", 1, 1).expire) == (1000, 1000)

@@ -20,7 +20,7 @@ from netpol.rules.compile.selections import (
     queries_of,
     set_name,
 )
-from netpol.rules.compile.skeleton import Settings, closed, skeleton
+from netpol.rules.compile.skeleton import Settings, closed, gate, skeleton
 from netpol.rules.ruleset import (
     DENY,
     DROP,
@@ -92,8 +92,17 @@ def test_what_is_denied_can_be_answered(family: Family, answer: str) -> None:
     rules = skeleton(family, wish, False)[DENY].rules
     before = skeleton(family, replace(wish, deny="drop"), False)[DENY].rules
     assert rules == (*before[:-1], Rule(Reject("tcp-reset"), protocol=TCP), Rule(Reject(answer)))
-    with pytest.raises(ValueError, match="filter table only"):
+    with pytest.raises(ValueError, match=r"^the kernel takes REJECT in the filter table only$"):
         Settings(deny="reject")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gate_alone_lets_everything_begin(family: Family) -> None:
+    """What is there with no policy: connections are tracked, cut flows are denied, and both sides are empty."""
+    settings = Settings(cut_bit=4)
+    root = skeleton(family, settings, False)
+    assert LINK_LOCAL not in root[ROOT].rules
+    assert gate(family, settings) == {ROOT: root[ROOT], DENY: root[DENY], EGRESS: Chain(EGRESS, ()), INGRESS: Chain(INGRESS, ())}
 
 
 def test_the_cut_bit_is_a_setting() -> None:

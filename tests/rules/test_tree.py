@@ -170,3 +170,16 @@ def test_what_the_trees_decide_about_lies_in_one_prefix(leaves: tuple[str, ...],
     """The longest that holds all of it."""
     found = scope([parse_address(leaf) for leaf in leaves], tuple(map(parse_network, unknown)))
     assert found == (parse_network(expected) if expected else None)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        pytest.param([0, *range(0x80000001, 0x80000006)], id="the first one is far from the others"),
+        pytest.param([*range(1, 6), 0x80000000], id="the last one is far from the others"),
+    ],
+)
+def test_branches_part_where_the_addresses_do(last: list[int]) -> None:
+    """One address on its own, and one branch for all others: the bits that both ends of the row share are not looked at."""
+    addresses = [number.to_bytes(4, "big") for number in last]
+    assert len(tree("ingress", dict.fromkeys(addresses, "I"))[INGRESS].rules) == 2
