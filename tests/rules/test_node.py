@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec import structs
 
-from netpol.model import EVERYTHING, FAMILIES, TCP, ContainerPort, Namespace, Pod, Policy, parse_address, parse_network
+from netpol.model import EVERYTHING, FAMILIES, TCP, ContainerPort, Namespace, Pod, Policy, Query, parse_address, parse_network
 from netpol.policy.cluster import Cluster
 from netpol.rules.compile import NodeState, Settings
 from netpol.rules.diff import diff
@@ -258,7 +258,16 @@ def test_settings_shape_the_skeleton() -> None:
 def test_who_isolates_a_pod() -> None:
     """The policies that select it and isolate that direction, by name; a pod of another node is isolated there."""
     out = Policy("ns", "out", own("db").pods, None, ())
-    state = Watched(pod("db", A), pod("db2", B, node=THERE), pod("web", C), policy("b", "db"), policy("a", "db"), out, policy("w", "web"))
+    state = Watched(
+        pod("db", A),
+        pod("db2", B, node=THERE),
+        pod("web", C),
+        policy("b", "db"),
+        policy("a", "db"),
+        out,
+        policy("w", "web", peers(Query("ns", EVERYTHING, EVERYTHING))),
+    )
+    state.steps()
     here = state.cluster.pod("ns", "db")
     there = state.cluster.pod("ns", "db2")
     assert here is not None

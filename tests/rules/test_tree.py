@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netpol.model import DIRECTIONS, TCP, Address, Direction, Family, Network, family_of, format_address, parse_address, parse_network
-from netpol.rules.compile.tree import ARITY, scope, tree
+from netpol.rules.compile.tree import ARITY, _small_branch, scope, tree
 from netpol.rules.interpret import Packet, interpret
 from netpol.rules.ruleset import ACCEPT, DENY, DROP, EGRESS, INGRESS, RETURN, ROOT, Chain, Goto, Jump, Rule, Ruleset
 
@@ -183,3 +183,13 @@ def test_branches_part_where_the_addresses_do(last: list[int]) -> None:
     """One address on its own, and one branch for all others: the bits that both ends of the row share are not looked at."""
     addresses = [number.to_bytes(4, "big") for number in last]
     assert len(tree("ingress", dict.fromkeys(addresses, "I"))[INGRESS].rules) == 2
+
+
+@pytest.mark.parametrize(("direction", "begins"), [("egress", "NETPOL-TE-"), ("ingress", "NETPOL-TI-")])
+def test_branches_are_named_by_their_side(direction: Direction, begins: str) -> None:
+    """Small ones, which are remembered, and large ones."""
+    _small_branch.cache_clear()
+    addresses = [number.to_bytes(4, "big") for number in range(100)]
+    names = set(tree(direction, dict.fromkeys(addresses, "X"))) - {ROOTS[direction]}
+    assert names
+    assert all(name.startswith(begins) for name in names)
