@@ -32,7 +32,7 @@ from netpol.agent.metrics import Exposition
 from netpol.agent.notify import Notifier
 from netpol.agent.preflight import Check, preflight
 from netpol.agent.saver import Saver
-from netpol.agent.service import leave, run_until_signal
+from netpol.agent.service import heed_signals, leave, run_until_signal
 from netpol.agent.standing import Standing
 from netpol.agent.tally import Tally
 from netpol.agent.voice import Voice
@@ -72,6 +72,7 @@ class Options(Struct, frozen=True):
 
 def run(options: Options) -> None:
     """Until TERM or INT comes. KernelError where this kernel cannot be programmed at all."""
+    ends = heed_signals()
     sys.setswitchinterval(TURN)
     # What was imported stays: looking through it for garbage would hold up an event, several times as long as looking through the rest.
     gc.freeze()
@@ -114,7 +115,7 @@ def run(options: Options) -> None:
         lookout.start()
         stack.callback(lookout.stop)
         try:
-            ended = run_until_signal(loop, sources.start, notifier.stopping)
+            ended = run_until_signal(ends, loop, sources.start, notifier.stopping)
         except Exception:
             log.exception("the loop ended by a mistake of its own; the rules stay in force")
             sys.exit(1)

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from netpol.agent.loop import Loop
 
@@ -24,15 +24,29 @@ PATIENCE = 1.0  # seconds
 GLANCE = 0.5  # seconds
 
 
-def run_until_signal(loop: Loop, ready: Callable[[], None], stopping: Callable[[], None]) -> bool:
-    """Runs the loop in a thread of its own until TERM or INT comes. For the main thread.
+# What has ended the loop: its error, or None for a signal.
+Ends: TypeAlias = "queue.SimpleQueue[BaseException | None]"
 
-    ready -- starts what feeds the loop, once it runs; stopping -- called when the signal has come. Raises what ended the loop, if
-    something did. False where its thread has not ended in time: it waits for somebody, most likely for iptables' lock, and must not be
-    robbed of its sockets. The kernel's state is whole at any moment: then there is nothing to do but `leave`.
+
+def heed_signals() -> Ends:
+    """From now on TERM and INT are remembered for `run_until_signal`, and no longer end the process. For the main thread, first of all:
+    a container's first process never gets a signal that it does not handle.
     """
     # SimpleQueue.put may be called in a signal handler, whatever the main thread is doing with the queue.
-    ends: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    ends: Ends = queue.SimpleQueue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ends.put(None))
+    return ends
+
+
+def run_until_signal(ends: Ends, loop: Loop, ready: Callable[[], None], stopping: Callable[[], None]) -> bool:
+    """Runs the loop in a thread of its own until TERM or INT comes. For the main thread.
+
+    ends -- of `heed_signals`: one that came before is heard at once; ready -- starts what feeds the loop, once it runs; stopping --
+    called when the signal has come. Raises what ended the loop, if something did. False where its thread has not ended in time: it
+    waits for somebody, most likely for iptables' lock, and must not be robbed of its sockets. The kernel's state is whole at any
+    moment: then there is nothing to do but `leave`.
+    """
 
     def run() -> None:
         try:
@@ -40,8 +54,6 @@ def run_until_signal(loop: Loop, ready: Callable[[], None], stopping: Callable[[
         except BaseException as error:
             ends.put(error)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ends.put(None))
     thread = threading.Thread(target=run, name="loop", daemon=True)
     thread.start()
     ready()
@@ -54,7 +66,7 @@ def run_until_signal(loop: Loop, ready: Callable[[], None], stopping: Callable[[
     return not thread.is_alive()
 
 
-def _next(ends: queue.SimpleQueue[BaseException | None]) -> BaseException | None:
+def _next(ends: Ends) -> BaseException | None:
     """The first one that comes."""
     while True:
         with suppress(queue.Empty):

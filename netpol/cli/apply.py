@@ -75,8 +75,10 @@ def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str],
     from netpol.agent.files import KINDS, FileSource
     from netpol.agent.loop import Listener, Loop
     from netpol.agent.saver import Saver
-    from netpol.agent.service import leave, run_until_signal
+    from netpol.agent.service import heed_signals, leave, run_until_signal
     from netpol.errors import NetpolError
+
+    ends = heed_signals()
 
     def complain(error: Exception) -> None:
         click.echo(textwrap.indent(str(error), "netpol: "), err=True)
@@ -105,7 +107,7 @@ def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str],
     source = FileSource(files, loop.hear, complain)
     source.say(objects)
     with Cutting(enforcer.state.settings.cut_bit, cut=cut_flows, failed=complain) as cutting:
-        ended = run_until_signal(loop, source.start, lambda: None)
+        ended = run_until_signal(ends, loop, source.start, lambda: None)
     if saver is not None:
         saver.close(SAVING)
     click.echo("stopped; the rules stay in force")

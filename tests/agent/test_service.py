@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
 import signal, sys, threading
-from netpol.agent.service import run_until_signal
+from netpol.agent.service import heed_signals, run_until_signal
 
 class Loop:
     def __init__(self):
@@ -30,7 +30,10 @@ def send():
 def soon():
     threading.Timer(0.2, send).start()
 
-print(run_until_signal(Loop(), soon, lambda: print("stopping")))
+ends = heed_signals()
+if "before" in sys.argv:
+    send()
+print(run_until_signal(ends, Loop(), (lambda: None) if "before" in sys.argv else soon, lambda: print("stopping")))
 """
 
 
@@ -39,4 +42,11 @@ print(run_until_signal(Loop(), soon, lambda: print("stopping")))
 def test_a_signal_ends_it_whichever_thread_gets_it(number: str, thread: str) -> None:
     """The main thread alone runs handlers; it looks up by itself where another one was told."""
     done = subprocess.run([sys.executable, "-c", SCRIPT, number, thread], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("stopping\nTrue\n", "")
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_a_signal_before_it_runs_is_not_lost(number: str) -> None:
+    """One that comes while the process sets itself up ends it as soon as it can end."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT, number, "before"], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert (done.stdout, done.stderr) == ("stopping\nTrue\n", "")
