@@ -8,6 +8,7 @@ NATIVE = netpol/kernel/_native.abi3.so
 OUR_C = $(sort $(wildcard csrc/*.c))
 OUR_H = $(sort $(wildcard csrc/*.h))
 OUR_PYTHON = netpol tests bench
+SITE = build/site
 WARNINGS = -std=gnu11 -O3 -Wall -Wextra -Wshadow -Wconversion -Werror
 # setuptools explains at length, each time, what an editable install is.
 PIP = PYTHONWARNINGS=ignore $(BIN)/pip --disable-pip-version-check --quiet
@@ -18,7 +19,7 @@ export PYTHON
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint format bench soak sanitize mutants apiserver build clean
+.PHONY: help demo test lint format docs bench soak sanitize mutants apiserver build clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "make %-9s %s\n", $$1, $$2 }'
@@ -50,6 +51,10 @@ format: $(VENV)/.dev  ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix --exit-zero --quiet .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(OUR_C) $(OUR_H)
+
+docs: $(VENV)/.docs  ## Build the documentation into build/site, and look for dead links
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --clean -f docs/site/mkdocs.yml
+	@$(BIN)/python -m docs.site.check $(SITE)
 
 bench: $(NATIVE) $(VENV)/.dev  ## Measure, and write bench-results.json
 	@.ci/needs referees
@@ -93,6 +98,10 @@ $(VENV)/.base: pyproject.toml setup.py
 $(VENV)/.dev: $(VENV)/.base
 	@echo "installing what tests and checks need"
 	@$(PIP) install --no-build-isolation --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.base
+	@$(PIP) install --no-build-isolation --editable ".[docs]"
 	@touch $@
 
 $(VENV)/.mutants: $(VENV)/.dev
