@@ -10,6 +10,7 @@ import fcntl
 import os
 import socket
 import struct
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +33,10 @@ def raise_loopback() -> None:
             fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", flags | 1))  # SIOCSIFFLAGS, IFF_UP
 
 
-if os.geteuid() != 0:
+if (user := os.geteuid()) != 0:
+    # There everybody is called root, and root's own runs may have left a folder of pytest's under that name.
+    (own := Path(tempfile.gettempdir(), f"netpol-tests-{user}")).mkdir(mode=0o700, exist_ok=True)
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(own))
     namespaces.enter_private_world()
 raise_loopback()
 
@@ -41,6 +45,13 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 MADE = (Phase.explicit, Phase.generate)
 settings.register_profile("mutants", max_examples=20, derandomize=True, database=None, deadline=None, phases=MADE)
 settings.load_profile(os.environ.get("NETPOL_HYPOTHESIS_PROFILE") or "patient")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _lock() -> Iterator[None]:
+    """No test waits for the host's xtables lock, or holds it up; without root it could not even be opened."""
+    with namespaces.private_lock():
+        yield
 
 
 @pytest.fixture
