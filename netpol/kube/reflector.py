@@ -57,6 +57,8 @@ Phase = Literal["sync", "list", "look", "watch"]
 
 # Refusals that say nothing about how we ask: they end by waiting.
 _WAIT_FOR: dict[int, Reason] = {401: "unauthorized", 403: "forbidden", 429: "throttled", 503: "unreachable"}
+# What is over once a watch is granted. Anything else can be wrong with a watch that was: it has to say something first.
+_REFUSED: frozenset[Reason] = frozenset(("unreachable", *_WAIT_FOR.values()))
 
 
 class Timing(Struct, frozen=True):
@@ -196,6 +198,12 @@ class Reflector:
         return Request(self.resource.path, (*query, *self._selector), watch, self._timing.silence)
 
     # -- how it went ---------------------------------------------------------------------------------------------------
+
+    def granted(self) -> None:
+        """The server took the watch that was asked for. A quiet one may say nothing for a minute, and an outage is over all the same."""
+        self.figures.last_contact = self._clock()
+        if self.phase == "watch" and self.trouble is not None and self.trouble.reason in _REFUSED:
+            self.trouble = None
 
     def receive(self, data: bytes) -> Heard:
         """Bytes of the watch that was asked for. When `reading` is False afterwards, the rest is not wanted."""

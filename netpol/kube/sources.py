@@ -161,6 +161,8 @@ class _Follower:
             if stream.code != 200:
                 self.reflector.reject(stream.code, stream.rest(), stream.retry_after)
                 return
+            self.reflector.granted()
+            self._tell()
             while self.reflector.reading:
                 try:
                     data = stream.read()

@@ -328,6 +328,38 @@ def test_an_outage_is_never_a_full_sync() -> None:
         assert isinstance(player.next(), float)
 
 
+@pytest.mark.parametrize("code", [None, 401, 403, 429, 503], ids=["nobody there", "401", "403", "429", "503"])
+def test_an_outage_is_over_when_a_watch_is_granted(code: int | None) -> None:
+    """Though nothing comes: what was wrong before is not wrong any more."""
+    player = Player().started()
+    player.reflector.end("cut")
+    assert player.next() == "watch@10"
+    if code is None:
+        player.reflector.fail("connection refused")
+    else:
+        player.refuse(code)
+    assert isinstance(player.ask(), float)
+    assert player.next() == "watch@10"
+    assert player.reflector.trouble is not None
+    player.reflector.granted()
+    assert player.reflector.trouble is None
+
+
+def test_a_watch_that_is_granted_may_be_in_trouble_all_the_same() -> None:
+    """One that is granted and breaks off at once, again and again, is in trouble until it says something."""
+    player = Player().started()
+    player.reflector.end("cut")
+    assert player.next() == "watch@10"
+    for _ in range(3):
+        player.reflector.end("cut")
+        assert isinstance(player.ask(), float)
+        assert player.next() == "watch@10"
+        player.reflector.granted()
+        assert player.reflector.trouble is not None
+    player.reflector.receive(bookmark("11"))
+    assert player.reflector.trouble is None
+
+
 def test_gone_again_and_again_waits_longer_each_time() -> None:
     """Full syncs that bring nothing do not follow each other at once."""
     player = Player().started()

@@ -257,6 +257,13 @@ def test_a_failure_goes_on_where_it_was(server: FakeServer, heard: Heard, answer
     heard.until(lambda: len(heard.troubles) == 2 and heard.troubles[1] is None)
 
 
+def test_an_outage_is_over_when_a_quiet_watch_is_there_again(server: FakeServer, heard: Heard) -> None:
+    """Nothing has to come for that: where nothing changes, nothing does for a minute."""
+    server.answer(PATH, START, LOOK, bare(503), LOOK, watch(threading.Event()))
+    heard.until(lambda: heard.troubles == ["unreachable", None], heard.troubles)
+    assert heard.said == list(HEARD)
+
+
 def test_an_outage_is_never_a_relist(server: FakeServer, heard: Heard) -> None:
     """However long nobody listens, and whatever stands in between answers, the watch goes on from where it was."""
     server.answer(PATH, START)
