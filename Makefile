@@ -19,7 +19,7 @@ export PYTHON
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint format docs bench soak sanitize mutants apiserver build clean
+.PHONY: help demo test lint format docs bench soak sanitize mutants apiserver build wheel lowest clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "make %-9s %s\n", $$1, $$2 }'
@@ -80,6 +80,12 @@ mutants: $(NATIVE) $(VENV)/.mutants  ## Break policy/ and rules/ in 4,000 ways, 
 	@rm -rf mutants
 	@NETPOL_HYPOTHESIS_PROFILE=mutants $(BIN)/mutmut run $(ARGS)
 	@$(BIN)/python -m tests.mutants
+
+wheel:  ## Build the sdist and a wheel from it into dist/, check both, and run the demo from it on each Python here
+	@.ci/wheel
+
+lowest:  ## Test with each dependency at its lower bound, in build/lowest (ARGS="tests/policy")
+	@.ci/lowest $(ARGS)
 
 build: $(NATIVE)  ## Set up .venv and build the native module
 

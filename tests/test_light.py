@@ -37,6 +37,19 @@ def test_light(arguments: tuple[str, ...], must: str) -> None:
     assert not {module for module in modules if module.startswith("netpol.cli.") and module != "netpol.cli.main"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "more"),
+    [
+        pytest.param(("-c", "import netpol"), set(), id="import netpol"),
+        pytest.param(("-m", "netpol.cli.main", "--help"), {"click", "netpol.cli", "netpol.errors"}, id="netpol --help"),
+    ],
+)
+def test_nothing_but_click(arguments: tuple[str, ...], more: set[str]) -> None:
+    """Beside the standard library, what Python starts with anyway, and parts of click: exactly these modules."""
+    modules = {module for module in imported(*arguments) - imported("-c", "") if module.partition(".")[0] not in sys.stdlib_module_names}
+    assert {"click" if module.startswith("click.") else module for module in modules} == {"netpol", *more}
+
+
 def test_the_kubernetes_package_waits_for_a_client() -> None:
     """Following an API server is decided without it: only what connects imports it."""
     modules = imported("-c", "import netpol.kube.sources")
