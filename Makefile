@@ -19,7 +19,7 @@ export PYTHON
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint format docs bench soak sanitize mutants apiserver build wheel lowest clean
+.PHONY: help demo test lint format docs settings bench soak sanitize mutants apiserver build wheel lowest clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "make %-9s %s\n", $$1, $$2 }'
@@ -55,6 +55,9 @@ format: $(VENV)/.dev  ## Rewrite the sources in the house style
 docs: $(VENV)/.docs  ## Build the documentation into build/site, and look for dead links
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --clean -f docs/site/mkdocs.yml
 	@$(BIN)/python -m docs.site.check $(SITE)
+
+settings: $(NATIVE)  ## Write docs/settings.md anew from the commands
+	@$(BIN)/python -m docs.site.settings
 
 bench: $(NATIVE) $(VENV)/.dev  ## Measure, and write bench-results.json
 	@.ci/needs referees
