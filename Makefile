@@ -78,6 +78,11 @@ sanitize: $(VENV)/.dev  ## Run the tests of the native boundary under ASan and U
 		LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 		../../$(BIN)/python -m pytest -p no:cacheprovider --capture=sys tests/kernel $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(NATIVE) $(VENV)/.dev  ## Run each fuzz target of the C files for a minute (FUZZ_SECONDS=60) and count executions
+	@.ci/needs fuzz
+	@$(BIN)/python -m tests.fuzz
+
 # Anew each time, for mutmut does not notice that a test has changed. Of pure code only: no mutant meets a kernel.
 mutants: $(NATIVE) $(VENV)/.mutants  ## Break policy/ and rules/ in 4,000 ways, each for a test to find (some minutes; ARGS="netpol.rules.diff*")
 	@rm -rf mutants

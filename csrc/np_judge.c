@@ -261,6 +261,8 @@ static int by_packet(const struct np_judge *judge, const struct packet *packet)
     const uint32_t either = (source ? source->flags : 0) | (destination ? destination->flags : 0);
     int egress, ingress;
 
+    if (packet->family != 4 && packet->family != 6)
+        return NP_JUDGE_ASK;
     if (!(judge->families & 1u << packet->family) || !(either & NP_JUDGE_POD) || either & NP_JUDGE_LOCAL)
         return NP_JUDGE_PASS;
     /* Link-local addresses, and what IPv6 cannot do without: rules of their own. */

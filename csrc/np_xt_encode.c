@@ -174,6 +174,9 @@ static void np_read_target(struct np_pack *pack, int family, struct np_xt_payloa
     uint32_t fields;
     struct np_pack_text kind = np_xt_kind(pack, &fields);
 
+    /* A second one would be written where the verdict of the first is to be filled in. */
+    if (payload->data.at)
+        np_pack_fail(pack, -EPROTO);
     if (np_pack_same(kind, "Verdict")) {
         np_verdict(pack, fields, payload);
     } else if (np_pack_same(kind, "Jump")) {

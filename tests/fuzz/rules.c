@@ -1,0 +1,92 @@
+/* Rules as MessagePack (np_pack, np_xt_encode, np_xt_match).
+ *
+ * Invariant: whatever the bytes are, nothing is read outside them and nothing written outside the room: they are encoded or refused, with
+ * one of five errors and a field inside the input. What is encoded stands chain after chain, its open verdicts are standard targets of
+ * its own, and the reader of tables finds in it as many entries as were counted (but for opaque extensions, whose form is their own). */
+#define _GNU_SOURCE
+#include "fuzz.h"
+#include "np_xt_encode.h"
+
+#include <errno.h>
+
+enum { DATA = 8192, PLACES = 16 };
+
+static const struct np_xt_set SETS[] = {{"NETPOL-a", 1}, {"NETPOL-b", 7}, {"somebody's", 65534}};
+
+/* The verdict at `at` of a chain ends an entry whose target is a standard one. */
+static int is_open_verdict(const uint8_t *chain, const struct np_xt_chain *place, const struct np_xt_sizes *sizes,
+                           uint32_t at)
+{
+    for (uint32_t offset = 0; offset < place->size;) {
+        uint16_t ends[2], target;
+
+        HOLDS(place->size - offset >= sizes->entry);
+        memcpy(ends, chain + offset + sizes->target_offset_at, sizeof(ends));
+        HOLDS(ends[1] >= sizes->entry && ends[1] <= place->size - offset && ends[0] + 32U <= ends[1]);
+        memcpy(&target, chain + offset + ends[0], sizeof(target));
+        if (offset + ends[0] + 32U == at)
+            return target == 40 && ends[0] + 40U == ends[1] && chain[offset + ends[0] + 2] == 0;
+        offset += ends[1];
+    }
+    return 0;
+}
+
+static void check_chains(const uint8_t *packed, size_t size, const struct np_xt_encoding *out)
+{
+    struct np_xt_sizes sizes;
+    uint32_t at = 0, entries = 0;
+    uint8_t *copy = zeros(out->data_size);
+    int count;
+
+    HOLDS(np_xt_sizes(out->family, &sizes) == 0);
+    for (uint32_t i = 0; i < out->chain_count; i++) {
+        HOLDS(out->chains[i].offset == at && out->chains[i].name[0] && memchr(out->chains[i].name, 0, 32));
+        at += out->chains[i].size;
+        entries += out->chains[i].entries;
+    }
+    HOLDS(at == out->data_size);
+    for (uint32_t i = 0; i < out->jump_count; i++) {
+        const struct np_xt_open *jump = &out->jumps[i];
+
+        HOLDS(jump->chain < out->chain_count && (size_t)jump->name + jump->size <= size);
+        HOLDS(
+            is_open_verdict(out->data + out->chains[jump->chain].offset, &out->chains[jump->chain], &sizes, jump->at));
+    }
+    for (uint32_t i = 0; i < out->use_count; i++)
+        HOLDS(out->uses[i].chain < out->chain_count && out->uses[i].set < out->set_count);
+    memcpy(copy, out->data, out->data_size);
+    count = np_xt_normalise(copy, out->data_size, out->family, NULL, SIZE_MAX);
+    HOLDS(count == (int)entries || (count < 0 && memmem(packed, size, "Opaque", 6)));
+    free(copy);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct input in = {data, size};
+    const uint8_t kind = take_byte(&in);
+    const size_t left = in.left, room = kind & 8 ? 700 : DATA;
+    uint8_t *packed = take_block(&in, left);
+    struct np_xt_encoding out = {.sets = SETS, .set_count = 3, .family = kind & 1 ? 6 : 4, .data_room = room};
+    const uint32_t places = kind & 8 ? 2 : PLACES;
+    int code;
+
+    out.data = zeros(room);
+    out.chains = zeros(places * sizeof(*out.chains));
+    out.jumps = zeros(places * sizeof(*out.jumps));
+    out.uses = zeros(places * sizeof(*out.uses));
+    out.chain_room = out.jump_room = out.use_room = places;
+    code = (kind & 6) == 2   ? np_xt_encode_match(packed, left, &out)
+           : (kind & 6) == 4 ? np_xt_encode_target(packed, left, &out)
+                             : np_xt_encode(packed, left, &out);
+    HOLDS(code == 0 || code == -ENOBUFS || code == -ENOENT || code == -ERANGE || code == -EPROTO);
+    HOLDS(out.data_size <= room && out.chain_count <= places && out.jump_count <= places && out.use_count <= places);
+    HOLDS(out.field <= left && out.field_size <= left - out.field);
+    if (code == 0 && (kind & 6) != 2 && (kind & 6) != 4)
+        check_chains(packed, left, &out);
+    free(out.data);
+    free(out.chains);
+    free(out.jumps);
+    free(out.uses);
+    free(packed);
+    return 0;
+}
