@@ -13,7 +13,6 @@ from pathlib import Path
 import msgspec
 
 from netpol.kernel import namespaces
-from netpol.kernel._native import ffi, lib
 from netpol.kernel.encode import encode_chains, pack_chains
 from netpol.kernel.ipset import Create, IpsetSocket
 from netpol.kernel.xtables import TableSocket
@@ -72,13 +71,8 @@ def _tables() -> list[bytes]:
 def _ipset() -> list[bytes]:
     with IpsetSocket() as socket:
         socket.run([Create("NETPOL-a", "hash:ip", 4, ipset.MANY), Create("NETPOL-b", "hash:net,port", 6, ipset.NETS)])
-        dumps = []
-        for name in (b"NETPOL-a", b"NETPOL-b"):
-            assert lib.np_ipset_list(socket._native, ipset.SEQ, name, 0) == 0
-            dumps.append(ipset.receive(socket))
-            ipset.receive(socket)
-        assert lib.np_ipset_list(socket._native, ipset.SEQ, ffi.NULL, lib.NP_IPSET_NAMES) == 0
-        names = ipset.receive(socket)
+        dumps = [ipset.listing(socket, name) for name in (b"NETPOL-a", b"NETPOL-b")]
+        names = ipset.listing(socket, None)
     refused = ipset.message(2, 0, struct.pack("=i", -4103) + bytes(16), ipset.SEQ)
     version = ipset.message(0x601, 0, b"\2\0\0\0" + ipset.attribute(1, b"\7"))
     number = ipset.message(0x60E, 0, b"\2\0\0\0" + ipset.attribute(11, b"\0\7"))

@@ -130,6 +130,14 @@ def captured() -> dict[str, bytes]:
     return sent
 
 
+def listing(ipset: IpsetSocket, name: bytes | None) -> bytes:
+    """The first part of a kernel's listing of one set, or of the names of all."""
+    assert lib.np_ipset_list(ipset._native, SEQ, ffi.NULL if name is None else name, lib.NP_IPSET_NAMES if name is None else 0) == 0
+    sent = receive(ipset)
+    assert parse_done(receive(ipset)) == 0
+    return sent
+
+
 def receive(ipset: IpsetSocket) -> bytes:
     native = ipset._native
     size = int(lib.np_sys_recv(native.fd, native.buffer, native.room, 0, ffi.addressof(native, "calls")))
