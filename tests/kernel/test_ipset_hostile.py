@@ -131,11 +131,12 @@ def captured() -> dict[str, bytes]:
 
 
 def listing(ipset: IpsetSocket, name: bytes | None) -> bytes:
-    """The first part of a kernel's listing of one set, or of the names of all."""
+    """A kernel's listing of one set, or of the names of all."""
     assert lib.np_ipset_list(ipset._native, SEQ, ffi.NULL if name is None else name, lib.NP_IPSET_NAMES if name is None else 0) == 0
-    sent = receive(ipset)
-    assert parse_done(receive(ipset)) == 0
-    return sent
+    parts = [receive(ipset)]
+    while struct.unpack_from("=H", parts[-1], 4) != (3,):  # NLMSG_DONE
+        parts.append(receive(ipset))
+    return b"".join(parts)
 
 
 def receive(ipset: IpsetSocket) -> bytes:
