@@ -21,6 +21,24 @@ _Static_assert(IPT_INV_VIA_IN == IP6T_INV_VIA_IN && IPT_INV_VIA_OUT == IP6T_INV_
 /* The longest name of a chain that iptables takes. */
 enum { NP_CHAIN_NAME = XT_EXTENSION_MAXNAMELEN - 1 };
 
+/* A match that was written: how it was packed, and where in the output its bytes are. Nothing when `size` is 0. */
+struct np_xt_repeat {
+    const uint8_t *packed;
+    size_t size;
+    size_t data;
+    size_t data_size;
+};
+
+/* So many places of matches in a rule are remembered; those behind them share. */
+enum { NP_PLACES = 4 };
+
+/* What earlier rules had: a match in each place, and the last target, with what it was read as. */
+struct np_xt_repeats {
+    struct np_xt_repeat matches[NP_PLACES];
+    struct np_xt_repeat target;
+    struct np_xt_payload payload;
+};
+
 /* What of a rule stands in the entry itself, in the wider of the two families' forms. Addresses in network order. */
 struct np_xt_head {
     uint8_t source[16], destination[16], source_mask[16], destination_mask[16];
@@ -31,8 +49,8 @@ struct np_xt_head {
     uint8_t fragment;
 };
 
-/* The next `size` bytes of the output, zeros; NULL when there is no room. */
-uint8_t *np_xt_reserve(struct np_pack *pack, struct np_xt_encoding *out, size_t size)
+/* The next `size` bytes of the output, which the caller fills, all of them; NULL when there is no room. */
+static uint8_t *np_reserve(struct np_pack *pack, struct np_xt_encoding *out, size_t size)
 {
     uint8_t *at;
 
@@ -43,7 +61,6 @@ uint8_t *np_xt_reserve(struct np_pack *pack, struct np_xt_encoding *out, size_t 
         return NULL;
     }
     at = out->data + out->data_size;
-    memset(at, 0, size);
     out->data_size += size;
     return at;
 }
@@ -52,21 +69,24 @@ uint8_t *np_xt_reserve(struct np_pack *pack, struct np_xt_encoding *out, size_t 
 void np_xt_put(struct np_pack *pack, struct np_xt_encoding *out, const char *name, uint8_t revision, const void *data,
                size_t size)
 {
-    struct xt_entry_match header = {.u.user.revision = revision};
-    size_t whole = sizeof(header) + XT_ALIGN(size);
+    const size_t head = sizeof(struct xt_entry_match), whole = head + XT_ALIGN(size);
+    uint16_t length = (uint16_t)whole;
     uint8_t *at;
 
     if (whole > UINT16_MAX) {
         np_pack_fail(pack, -ERANGE);
         return;
     }
-    at = np_xt_reserve(pack, out, whole);
+    at = np_reserve(pack, out, whole);
     if (!at)
         return;
-    header.u.user.match_size = (uint16_t)whole;
-    memcpy(header.u.user.name, name, strlen(name));
-    memcpy(at, &header, sizeof(header));
-    memcpy(at + sizeof(header), data, size);
+    /* In place: a header that is put together elsewhere is read back before it is all there, which stalls. */
+    memset(at, 0, head);
+    memcpy(at + offsetof(struct xt_entry_match, u.user.match_size), &length, sizeof(length));
+    memcpy(at + offsetof(struct xt_entry_match, u.user.name), name, strlen(name));
+    at[offsetof(struct xt_entry_match, u.user.revision)] = revision;
+    memcpy(at + head, data, size);
+    memset(at + head + size, 0, whole - head - size);
 }
 
 /* A standard target, with a verdict. */
@@ -324,7 +344,7 @@ static void np_put_plain(struct np_pack *pack, struct np_xt_encoding *out, const
     uint8_t *at;
 
     np_xt_sizes(out->family, &sizes);
-    at = np_xt_reserve(pack, out, sizes.entry);
+    at = np_reserve(pack, out, sizes.entry);
     np_xt_put(pack, out, target, 0, data, size);
     if (!pack->error)
         np_put_entry(at, out->family, &head, 0, (uint16_t)sizes.entry,
@@ -345,41 +365,87 @@ static void np_note_open(struct np_pack *pack, struct np_xt_encoding *out, const
                                                         .size = to.size};
 }
 
-/* Reads one rule and writes it. */
-static void np_put_rule(struct np_pack *pack, struct np_xt_encoding *out, const uint8_t *packed, uint32_t entry)
+/* Whether the next value has the bytes of that one; they are consumed then. No value's bytes are the beginning of another's. */
+static int np_is_repeated(struct np_pack *pack, const struct np_xt_repeat *last)
 {
-    struct np_xt_payload payload = {.is_open = 0};
+    if (!last->size || last->size > (size_t)(pack->end - pack->at) || memcmp(pack->at, last->packed, last->size) != 0)
+        return 0;
+    pack->at += last->size;
+    return 1;
+}
+
+/* Reads the target of a rule, unless it is the last one once more. */
+static const struct np_xt_payload *np_rule_target(struct np_pack *pack, int family, struct np_xt_repeats *repeats)
+{
+    const uint8_t *at = pack->at;
+
+    if (!np_is_repeated(pack, &repeats->target)) {
+        repeats->payload = (struct np_xt_payload){.is_open = 0};
+        np_read_target(pack, family, &repeats->payload);
+        repeats->target = (struct np_xt_repeat){.packed = at, .size = pack->error ? 0 : (size_t)(pack->at - at)};
+    }
+    return &repeats->payload;
+}
+
+/* Reads the matches of a rule and writes them. Rules repeat each other's matches: one that is packed as the one in its place in an
+ * earlier rule was has the same bytes, which are copied. Not so a set's: each chain notes what it uses. */
+static void np_put_matches(struct np_pack *pack, struct np_xt_encoding *out, struct np_xt_repeats *repeats)
+{
+    uint32_t count = np_pack_array(pack);
+
+    for (uint32_t i = 0; i < count && !pack->error; i++) {
+        struct np_xt_repeat *last = &repeats->matches[i % NP_PLACES];
+        const uint8_t *at = pack->at;
+        size_t start = out->data_size;
+
+        if (np_is_repeated(pack, last)) {
+            uint8_t *copy = np_reserve(pack, out, last->data_size);
+
+            if (copy)
+                memcpy(copy, out->data + last->data, last->data_size);
+        } else if (np_xt_put_match(pack, out) && !pack->error) {
+            *last = (struct np_xt_repeat){
+                .packed = at, .size = (size_t)(pack->at - at), .data = start, .data_size = out->data_size - start};
+        }
+    }
+}
+
+/* Reads one rule and writes it. */
+static void np_put_rule(struct np_pack *pack, struct np_xt_encoding *out, struct np_xt_repeats *repeats,
+                        const uint8_t *packed, uint32_t entry)
+{
+    const struct np_xt_payload *payload = NULL;
     struct np_xt_head head = {.protocol = 0};
     size_t start = out->data_size, target;
 
-    np_xt_reserve(pack, out, entry);
+    np_reserve(pack, out, entry);
     for (uint32_t fields = np_pack_map(pack); fields-- && np_pack_key(pack);)
         if (np_pack_is(pack, "target"))
-            np_read_target(pack, out->family, &payload);
+            payload = np_rule_target(pack, out->family, repeats);
         else if (np_pack_is(pack, "matches"))
-            for (uint32_t left = np_pack_array(pack); left && !pack->error; left--)
-                np_xt_put_match(pack, out);
+            np_put_matches(pack, out, repeats);
         else
             np_head_field(pack, out->family, &head);
     target = out->data_size;
-    if (!payload.data.at)
+    if (!payload)
         np_pack_fail(pack, -EPROTO);
     else
-        np_xt_put(pack, out, payload.name, payload.revision, payload.data.at, payload.data.size);
+        np_xt_put(pack, out, payload->name, payload->revision, payload->data.at, payload->data.size);
     if (out->data_size - start > UINT16_MAX && !pack->error) {
         pack->key_size = 0;
         np_pack_fail(pack, -ERANGE);
     }
     if (pack->error)
         return;
-    np_put_entry(out->data + start, out->family, &head, payload.is_goto, (uint16_t)(target - start),
+    np_put_entry(out->data + start, out->family, &head, payload->is_goto, (uint16_t)(target - start),
                  (uint16_t)(out->data_size - start));
-    if (payload.is_open)
-        np_note_open(pack, out, packed, target + sizeof(struct xt_entry_target), payload.to);
+    if (payload->is_open)
+        np_note_open(pack, out, packed, target + sizeof(struct xt_entry_target), payload->to);
 }
 
 /* Reads one chain and writes it: its ERROR head, its rules, and the RETURN that every user chain ends with. */
-static void np_put_chain(struct np_pack *pack, struct np_xt_encoding *out, const uint8_t *packed)
+static void np_put_chain(struct np_pack *pack, struct np_xt_encoding *out, struct np_xt_repeats *repeats,
+                         const uint8_t *packed)
 {
     static const int32_t fall_off = XT_RETURN;
     char name[XT_FUNCTION_MAXNAMELEN] = {0};
@@ -395,14 +461,14 @@ static void np_put_chain(struct np_pack *pack, struct np_xt_encoding *out, const
     chain = &out->chains[out->chain_count];
     *chain = (struct np_xt_chain){.hook = -1, .offset = (uint32_t)start, .entries = 2};
     out->rule = UINT32_MAX;
-    np_xt_reserve(pack, out, sizes.head);
+    np_reserve(pack, out, sizes.head);
     for (uint32_t fields = np_pack_map(pack); fields-- && np_pack_key(pack);)
         if (np_pack_is(pack, "name"))
             np_xt_copy_text(pack, name, NP_CHAIN_NAME);
         else if (np_pack_is(pack, "rules"))
             for (uint32_t left = np_pack_array(pack); left && !pack->error; left--, chain->entries++) {
                 out->rule = chain->entries - 2;
-                np_put_rule(pack, out, packed, sizes.entry);
+                np_put_rule(pack, out, repeats, packed, sizes.entry);
             }
         else
             np_pack_fail(pack, -EPROTO);
@@ -450,9 +516,10 @@ static int np_end(struct np_pack *pack, const uint8_t *packed, struct np_xt_enco
 int np_xt_encode(const uint8_t *packed, size_t size, struct np_xt_encoding *out)
 {
     struct np_pack pack = np_begin(packed, size, out);
+    struct np_xt_repeats repeats = {.target.size = 0};
 
     for (uint32_t left = np_pack_array(&pack); left && !pack.error; left--)
-        np_put_chain(&pack, out, packed);
+        np_put_chain(&pack, out, &repeats, packed);
     return np_end(&pack, packed, out);
 }
 

@@ -65,9 +65,8 @@ struct np_xt_payload {
 
 void np_xt_put(struct np_pack *pack, struct np_xt_encoding *out, const char *name, uint8_t revision, const void *data,
                size_t size);
-void np_xt_put_match(struct np_pack *pack, struct np_xt_encoding *out);
+int np_xt_put_match(struct np_pack *pack, struct np_xt_encoding *out);
 void np_xt_read_opaque(struct np_pack *pack, uint32_t fields, struct np_xt_payload *opaque);
-uint8_t *np_xt_reserve(struct np_pack *pack, struct np_xt_encoding *out, size_t size);
 struct np_pack_text np_xt_kind(struct np_pack *pack, uint32_t *fields);
 void np_xt_copy_text(struct np_pack *pack, void *to, size_t most);
 

@@ -398,8 +398,9 @@ static void np_opaque(struct np_pack *pack, uint32_t fields, struct np_xt_encodi
     np_xt_put(pack, out, opaque.name, opaque.revision, opaque.data.at, opaque.data.size);
 }
 
-/* Reads one match and writes it: header and data, filled up to the kernel's alignment. */
-void np_xt_put_match(struct np_pack *pack, struct np_xt_encoding *out)
+/* Reads one match and writes it: header and data, filled up to the kernel's alignment. Returns whether equal matches are equal bytes and no
+ * more: one of a set also notes, for its chain, that the set is used. */
+int np_xt_put_match(struct np_pack *pack, struct np_xt_encoding *out)
 {
     static const struct {
         const char *kind;
@@ -423,7 +424,8 @@ void np_xt_put_match(struct np_pack *pack, struct np_xt_encoding *out)
     for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
         if (np_pack_same(kind, kinds[i].kind)) {
             kinds[i].put(pack, fields, out);
-            return;
+            return kinds[i].put != np_set;
         }
     np_pack_fail(pack, -EPROTO);
+    return 0;
 }

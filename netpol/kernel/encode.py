@@ -160,14 +160,15 @@ def _results(values: list[Chain], packed: bytes, output: Output, sets: SetNumber
     jumpers, places, names, sizes = _columns(output.jumps, native.jump_count, 4)
     jumps = [(at, packed[name : name + size].decode()) for at, name, size in zip(places, names, sizes, strict=True)]
     users, used = _columns(output.uses, native.use_count, 2)
+    uses = [pairs[place] for place in used]
     found: list[EncodedChain] = []
     jump = use = 0
     for number, (chain, (_, _, offset, size, entries, _)) in enumerate(
         zip(values, _CHAIN.iter_unpack(ffi.buffer(output.chains)), strict=True)
     ):
         next_jump, next_use = bisect_right(jumpers, number, jump), bisect_right(users, number, use)
-        uses = tuple([pairs[place] for place in used[use:next_use]])
-        found.append(EncodedChain(chain.name, data[offset : offset + size], entries, tuple(jumps[jump:next_jump]), uses))
+        of_chain = tuple(jumps[jump:next_jump]), tuple(uses[use:next_use])
+        found.append(EncodedChain(chain.name, data[offset : offset + size], entries, *of_chain))
         jump, use = next_jump, next_use
     return found
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from netpol.kernel import namespaces
 from netpol.kernel._native import lib
 from netpol.kernel.encode import Output, SetNumbers, encode_chain, encode_chains
+from netpol.kernel.entries import ENTRY
 from netpol.kernel.ipset import IpsetSocket
 from netpol.kernel.table import splice
 from netpol.kernel.xtables import TableSocket, read_ours
@@ -227,6 +228,32 @@ def test_many_chains_are_encoded_as_each_by_itself() -> None:
     assert {chain.sets for chain in together} == {(), (("two", 2), ("one", 1))}
     assert [to for _, to in together[1].jumps] == ["A", "", "B"]
     assert encode_chains((), 4) == []
+
+
+def test_rules_that_repeat_each_other_are_encoded_as_each_by_itself() -> None:
+    """C copies what an earlier rule had in the same place: with all of it, a part or its beginning, each comes out as it does alone."""
+    ports = [Multiport(tuple((port, port) for port in range(1, 1 + count))) for count in (1, 2, 15)]
+    matches: list[Match] = [Tcp(), Tcp(destination=(1, 2)), Udp(), *ports, SetMatch("one", ("src",)), SetMatch("two", ("src",))]
+    matches += [Opaque("comment", 0, bytes(size)) for size in (8, 16, 256)]
+    targets = (RETURN, DROP, Jump("A"), Jump("AB"), Goto("A"), Continue(), Nflog(1), Nflog(1, "a"), RETURN)
+    rules = [
+        Rule(targets[n // 3 % len(targets)], tuple(matches[(n // 2 * i + n % 2) % len(matches)] for i in range(n % 7))) for n in range(500)
+    ]
+    sets = SetNumbers({"one": 1, "two": 2})
+    for family in FAMILIES:
+        together, alone = encode_chain(Chain("A", rules), family, sets), [encode_chain(Chain("A", (rule,)), family, sets) for rule in rules]
+        empty = encode_chain(Chain("A", ()), family).data
+        tail = ENTRY[family] + 40
+        head = len(empty) - tail
+        assert together.data == empty[:head] + b"".join(chain.data[head:-tail] for chain in alone) + empty[head:]
+        assert [to for _, to in together.jumps] == [to for chain in alone for _, to in chain.jumps]
+
+
+def test_each_chain_notes_a_set_that_the_chain_before_used_last() -> None:
+    """A match that repeats the one in the chain before is still a use of its set."""
+    rule = Rule(RETURN, (SetMatch("one", ("src",)),))
+    chains = encode_chains([Chain("A", (rule, rule)), Chain("B", (rule,))], 4, SetNumbers({"one": 1}))
+    assert [chain.sets for chain in chains] == [(("one", 1),)] * 2
 
 
 def test_a_rule_larger_than_the_room_it_is_given_first() -> None:
