@@ -31,7 +31,7 @@ from netpol.rules.compile import Settings
 from netpol.rules.compile.skeleton import gate
 from netpol.rules.diff import diff
 from netpol.rules.flows import pack, unpack
-from netpol.rules.ruleset import DENY, ROOT, Chain, Connmark, DestroySet, OpaqueTarget, ReplaceTable, Ruleset, Step, TableName
+from netpol.rules.ruleset import DENY, Connmark, DestroySet, OpaqueTarget, ReplaceTable, Ruleset, Step, TableName
 
 OTHER: Mapping[TableName, TableName] = {"mangle": "filter", "filter": "mangle"}
 
@@ -108,9 +108,9 @@ def gate_bits(found: Ruleset) -> int:
     """The bits of connmarks that our gates look at."""
     bits = 0
     for chains in found.chains.values():
-        for rule in chains.get(ROOT, Chain(ROOT, ())).rules:
-            for match in rule.matches:
-                bits |= match.mask if isinstance(match, Connmark) else 0
+        # Of whatever version they are: nothing else of ours looks at connmarks.
+        for match in (match for chain in chains.values() for rule in chain.rules for match in rule.matches):
+            bits |= match.mask if isinstance(match, Connmark) else 0
     return bits
 
 

@@ -37,7 +37,7 @@ from netpol.model import (
 from netpol.policy.cluster import Cluster
 from netpol.rules.compile import Settings, compiled
 from netpol.rules.diff import diff
-from netpol.rules.ruleset import ROOT, Chain, Ruleset
+from netpol.rules.ruleset import RETURN, ROOT, Chain, Rule, Ruleset
 
 NODE = "node"
 PACKETS = 8_000
@@ -113,21 +113,26 @@ def _with_policies(count: int) -> Question:
     return Question(_compiled(*pods, *policies), _address(PEERS, count - 1), _address(PODS, 0))
 
 
-def _among(count: int) -> Question:
-    """One class for all; the packets go to the last of them by address, from an address that the policy's block allows."""
-    pods = [Pod("bench", f"pod-{i}", (), NODE, (_address(PODS, i),)) for i in range(count)]
+def _among(count: int, but: int | None = None) -> Question:
+    """One class for all; the packets go to the last of them by address, from an address that the policy's block allows.
+
+    but -- the number that none of them has."""
+    numbers = [i for i in range(count if but is None else count + 1) if i != but]
+    pods = [Pod("bench", f"pod-{i}", (), NODE, (_address(PODS, i),)) for i in numbers]
     policy = Policy("bench", "ports", EVERYTHING, (PolicyRule(None, (NumberedPort(UDP, PORT, PORT),)),), None)
-    return Question(_compiled(*pods, policy), _address(PEERS, 0), _address(PODS, count - 1))
+    return Question(_compiled(*pods, policy), _address(PEERS, 0), _address(PODS, numbers[-1]))
 
 
 def _free_among(count: int) -> Question:
-    question = _among(count)
-    return question._replace(destination=_address(PODS, count + 1))
+    """The free pod stands among the isolated ones, at three quarters: a long way in the tree, not the end of it."""
+    free = 3 * count // 4
+    return _among(count, but=free)._replace(destination=_address(PODS, free))
 
 
 def _gate_only() -> Question:
-    chain = _compiled().chains[4][ROOT]
-    return Question(Ruleset({4: {ROOT: Chain(ROOT, chain.rules[:1])}}, {}, frozenset({4})), _address(PEERS, 0), _address(PODS, 0))
+    """The match of the gate's rule, which a new flow's packet does not have, and nothing else."""
+    gate = Rule(RETURN, _compiled().chains[4][ROOT].rules[0].matches)
+    return Question(Ruleset({4: {ROOT: Chain(ROOT, (gate,))}}, {}, frozenset({4})), _address(PEERS, 0), _address(PODS, 0))
 
 
 def _no_rules() -> Question:

@@ -29,7 +29,6 @@ from netpol.rules.ruleset import (
     RETURN,
     ROOT,
     Chain,
-    Connmark,
     Conntrack,
     Goto,
     Jump,
@@ -287,7 +286,7 @@ def _scopes(rules: tuple[Rule, ...]) -> tuple[Network | None, Network | None]:
     """A new flow's packet goes on to both sides and nowhere else; the networks of sources and of destinations for which it does."""
     jumps = [rule for rule in rules if not _passes_by(rule)]
     egress, ingress = (jumps[0].source, jumps[1].destination) if len(jumps) == 2 else (None, None)
-    if jumps != [Rule(Jump(EGRESS), source=egress), Rule(Jump(INGRESS), destination=ingress)]:
+    if jumps != [Rule(Jump(EGRESS), source=egress), Rule(Goto(INGRESS), destination=ingress)]:
         raise _OtherForm
     return egress, ingress
 
@@ -297,9 +296,7 @@ def _passes_by(rule: Rule) -> bool:
     if rule == Rule(rule.target, source=_LINK_LOCAL, destination=_LINK_LOCAL):
         return True
     return rule == Rule(rule.target, rule.matches) and any(
-        (isinstance(match, Conntrack) and not match.invert and "NEW" not in match.states)
-        or (isinstance(match, Connmark) and not match.invert and match.mark != 0)
-        for match in rule.matches
+        isinstance(match, Conntrack) and not match.invert and "NEW" not in match.states for match in rule.matches
     )
 
 

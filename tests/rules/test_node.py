@@ -10,7 +10,7 @@ from netpol.policy.cluster import Cluster
 from netpol.rules.compile import NodeState, Settings
 from netpol.rules.diff import diff
 from netpol.rules.interpret import Packet, interpret
-from netpol.rules.ruleset import DENY, EGRESS, INGRESS, ROOT, CreateSet, DestroySet, GrowSet, ReplaceTable, ShrinkSet
+from netpol.rules.ruleset import DENY, EGRESS, INGRESS, KNOWN, ROOT, CreateSet, DestroySet, GrowSet, ReplaceTable, ShrinkSet
 from tests.rules.watched import HERE, OUT, THERE, A, B, C, D, Watched, class_chains, kinds, own, peers, pod, policy, port
 
 
@@ -167,7 +167,7 @@ def test_a_policy_that_selects_nobody_here_is_nothing() -> None:
     assert state.steps() == ()
     wanted = state.state.wanted()
     assert wanted.sets == {}
-    assert all(set(wanted.chains[family]) == {ROOT, EGRESS, INGRESS, DENY} for family in FAMILIES)
+    assert all(set(wanted.chains[family]) == {ROOT, KNOWN, EGRESS, INGRESS, DENY} for family in FAMILIES)
     state.put(policy("p", "db"))
     state.drop(Policy, "p")
     assert state.steps() == ()

@@ -26,6 +26,7 @@ from netpol.rules.ruleset import (
     DROP,
     EGRESS,
     INGRESS,
+    KNOWN,
     RETURN,
     ROOT,
     Chain,
@@ -47,11 +48,9 @@ from netpol.rules.ruleset import (
 from tests.rules.watched import own
 
 BIT = 0x10000000
-GATE = (
-    Rule(RETURN, (Conntrack(("RELATED", "ESTABLISHED")), Connmark(BIT, BIT, invert=True))),
-    Rule(Goto(DENY), (Connmark(BIT, BIT), Conntrack(("RELATED", "ESTABLISHED")))),
-)
-SIDES = (Rule(Jump(EGRESS)), Rule(Jump(INGRESS)))
+GATE = (Rule(Goto(KNOWN), (Conntrack(("RELATED", "ESTABLISHED")),)),)
+CUT = Chain(KNOWN, (Rule(Goto(DENY), (Connmark(BIT, BIT),)),))
+SIDES = (Rule(Jump(EGRESS)), Rule(Goto(INGRESS)))
 LINK_LOCAL = Rule(Goto(DENY), source=parse_network("fe80::/10"), destination=parse_network("fe80::/10"))
 DISCOVERY = tuple(Rule(RETURN, (Icmp(number),), protocol=58) for number in (130, 131, 132, 133, 134, 135, 136, 137, 143))
 
@@ -67,14 +66,14 @@ DISCOVERY = tuple(Rule(RETURN, (Icmp(number),), protocol=58) for number in (130,
 )
 def test_the_skeleton(family: Family, isolated: bool, root: tuple[Rule, ...], deny: tuple[Rule, ...]) -> None:
     """As ARCHITECTURE draws it: the gate, link-local addresses, both sides; what always passes, and the end."""
-    assert skeleton(family, Settings(), isolated) == {ROOT: Chain(ROOT, root), DENY: Chain(DENY, deny)}
+    assert skeleton(family, Settings(), isolated) == {ROOT: Chain(ROOT, root), KNOWN: CUT, DENY: Chain(DENY, deny)}
 
 
 def test_only_packets_that_may_concern_a_pod_are_looked_up() -> None:
     """Each side is entered by packets whose address of that side lies where the pods are."""
     sources, destinations = parse_network("10.0.0.0/24"), parse_network("10.0.0.8/30")
     root = skeleton(4, Settings(), True, sources, destinations)[ROOT].rules
-    assert root == (*GATE, Rule(Jump(EGRESS), source=sources), Rule(Jump(INGRESS), destination=destinations))
+    assert root == (*GATE, Rule(Jump(EGRESS), source=sources), Rule(Goto(INGRESS), destination=destinations))
 
 
 @pytest.mark.parametrize(("family", "width"), [(4, 32), (6, 128)])
@@ -102,14 +101,12 @@ def test_the_gate_alone_lets_everything_begin(family: Family) -> None:
     settings = Settings(cut_bit=4)
     root = skeleton(family, settings, False)
     assert LINK_LOCAL not in root[ROOT].rules
-    assert gate(family, settings) == {ROOT: root[ROOT], DENY: root[DENY], EGRESS: Chain(EGRESS, ()), INGRESS: Chain(INGRESS, ())}
+    assert gate(family, settings) == {**root, EGRESS: Chain(EGRESS, ()), INGRESS: Chain(INGRESS, ())}
 
 
 def test_the_cut_bit_is_a_setting() -> None:
-    """It is matched with its own mask, and its absence too."""
-    rules = skeleton(4, Settings(cut_bit=4), False)[ROOT].rules
-    assert rules[0].matches[1] == Connmark(4, 4, invert=True)
-    assert rules[1].matches[0] == Connmark(4, 4)
+    """It is matched with its own mask."""
+    assert skeleton(4, Settings(cut_bit=4), False)[KNOWN].rules == (Rule(Goto(DENY), (Connmark(4, 4),)),)
 
 
 @pytest.mark.parametrize("settings", [Settings(), Settings(table="filter", cut_bit=4, log_group=5)])

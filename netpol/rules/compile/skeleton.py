@@ -1,4 +1,8 @@
-"""The chains that are always there, whatever the policies: NETPOL with its gate, and NETPOL-DENY; and the settings that shape them."""
+"""The chains that are always there, whatever the policies: NETPOL, NETPOL-KNOWN, and NETPOL-DENY; and the settings that shape them.
+
+NETPOL is written for the first packet of a flow, which is compared with all of it: one match, of the state of its connection, and then
+prefixes only. What there is to ask about a known connection stands in NETPOL-KNOWN, and nobody else pays for it.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from netpol.rules.ruleset import (
     DROP,
     EGRESS,
     INGRESS,
+    KNOWN,
     RETURN,
     ROOT,
     Chain,
@@ -57,24 +62,22 @@ class Settings(Struct, frozen=True):
 def skeleton(
     family: Family, settings: Settings, isolated: bool, egress: Network | None = None, ingress: Network | None = None
 ) -> dict[str, Chain]:
-    """NETPOL and NETPOL-DENY of a family.
+    """NETPOL, NETPOL-KNOWN and NETPOL-DENY of a family.
 
     isolated -- whether any pod of this node is; egress, ingress -- a prefix of all sources, and of all destinations, that matter.
     """
-    known = Conntrack(("RELATED", "ESTABLISHED"))
-    root = [
-        # All that an established packet pays.
-        Rule(RETURN, (known, Connmark(settings.cut_bit, settings.cut_bit, invert=True))),
-        # A flow that nobody has answered yet is judged as a new one, marked or not: when it is allowed again it need not wait until its
-        # mark is taken away, and what it is denied it is denied anyway.
-        Rule(Goto(DENY), (Connmark(settings.cut_bit, settings.cut_bit), known)),
-    ]
+    root = [Rule(Goto(KNOWN), (Conntrack(("RELATED", "ESTABLISHED")),))]
     if family == 6 and isolated:
         # Between pods on one bridge these addresses would be a way around.
         root.append(Rule(Goto(DENY), source=LINK_LOCAL, destination=LINK_LOCAL))
-    # A packet from elsewhere does not pay for the tree of sources, nor one to elsewhere for that of destinations.
-    root += [Rule(Jump(EGRESS), source=egress), Rule(Jump(INGRESS), destination=ingress)]
-    return {ROOT: Chain(ROOT, tuple(root)), DENY: Chain(DENY, (*_exceptions(family), *_log(settings, family), *_ends(settings, family)))}
+    # A packet from elsewhere does not pay for the tree of sources, nor one to elsewhere for that of destinations. From the first a packet
+    # has to come back, for the second; after that nothing is left to do here.
+    root += [Rule(Jump(EGRESS), source=egress), Rule(Goto(INGRESS), destination=ingress)]
+    # All that an established packet pays. A flow that nobody has answered yet does not come here, and is judged as a new one, marked or
+    # not: when it is allowed again it need not wait until its mark is taken away, and what it is denied it is denied anyway.
+    known = (Rule(Goto(DENY), (Connmark(settings.cut_bit, settings.cut_bit),)),)
+    deny = (*_exceptions(family), *_log(settings, family), *_ends(settings, family))
+    return {chain.name: chain for chain in (Chain(ROOT, tuple(root)), Chain(KNOWN, known), Chain(DENY, deny))}
 
 
 def gate(family: Family, settings: Settings) -> dict[str, Chain]:
