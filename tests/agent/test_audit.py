@@ -67,7 +67,7 @@ INJECTED: dict[str, tuple[list[list[str]], Drift]] = {
     "a second jump": ([mangle("-A", "FORWARD", "-j", "NETPOL")], Drift(moved=("IPv4",))),
     "chain edited": ([mangle("-I", "{chain}", "-j", "RETURN")], Drift(edited=("IPv4 {chain}",))),
     "rule replaced, as long as it was": (
-        [mangle("-R", "NETPOL", "1", "-m", "conntrack", "--ctstate", "NEW", "-m", "connmark", "--mark", "1", "-j", "RETURN")],
+        [mangle("-R", "NETPOL", "1", "-m", "conntrack", "--ctstate", "NEW", "-j", "RETURN")],
         Drift(edited=("IPv4 NETPOL",)),
     ),
     "chain flushed": ([mangle("-F", "{chain}")], Drift(edited=("IPv4 {chain}",))),
