@@ -5,7 +5,7 @@ A goal is a ratio to one peer. A row that misses one is still a row: whoever pri
 
 from __future__ import annotations
 
-from netpol.bench import audits, changes, flows, packets, sets, tables, watching
+from netpol.bench import audits, changes, execs, flows, packets, sets, tables, watching
 from netpol.bench.measure import Case
 from netpol.bench.members import networks, pod_addresses, scattered_addresses
 
@@ -25,6 +25,11 @@ FOREIGN = (1_000, 10_000)
 
 FLOWS = 100_000
 SWEEP_GOAL, FEW_GOAL = 1 / 1.2, 1.5
+
+FILLS, DELTAS, SETS = (10_000, 250_000), (100, 10_000), (250, 1_000, 5_000)
+LOADS, CHANGED = (100, 50_000), (100, 1_000, 10_000, 50_000)
+CLUSTERS = (1_000, 10_000, 100_000)
+EXEC_GOAL = 100.0  # at 10,000 pods and more
 
 READ = 2_000  # pods read from bytes
 WATCH_GOAL, LIST_GOAL = 2.0, 10.0
@@ -47,6 +52,7 @@ def cases(
     """All cases, in the order of the table. Sizes other than the defaults are for those who test them; `rules` are tens."""
     return (
         *kernel_cases(members, few, rules),
+        *(scale_cases(members) if members == MEMBERS else ()),
         *leaving_cases(members),
         *packet_cases(policies, isolated),
         *change_cases(*cluster),
@@ -131,6 +137,50 @@ def kernel_cases(members: int, few: int, rules: tuple[int, ...]) -> tuple[Case, 
         *(tables.load(f"{short(count)} rules into a table, IPv6", count, 6, _pairs(count), LOAD_GOAL) for count in rules),
         tables.change(f"1 chain changed in a table of {short(least)} rules", least, 21),
         *(tables.read(f"a table of {short(count)} rules read", count, _pairs(count)) for count in rules),
+    )
+
+
+def scale_cases(
+    members: int = MEMBERS,
+    fills: tuple[int, ...] = FILLS,
+    deltas: tuple[int, ...] = DELTAS,
+    many: tuple[int, ...] = SETS,
+    loads: tuple[int, ...] = LOADS,
+    changed: tuple[int, ...] = CHANGED,
+    clusters: tuple[int, ...] = CLUSTERS,
+) -> tuple[Case, ...]:
+    """How the main rows go on below and above the usual sizes, and a policy change by exec."""
+    return (
+        *(sets.fill(f"{short(count)} members into hash:ip", "hash:ip", pod_addresses, count, 7, {}) for count in fills),
+        *(sets.grow(f"{short(count)} members added to {short(members)}", members, count, 9) for count in deltas),
+        *(sets.make_many(f"{short(count)} sets of 10 made", count, 5 if count <= 1_000 else 2) for count in many),
+        *(tables.load(f"{short(count)} rules into a table", count, 4, 5, LOAD_GOAL) for count in loads),
+        *(tables.append(f"1 rule appended in a table of {short(count)} rules", count, 9 if count <= 1_000 else 5) for count in changed),
+        *(
+            execs.policy_change(
+                f"policy change, {short(pods)} pods",
+                pods,
+                max(1, pods // 10) if pods < LARGE[0] else LARGE[1],
+                max(1, min(250, pods // 10)),
+                5 if pods < LARGE[0] else 2,
+                {execs.CALLS: EXEC_GOAL} if pods >= CLUSTER[0] else {},
+            )
+            for pods in clusters
+        ),
+    )
+
+
+def node_cases(quick: bool = False) -> tuple[Case, ...]:
+    """What `netpol bench` runs on a user's node: the main rows, in about a minute; `quick` is the same at sizes that take seconds."""
+    members, few, rules = (600, 50, (100, 200)) if quick else (MEMBERS, FEW, RULES)
+    policies, isolated = (20, (1, 5, 30)) if quick else (POLICIES, ISOLATED)
+    pods = 200 if quick else 1_000
+    return (
+        *kernel_cases(members, few, rules),
+        *(sets.grow(f"{short(count)} members added to {short(members)}", members, count, 9) for count in (few // 10, few)),
+        *(tables.append(f"1 rule appended in a table of {short(count)} rules", count, 9) for count in rules),
+        execs.policy_change(f"policy change, {short(pods)} pods", pods, pods // 10, pods // 10, 3, {}),
+        *packet_cases(policies, isolated),
     )
 
 

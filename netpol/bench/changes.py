@@ -111,17 +111,19 @@ def _pod(sizes: Sizes, number: int) -> Pod:
     )
 
 
-def _policy(sizes: Sizes, number: int, port: int) -> Policy:
+def policy_of(sizes: Sizes, number: int, port: int) -> Policy:
+    """The policy of this number, which opens one port to two peers."""
     namespace, app = f"ns-{number % sizes.namespaces}", number // sizes.namespaces % APPS
     peers = (
-        Query("", _selector("team", f"team-{number % TEAMS}"), _selector("tier", f"tier-{number % 3}")),
-        Query(namespace, EVERYTHING, _selector("app", f"app-{(app + 1) % APPS}")),
+        Query("", matching("team", f"team-{number % TEAMS}"), matching("tier", f"tier-{number % 3}")),
+        Query(namespace, EVERYTHING, matching("app", f"app-{(app + 1) % APPS}")),
     )
     rule = PolicyRule(peers, (NumberedPort(TCP, port, port),))
-    return Policy(namespace, f"policy-{number}", _selector("app", f"app-{app}"), (rule,), None)
+    return Policy(namespace, f"policy-{number}", matching("app", f"app-{app}"), (rule,), None)
 
 
-def _selector(key: str, value: str) -> Selector:
+def matching(key: str, value: str) -> Selector:
+    """One label."""
     return Selector((Requirement(key, "In", (value,)),))
 
 
@@ -131,7 +133,7 @@ def objects(sizes: Sizes) -> Iterator[Object]:
         name = f"ns-{number}"
         yield Namespace(name, (("kubernetes.io/metadata.name", name), ("team", f"team-{number % TEAMS}")))
     yield from (_pod(sizes, number) for number in range(sizes.pods))
-    yield from (_policy(sizes, number, 80 + number % 5) for number in range(sizes.policies))
+    yield from (policy_of(sizes, number, 80 + number % 5) for number in range(sizes.policies))
 
 
 def _cluster(sizes: Sizes) -> Cluster:
@@ -155,7 +157,7 @@ def _again(sizes: Sizes, turn: int) -> Object:
 
 def _repolicy(sizes: Sizes, turn: int) -> Object:
     """Of the first namespaces, whose first apps have pods here."""
-    return _policy(sizes, turn % 10, 1000 + turn)
+    return policy_of(sizes, turn % 10, 1000 + turn)
 
 
 def _events(sizes: Sizes, event: Callable[[Sizes, int], Object]) -> Contender:

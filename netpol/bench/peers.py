@@ -17,6 +17,7 @@ from netpol.bench.measure import BenchError
 from netpol.model import Family
 
 IPSET = "ipset"
+IPTABLES: dict[Family, str] = {4: "iptables-legacy", 6: "ip6tables-legacy"}
 RESTORE: dict[Family, str] = {4: "iptables-legacy-restore", 6: "ip6tables-legacy-restore"}
 SAVE: dict[Family, str] = {4: "iptables-legacy-save", 6: "ip6tables-legacy-save"}
 

@@ -1,7 +1,7 @@
 """Results in words and in files: the table for people, bench-results.json for programs, and the machine they were measured on.
 
-Figures of two machines, or of two days, are not to be compared: ratios inside a row are what holds. So the machine stands above the table
-and not in the file, which holds rows only.
+Figures of two machines, or of two days, are not to be compared: ratios inside a row are what holds. So the machine stands above the
+table, and in the file beside the rows.
 """
 
 from __future__ import annotations
@@ -13,10 +13,41 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
+from netpol.bench.peers import IPSET, IPTABLES, RESTORE, find
 from netpol.bench.result import Figure, PeerResult, Result
 
 FILE = "bench-results.json"
+
+
+class Run(Struct, frozen=True):
+    """A run of a benchmark, as it stands in its file.
+
+    least_mebibytes, peak_mebibytes -- of this process in memory before the first case, and at most; missing -- programs that would have
+    been peers.
+    """
+
+    machine: str
+    least_mebibytes: float
+    peak_mebibytes: float
+    missing: tuple[str, ...]
+    rows: tuple[Result, ...]
+
+
+def run_of(results: Sequence[Result], least_rss: float) -> Run:
+    """The run that ends now, in this process."""
+    return Run(machine(), round(least_rss, 1), round(peak(), 1), missing(), tuple(results))
+
+
+def run_to_json(run: Run) -> bytes:
+    """An object with the fields of `Run`; its rows are those of `to_json`."""
+    return msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n"
+
+
+def missing() -> tuple[str, ...]:
+    """Programs to compare with that are not installed."""
+    return tuple(name for name in (IPSET, *IPTABLES.values(), *RESTORE.values()) if find(name) is None)
 
 
 def to_json(results: Sequence[Result]) -> bytes:

@@ -37,6 +37,16 @@ def add_one(row: str, count: int, pairs: int) -> Case:
     return Case(row, pairs, partial(_add_one, count))
 
 
+def grow(row: str, count: int, more: int, pairs: int) -> Case:
+    """So many more members for a live set of `count`, in one step; `ipset restore` has a file of them."""
+    return Case(row, pairs, partial(_grow, count, more))
+
+
+def make_many(row: str, count: int, pairs: int) -> Case:
+    """So many sets of ten members each, from none: the kernel looks for a name in all of them."""
+    return Case(row, pairs, partial(_make_many, count))
+
+
 def swap(row: str, count: int, pairs: int) -> Case:
     """Two sets, one of `count` members, change places, `REPEAT` times in a row."""
     return Case(row, pairs, partial(_swap, count))
@@ -122,6 +132,53 @@ def _add_one(count: int, directory: Path) -> Iterator[Contest]:
         if library is not None:
             others[PYROUTE2] = Contender(prepare, partial(called, library), verify)
         yield Contest(Contender(prepare, ours, verify), others, lambda: kernel.calls, REPEAT)
+
+
+@contextmanager
+def _grow(count: int, more: int, directory: Path) -> Iterator[Contest]:
+    members = sorted(scattered_addresses(count + more))
+    new, old = members[:more], members[more:]
+    step = GrowSet(NAME, "hash:ip", 4, frozenset(new))
+    file = directory / "members"
+    file.write_text("".join(f"add {NAME} {member_text('hash:ip', 4, member)}\n" for member in new))
+    with Kernel() as kernel, IpsetSocket() as ipset:
+
+        def prepare() -> None:
+            if NAME in ipset.headers():
+                ipset.run([Destroy(NAME)])
+            ipset.run([Create(NAME, "hash:ip", 4, pack(old))])
+
+        def verify(outcome: object) -> None:
+            _expect(ipset.members(NAME) == pack(members), "the set does not hold its new members")
+
+        program = peers.find(peers.IPSET)
+        run = partial(peers.execute, str(program), "restore", "-file", str(file))
+        others = {RESTORE: Contender(prepare, run, verify)} if program else {}
+        yield Contest(Contender(prepare, partial(kernel.apply, [step]), verify), others, lambda: kernel.calls)
+
+
+@contextmanager
+def _make_many(count: int, directory: Path) -> Iterator[Contest]:
+    members = frozenset(scattered_addresses(10))
+    wanted = [Set(f"{NAME}-{number}", "hash:ip", 4, members) for number in range(count)]
+    lines = [f"add {{}} {member_text('hash:ip', 4, member)}\n" for member in sorted(members)]
+    file = directory / "sets"
+    file.write_text("".join(f"create {one.name} hash:ip hashsize 64\n" + "".join(lines).format(*[one.name] * len(lines)) for one in wanted))
+    with Kernel() as kernel, IpsetSocket() as ipset:
+
+        def prepare() -> None:
+            if there := ipset.headers():
+                ipset.run([Destroy(name) for name in reversed(there)])
+
+        def verify(outcome: object) -> None:
+            there = ipset.headers()
+            _expect(len(there) == count and ipset.read(wanted[-1].name) == wanted[-1], f"there are not {count} sets")
+
+        program = peers.find(peers.IPSET)
+        run = partial(peers.execute, str(program), "restore", "-file", str(file))
+        others = {RIGHT_SIZED: Contender(prepare, run, verify)} if program else {}
+        ours = partial(kernel.apply, [CreateSet(one) for one in wanted])
+        yield Contest(Contender(prepare, ours, verify), others, lambda: kernel.calls)
 
 
 @contextmanager

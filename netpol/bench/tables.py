@@ -36,6 +36,11 @@ def change(row: str, rules: int, pairs: int) -> Case:
     return Case(row, pairs, partial(_change, rules))
 
 
+def append(row: str, rules: int, pairs: int) -> Case:
+    """One rule more at the end of a chain in a table of so many rules, as `iptables -A` does."""
+    return Case(row, pairs, partial(_append, rules))
+
+
 def read(row: str, rules: int, pairs: int) -> Case:
     """The whole table: ours as values, with the sets and the other family's table looked for; `iptables-legacy-save` as text."""
     return Case(row, pairs, partial(_read, rules))
@@ -184,6 +189,34 @@ class _Changing:
     def verify(self, outcome: object) -> None:
         with Kernel(TABLE) as reader:
             _expect(reader.read(), 4, self._chains)
+
+
+@contextmanager
+def _append(rules: int, directory: Path) -> Iterator[Contest]:
+    name = _name(rules // CHAIN_LENGTH // 2)
+    with _sets(4), Kernel(TABLE) as kernel, Kernel(TABLE) as reader:
+        chains = _chains(rules)
+        kernel.apply([_step(4, chains)])
+        turn = 0
+
+        def prepare() -> None:
+            nonlocal chains, turn
+            turn += 1
+            rule = Rule(RETURN, (Tcp(destination=(turn, turn)),), protocol=TCP)
+            chains = {**chains, name: Chain(name, (*chains[name].rules, rule))}
+
+        def ours() -> None:
+            kernel.apply([_step(4, chains)])
+
+        def verify(outcome: object) -> None:
+            _expect(reader.read(), 4, chains)
+
+        def executed(program: str) -> None:
+            peers.execute(program, "-t", TABLE, "-A", name, "-p", "tcp", "-m", "tcp", "--dport", str(turn), "-j", "RETURN")
+
+        program = peers.find(peers.IPTABLES[4])
+        others = {f"{peers.IPTABLES[4]} -A": Contender(prepare, partial(executed, program), verify)} if program else {}
+        yield Contest(Contender(prepare, ours, verify), others, lambda: kernel.calls)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from netpol.errors import InvalidManifests, InvalidObject, NetpolError
 COMMANDS: dict[str, tuple[str, str]] = {
     "agent": ("netpol.cli.agent", "Follow an API server, and enforce its policies on this node."),
     "apply": ("netpol.cli.apply", "Program this host's kernel from manifests on disk."),
+    "bench": ("netpol.cli.bench", "Measure this node's kernel calls beside ipset and iptables, in private namespaces."),
     "cleanup": ("netpol.cli.cleanup", "Take everything of netpol's out of this host's kernel."),
     "demo": ("netpol.cli.demo", "Enforce policies on real packets in a private world, and show what happens."),
     "drops": ("netpol.cli.drops", "Print the agent's log of denied flows."),

@@ -11,12 +11,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from netpol.bench import Case, Result, Session, cases, measure
-from netpol.bench.cases import audit_cases, change_cases, flow_cases, kernel_cases, leaving_cases, packet_cases, read_cases
+from netpol.bench.cases import audit_cases, change_cases, flow_cases, kernel_cases, leaving_cases, packet_cases, read_cases, scale_cases
 from netpol.bench.measure import BenchError, Contender
-from netpol.bench.report import from_json, table, to_json
+from netpol.bench.report import Run, from_json, table, to_json
 from netpol.kernel.apply import Kernel
 from netpol.rules.ruleset import ReplaceTable
 from tests.referees import require
@@ -33,6 +34,7 @@ OURS = (
     *read_cases(30),
     *leaving_cases(300),
 )
+SCALED = scale_cases(300, (40,), (7,), (30,), (50,), (50,), (200,))
 EVERY_CASE = pytest.mark.parametrize("case", TINY, ids=lambda case: case.row)
 EVERY_OTHER = pytest.mark.parametrize("case", OURS, ids=lambda case: case.row)
 
@@ -79,6 +81,16 @@ def test_a_case_does_what_it_should_and_gives_a_row(case: Case) -> None:
     assert from_json(to_json([result])) == [result]
 
 
+@pytest.mark.parametrize("case", SCALED, ids=lambda case: case.row)
+def test_a_case_at_another_scale_gives_a_row(case: Case) -> None:
+    """All contenders are verified, the programs too, then measured."""
+    require("ipset", "iptables-legacy", "ip6tables-legacy")
+    result = measure(case, pairs=1)
+    assert result.ms > 0
+    assert result.peers
+    assert all(peer.ratio > 0 for peer in result.peers.values())
+
+
 @EVERY_OTHER
 def test_a_case_without_programs_gives_a_row(case: Case) -> None:
     """All contenders are verified, then measured; a goal stands beside a peer that there is."""
@@ -88,7 +100,7 @@ def test_a_case_without_programs_gives_a_row(case: Case) -> None:
     assert all(peer.ratio > 0 for peer in result.peers.values())
 
 
-@pytest.mark.parametrize("case", [*TINY, *OURS], ids=lambda case: case.row)
+@pytest.mark.parametrize("case", [*TINY, *OURS, *SCALED], ids=lambda case: case.row)
 def test_a_contender_that_does_nothing_is_found_out(case: Case, netns: int, tmp_path: Path) -> None:
     """Whoever ran before: what the kernel holds after `prepare` alone is not what is asked for, and after `run` it is."""
     with case.open(tmp_path) as contest:
@@ -165,7 +177,10 @@ def test_the_face_of_pytest_writes_the_file(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ipset swap" in done.stdout
-    (result,) = from_json((tmp_path / "bench-results.json").read_bytes())
+    run = msgspec.json.decode((tmp_path / "bench-results.json").read_bytes(), type=Run)
+    assert 0 < run.least_mebibytes <= run.peak_mebibytes
+    assert "CPU" in run.machine
+    (result,) = run.rows
     assert isinstance(result, Result)
     assert set(result.peers) == {"ipset swap"}
     (benchmark,) = json.loads(saved.read_text())["benchmarks"]

@@ -1,0 +1,38 @@
+"""`netpol bench`, really run at tiny sizes, as its own process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from netpol.bench.cases import node_cases
+from netpol.bench.report import Run
+from tests.referees import require
+
+NETPOL = (sys.executable, "-m", "netpol.cli.main", "bench", "--quick")
+
+
+def test_a_quick_run_gives_every_row(tmp_path: Path) -> None:
+    """The table has each row's name, and the file each row with its peers, the machine and the memory that it took."""
+    require("ipset", "iptables-legacy", "ip6tables-legacy")
+    file = tmp_path / "run.json"
+    done = subprocess.run([*NETPOL, "--json", str(file)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    run = msgspec.json.decode(file.read_bytes(), type=Run)
+    assert [row.row for row in run.rows] == [case.row for case in node_cases(quick=True)]
+    assert all(row.peers and row.ms > 0 and row.pairs == 1 for row in run.rows)
+    assert run.missing == ()
+    assert run.machine in done.stdout
+    assert 0 < run.least_mebibytes <= run.peak_mebibytes
+    assert "ipset swap" in done.stdout
+
+
+def test_a_name_that_no_row_has_is_an_error() -> None:
+    """Nothing is measured then, and the option is named."""
+    done = subprocess.run([*NETPOL, "--only", "nonsense"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "--only" in done.stderr
+    assert "nonsense" in done.stderr
