@@ -105,7 +105,7 @@ $(VENV)/.base: pyproject.toml setup.py
 	@.ci/needs build
 	@echo "setting up $(VENV)"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install "setuptools>=77" "cffi>=1.17"
+	@$(PIP) install "setuptools>=77" "cffi>=2.0"
 	@$(PIP) install --no-build-isolation --editable .
 	@touch $@
 
