@@ -91,7 +91,8 @@ def _fill(kind: SetKind, make: Make, count: int, pyroute2: bool, directory: Path
         others: dict[str, Contender] = {}
         if program := peers.find(peers.IPSET):
             size = 1 << (count - 1).bit_length()
-            for peer, options in ((RESTORE, ""), (RIGHT_SIZED, f" hashsize {size} maxelem {max(65536, 2 * size)}")):
+            default = "" if count <= 65536 else f" maxelem {2 * size}"  # more than that it refuses
+            for peer, options in ((RESTORE, default), (RIGHT_SIZED, f" hashsize {size} maxelem {max(65536, 2 * size)}")):
                 file = directory / f"{len(others)}.ipset"
                 file.write_text("".join((f"create {NAME} {kind}{options}\n", *(f"add {NAME} {text}\n" for text in texts))))
                 others[peer] = contender(partial(peers.execute, program, "restore", "-file", str(file)))
