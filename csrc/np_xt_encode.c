@@ -194,9 +194,6 @@ static void np_read_target(struct np_pack *pack, int family, struct np_xt_payloa
     uint32_t fields;
     struct np_pack_text kind = np_xt_kind(pack, &fields);
 
-    /* A second one would be written where the verdict of the first is to be filled in. */
-    if (payload->data.at)
-        np_pack_fail(pack, -EPROTO);
     if (np_pack_same(kind, "Verdict")) {
         np_verdict(pack, fields, payload);
     } else if (np_pack_same(kind, "Jump")) {
@@ -420,7 +417,7 @@ static void np_put_rule(struct np_pack *pack, struct np_xt_encoding *out, struct
 
     np_reserve(pack, out, entry);
     for (uint32_t fields = np_pack_map(pack); fields-- && np_pack_key(pack);)
-        if (np_pack_is(pack, "target"))
+        if (np_pack_is(pack, "target") && !payload)
             payload = np_rule_target(pack, out->family, repeats);
         else if (np_pack_is(pack, "matches"))
             np_put_matches(pack, out, repeats);

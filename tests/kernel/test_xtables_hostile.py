@@ -377,6 +377,15 @@ def test_rules_of_another_version(value: object) -> None:
     assert encode(msgspec.msgpack.encode([{"name": "A", "rules": []}]) + b"\0") == -errno.EPROTO
 
 
+def test_a_rule_with_two_targets_is_refused() -> None:
+    """No value of ours packs so. Which of them should count is not guessed, nor is the place of one taken for the other's."""
+    pack = msgspec.msgpack.encode
+    target = pack("target") + pack({"kind": "Jump", "chain": "NETPOL-A"})
+    chain = b"\x91\x82" + pack("name") + pack("A") + pack("rules") + b"\x91"
+    assert encode(chain + b"\x81" + target, room=4000) == 0
+    assert encode(chain + b"\x82" + target + target, room=4000) == -errno.EPROTO
+
+
 def test_every_width_of_a_number() -> None:
     """MessagePack has ten forms of integers, of which the shortest is not obligatory; all are read, and only what fits is taken."""
     head = msgspec.msgpack.encode({"kind": "Connmark", "mark": 0})[:-1]
