@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from netpol.bench import Result
-from netpol.bench.report import FILE, resident, run_of, run_to_json, table
+from netpol.bench.report import FILE, resident, run_of, table, to_json
 from netpol.kernel import namespaces
 
 if os.geteuid() != 0:
@@ -44,7 +44,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not rows:
         return
     path = Path(config.invocation_params.dir) / FILE
-    path.write_bytes(run_to_json(run_of(rows, config.stash[LEAST_RSS])))
+    path.write_bytes(to_json(run_of(rows, config.stash[LEAST_RSS])))
     width = max(LEAST_WIDTH, shutil.get_terminal_size().columns)
     terminalreporter.write_line("")
     terminalreporter.write(table(rows, config.stash[LEAST_RSS], width, terminalreporter.hasmarkup))

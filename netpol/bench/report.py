@@ -40,28 +40,24 @@ def run_of(results: Sequence[Result], least_rss: float) -> Run:
     return Run(machine(), round(least_rss, 1), round(peak(), 1), missing(), tuple(results))
 
 
-def run_to_json(run: Run) -> bytes:
-    """An object with the fields of `Run`; its rows are those of `to_json`."""
+def to_json(run: Run) -> bytes:
+    """{"machine", "least_mebibytes", "peak_mebibytes", "missing", "rows"}, the last a list of
+    {"row", "ms", "peers": {name: {"ms", "ratio", "goal" where there is one}}, "system_calls", "pairs"}.
+
+    Rows about memory have no peers, and "mebibytes" and "most", which is their goal. Rows with goals of their own have no peers, and
+    "figures": {name: {"value", "unit", "goal" where there is one, "least": true where it is a minimum}}.
+    """
     return msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n"
+
+
+def from_json(raw: bytes) -> Run:
+    """What `to_json` wrote; msgspec.ValidationError for anything else."""
+    return msgspec.json.decode(raw, type=Run)
 
 
 def missing() -> tuple[str, ...]:
     """Programs to compare with that are not installed."""
     return tuple(name for name in (IPSET, *IPTABLES.values(), *RESTORE.values()) if find(name) is None)
-
-
-def to_json(results: Sequence[Result]) -> bytes:
-    """A list of rows: {"row", "ms", "peers": {name: {"ms", "ratio", "goal" where there is one}}, "system_calls", "pairs"}.
-
-    Rows about memory have no peers, and "mebibytes" and "most", which is their goal. Rows with goals of their own have no peers, and
-    "figures": {name: {"value", "unit", "goal" where there is one, "least": true where it is a minimum}}.
-    """
-    return msgspec.json.format(msgspec.json.encode(list(results)), indent=2) + b"\n"
-
-
-def from_json(raw: bytes) -> list[Result]:
-    """What `to_json` wrote; msgspec.ValidationError for anything else."""
-    return msgspec.json.decode(raw, type=list[Result])
 
 
 def machine() -> str:

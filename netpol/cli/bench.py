@@ -23,7 +23,7 @@ def bench(quick: bool, only: str, file: str | None) -> None:
 
     from netpol.bench import measure
     from netpol.bench.cases import node_cases
-    from netpol.bench.report import missing, resident, run_of, run_to_json, table
+    from netpol.bench.report import missing, resident, run_of, table, to_json
     from netpol.kernel import namespaces
 
     chosen = [case for case in node_cases(quick) if only in case.row]
@@ -45,4 +45,4 @@ def bench(quick: bool, only: str, file: str | None) -> None:
     console = Console()
     click.echo(table(results, least, max(100, console.width), console.is_terminal), nl=False)
     if file is not None:
-        Path(file).write_bytes(run_to_json(run_of(results, least)))
+        Path(file).write_bytes(to_json(run_of(results, least)))

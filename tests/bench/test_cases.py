@@ -11,13 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from netpol.bench import Case, Result, Session, cases, measure
 from netpol.bench.cases import audit_cases, change_cases, flow_cases, kernel_cases, leaving_cases, packet_cases, read_cases, scale_cases
 from netpol.bench.measure import BenchError, Contender
-from netpol.bench.report import Run, from_json, table, to_json
+from netpol.bench.report import from_json, run_of, table, to_json
 from netpol.kernel.apply import Kernel
 from netpol.rules.ruleset import ReplaceTable
 from tests.referees import require
@@ -68,7 +67,7 @@ def test_a_case_does_what_it_should_and_gives_a_row(case: Case) -> None:
     """All contenders are verified, then measured; the row has every peer, and the form that readers of the file expect."""
     require("ipset", "iptables-legacy", "ip6tables-legacy")
     result = measure(case, pairs=2)
-    (row,) = json.loads(to_json([result]))
+    (row,) = json.loads(to_json(run_of([result], 1.0)))["rows"]
     assert set(row) == {"row", "ms", "peers", "system_calls", "pairs"}
     assert (row["row"], row["pairs"]) == (case.row, 2)
     assert row["ms"] > 0
@@ -78,7 +77,7 @@ def test_a_case_does_what_it_should_and_gives_a_row(case: Case) -> None:
         assert peer["ms"] > 0
         assert peer["ratio"] > 0
         assert peer.get("goal") == case.goals.get(name)
-    assert from_json(to_json([result])) == [result]
+    assert from_json(to_json(run_of([result], 1.0))).rows == (result,)
 
 
 @pytest.mark.parametrize("case", SCALED, ids=lambda case: case.row)
@@ -177,13 +176,13 @@ def test_the_face_of_pytest_writes_the_file(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ipset swap" in done.stdout
-    run = msgspec.json.decode((tmp_path / "bench-results.json").read_bytes(), type=Run)
+    run = from_json((tmp_path / "bench-results.json").read_bytes())
     assert 0 < run.least_mebibytes <= run.peak_mebibytes
     assert "CPU" in run.machine
     (result,) = run.rows
     assert isinstance(result, Result)
     assert set(result.peers) == {"ipset swap"}
     (benchmark,) = json.loads(saved.read_text())["benchmarks"]
-    assert benchmark["extra_info"]["result"] == json.loads(to_json([result]))[0]
+    assert benchmark["extra_info"]["result"] == json.loads(to_json(run))["rows"][0]
     assert benchmark["stats"]["rounds"] == result.pairs
     assert benchmark["extra_info"]["operations"] > 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netpol.bench.report import from_json, table, to_json
+from netpol.bench.report import from_json, run_of, table, to_json
 from netpol.bench.result import Figure, Result, percentile, waits
 
 
@@ -39,8 +39,8 @@ def test_a_row_of_waits_goes_through_the_file_and_the_table() -> None:
     """It has the form of every row, and the table says of both figures whether they are as demanded."""
     row = waits("policy -> wire", [0.002] * 98 + [0.030] * 2, 5.0, 25.0, 14)
     assert row == Result("policy -> wire", 2.0, {}, 14, 100, figures={"median": Figure(2.0, "ms", 5.0), "p99": Figure(30.0, "ms", 25.0)})
-    raw = to_json([row])
-    assert from_json(raw) == [row]
+    raw = to_json(run_of([row], 1.0))
+    assert from_json(raw).rows == (row,)
     assert all(part in raw for part in (b'"row"', b'"ms"', b'"peers"'))
     drawn = table([row], 1.0, 160, False)
     assert "median: 2.00 ms" in drawn

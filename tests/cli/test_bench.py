@@ -6,10 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import msgspec
-
 from netpol.bench.cases import node_cases
-from netpol.bench.report import Run
+from netpol.bench.report import from_json
 from tests.referees import require
 
 NETPOL = (sys.executable, "-m", "netpol.cli.main", "bench", "--quick")
@@ -21,7 +19,7 @@ def test_a_quick_run_gives_every_row(tmp_path: Path) -> None:
     file = tmp_path / "run.json"
     done = subprocess.run([*NETPOL, "--json", str(file)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    run = msgspec.json.decode(file.read_bytes(), type=Run)
+    run = from_json(file.read_bytes())
     assert [row.row for row in run.rows] == [case.row for case in node_cases(quick=True)]
     assert all(row.peers and row.ms > 0 and row.pairs == 1 for row in run.rows)
     assert run.missing == ()
