@@ -35,7 +35,8 @@ def raise_loopback() -> None:
 
 if (user := os.geteuid()) != 0:
     # There everybody is called root, and root's own runs may have left a folder of pytest's under that name.
-    (own := Path(tempfile.gettempdir(), f"netpol-tests-{user}")).mkdir(mode=0o700, exist_ok=True)
+    own = Path(tempfile.gettempdir(), f"netpol-tests-{user}")
+    own.mkdir(mode=0o700, exist_ok=True)
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(own))
     namespaces.enter_private_world()
 raise_loopback()

@@ -12,7 +12,6 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -48,16 +47,8 @@ from tests.flows import (
 )
 
 
-@pytest.fixture(scope="module")
-def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        path = tmp_path_factory.mktemp("lock") / "xtables.lock"
-        patch.setenv("XTABLES_LOCKFILE", str(path))
-        yield path
-
-
 @pytest.fixture
-def world(locked: Path) -> Iterator[World]:
+def world() -> Iterator[World]:
     with ExitStack() as stack:
         yield World(stack)
 

@@ -11,7 +11,6 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -26,8 +25,7 @@ REST = 60.0 if os.environ.get("NETPOL_SOAK") == "1" else 2.0
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
+def world() -> Iterator[World]:
     with ExitStack() as stack:
         yield World(stack)
 

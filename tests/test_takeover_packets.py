@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,12 +23,6 @@ from netpol.rules.flows import unpack
 from netpol.rules.ruleset import ReplaceTable
 from tests.flows import BASE, BIT, CLIENT, FRIENDS_ONLY, NOBODY, PODS, SERVER, SERVER6, World, guard, wait_for
 from tests.test_hitless_packets import ADDRESSES, ALWAYS, NEVER, OUTSIDE, Random, Traffic, running, selector, stay
-
-
-@pytest.fixture(autouse=True)
-def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
-
 
 PLAIN = Settings(unknown_pods="allow")
 FILTER = replace(PLAIN, table="filter")

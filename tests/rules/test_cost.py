@@ -60,7 +60,7 @@ def way(found: Mapping[str, Chain], source: Address, destination: Address) -> tu
 
 @pytest.mark.parametrize("of", [2001, 2500, 4000, 60000])
 def test_a_free_pod_among_isolated_ones(of: int) -> None:
-    """Wherever it stands among 2,000: one match, two rules of prefixes, and two rules a bit of the tree; each way."""
+    """Of 500 places among 2,000 and between: one match, two rules of prefixes, and two rules a bit of the tree; each way."""
     numbers = list(range(of))
     random.Random(of).shuffle(numbers)
     isolated, free = numbers[:COUNT], numbers[COUNT : COUNT + 500]
