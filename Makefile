@@ -19,7 +19,7 @@ export PYTHON
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint format docs settings pictures bench soak sanitize mutants apiserver build wheel lowest clean
+.PHONY: help demo test lint format docs settings pictures recording bench soak sanitize mutants apiserver build wheel lowest clean
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "make %-9s %s\n", $$1, $$2 }'
@@ -61,6 +61,9 @@ settings: $(NATIVE)  ## Write docs/settings.md anew from the commands
 
 pictures: $(NATIVE)  ## Draw the pictures of docs/ anew from the code
 	@$(BIN)/python -m docs.site.chains
+
+recording: $(NATIVE)  ## Record netpol demo in a terminal anew, as the picture of the README
+	@$(BIN)/python -m docs.site.recording
 
 bench: $(NATIVE) $(VENV)/.dev  ## Measure, and write bench-results.json
 	@.ci/needs referees
