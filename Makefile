@@ -7,6 +7,7 @@ BIN = $(VENV)/bin
 NATIVE = netpol/kernel/_native.abi3.so
 OUR_C = $(sort $(wildcard csrc/*.c))
 OUR_H = $(sort $(wildcard csrc/*.h))
+FLOOR_C = $(sort $(wildcard bench/floor/*.c))
 OUR_PYTHON = netpol tests bench
 SITE = build/site
 WARNINGS = -std=gnu11 -O3 -Wall -Wextra -Wshadow -Wconversion -Werror
@@ -40,17 +41,17 @@ lint: $(NATIVE) $(VENV)/.dev  ## Check style, types and C warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict $(OUR_PYTHON)
-	$(BIN)/clang-format --dry-run --Werror $(OUR_C) $(OUR_H)
+	$(BIN)/clang-format --dry-run --Werror $(OUR_C) $(OUR_H) $(FLOOR_C)
 	@set -e; for compiler in gcc clang; do \
 		command -v $$compiler >/dev/null || continue; \
-		for file in $(OUR_C); do $$compiler $(WARNINGS) -c -o /dev/null $$file; done; \
-		echo "$$compiler: $(words $(OUR_C)) C files without a warning"; \
+		for file in $(OUR_C) $(FLOOR_C); do $$compiler $(WARNINGS) -c -o /dev/null $$file; done; \
+		echo "$$compiler: $(words $(OUR_C) $(FLOOR_C)) C files without a warning"; \
 	done
 
 format: $(VENV)/.dev  ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix --exit-zero --quiet .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(OUR_C) $(OUR_H)
+	$(BIN)/clang-format -i $(OUR_C) $(OUR_H) $(FLOOR_C)
 
 docs: $(VENV)/.docs  ## Build the documentation into build/site, and look for dead links
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --clean -f docs/site/mkdocs.yml

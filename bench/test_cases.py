@@ -10,12 +10,13 @@ import msgspec
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.floors import floor_cases
 from netpol.bench import Case, Result, Session, cases
 from netpol.bench.cases import LARGE, MEMORY_GOAL, short
 from netpol.bench.memory import footprint
 
 
-@pytest.mark.parametrize("case", cases(), ids=lambda case: case.row)
+@pytest.mark.parametrize("case", [*cases(), *floor_cases()], ids=lambda case: case.row)
 def test_case(case: Case, benchmark: BenchmarkFixture, results: list[Result]) -> None:
     """Does what it is asked for, as every peer does; then it is timed against them."""
     with Session(case) as session:

@@ -46,7 +46,7 @@ def read(row: str, rules: int, pairs: int) -> Case:
     return Case(row, pairs, partial(_read, rules))
 
 
-def _places(number: int, version: int = 0) -> list[tuple[int, int, int]]:
+def places(number: int, version: int = 0) -> list[tuple[int, int, int]]:
     """(set, port, port) of each rule of the chain of this number: no other rule has these two ports, nor has another version of it."""
     first = number * CHAIN_LENGTH
     return [((first + i) % SETS, 1 + (first + i) % 30_000, 30_001 + version % 30_000) for i in range(CHAIN_LENGTH)]
@@ -54,10 +54,10 @@ def _places(number: int, version: int = 0) -> list[tuple[int, int, int]]:
 
 def _chain(number: int, version: int = 0) -> Chain:
     return Chain(
-        _name(number),
+        chain_name(number),
         tuple(
-            Rule(RETURN, (Tcp(), SetMatch(_set(s), ("src",)), Multiport(((a, a), (b, b)))), protocol=TCP)
-            for s, a, b in _places(number, version)
+            Rule(RETURN, (Tcp(), SetMatch(set_name(s), ("src",)), Multiport(((a, a), (b, b)))), protocol=TCP)
+            for s, a, b in places(number, version)
         ),
     )
 
@@ -65,16 +65,18 @@ def _chain(number: int, version: int = 0) -> Chain:
 def _lines(number: int, version: int = 0) -> list[str]:
     """The same chain as iptables-save would print it."""
     return [
-        f"-A {_name(number)} -p tcp -m tcp -m set --match-set {_set(s)} src -m multiport --dports {a},{b} -j RETURN\n"
-        for s, a, b in _places(number, version)
+        f"-A {chain_name(number)} -p tcp -m tcp -m set --match-set {set_name(s)} src -m multiport --dports {a},{b} -j RETURN\n"
+        for s, a, b in places(number, version)
     ]
 
 
-def _name(number: int) -> str:
+def chain_name(number: int) -> str:
+    """Of the chain of this number."""
     return f"{ROOT}-I-{number:05}"
 
 
-def _set(number: int) -> str:
+def set_name(number: int) -> str:
+    """Of the set of this number."""
     return f"{ROOT}-BENCH-{number}"
 
 
@@ -86,7 +88,7 @@ def _chains(rules: int) -> dict[str, Chain]:
 
 def _text(rules: int, counted: bool = False) -> str:
     """The whole table for `iptables-restore`; `counted` as if each rule of it had seen packets, for its option --counters."""
-    names = [_name(number) for number in range(rules // CHAIN_LENGTH)]
+    names = [chain_name(number) for number in range(rules // CHAIN_LENGTH)]
     body = [f"-A {HOOK} -j {ROOT}\n", *(f"-A {ROOT} -j {name}\n" for name in names)]
     body += [line for number in range(len(names)) for line in _lines(number)]
     if counted:
@@ -103,7 +105,7 @@ def _step(family: Family, chains: Mapping[str, Chain], hooked: bool = True) -> R
 def _sets(family: Family) -> Iterator[None]:
     """The sets that the rules refer to."""
     with IpsetSocket() as ipset:
-        ipset.run([Create(_set(number), "hash:ip", family) for number in range(SETS)])
+        ipset.run([Create(set_name(number), "hash:ip", family) for number in range(SETS)])
     yield
 
 
@@ -179,9 +181,9 @@ class _Changing:
 
     def prepare(self) -> None:
         self._version += 1
-        self._chains = {**self._chains, _name(self._number): _chain(self._number, self._version)}
+        self._chains = {**self._chains, chain_name(self._number): _chain(self._number, self._version)}
         lines = _lines(self._number, self._version)
-        self._file.write_text("".join((f"*{TABLE}\n:{_name(self._number)} - [0:0]\n", *lines, "COMMIT\n")))
+        self._file.write_text("".join((f"*{TABLE}\n:{chain_name(self._number)} - [0:0]\n", *lines, "COMMIT\n")))
 
     def ours(self) -> None:
         self._kernel.apply([_step(4, self._chains)])
@@ -193,7 +195,7 @@ class _Changing:
 
 @contextmanager
 def _append(rules: int, directory: Path) -> Iterator[Contest]:
-    name = _name(rules // CHAIN_LENGTH // 2)
+    name = chain_name(rules // CHAIN_LENGTH // 2)
     with _sets(4), Kernel(TABLE) as kernel, Kernel(TABLE) as reader:
         chains = _chains(rules)
         kernel.apply([_step(4, chains)])
