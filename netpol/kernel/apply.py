@@ -186,9 +186,9 @@ class Kernel:
         return CreateSet(larger)
 
     def _follow_numbers(self, steps: Sequence[Step]) -> None:
-        commands = [_command(step) for step in steps if isinstance(step, CreateSet | DestroySet)]
         # Of a set that is destroyed and made, or the reverse, the last counts.
-        there = {command.name: isinstance(command, Create) for command in commands if isinstance(command, Create | Destroy)}
+        changed = [step for step in steps if isinstance(step, CreateSet | DestroySet)]
+        there = {step.set.name if isinstance(step, CreateSet) else step.name: isinstance(step, CreateSet) for step in changed}
         made = [name for name, is_made in there.items() if is_made]
         if len(made) > MANY:
             self._ask_numbers()
