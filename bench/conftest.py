@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from netpol.bench import Result
-from netpol.bench.report import FILE, resident, run_of, table, to_json
+from netpol.bench.report import FILE, run_of, table, to_json
 from netpol.kernel import namespaces
 
 if os.geteuid() != 0:
@@ -25,12 +25,10 @@ if os.geteuid() != 0:
 LEAST_WIDTH = 120  # where there is no terminal, too
 
 RESULTS = pytest.StashKey[list[Result]]()
-LEAST_RSS = pytest.StashKey[float]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[RESULTS] = []
-    config.stash[LEAST_RSS] = resident()
 
 
 @pytest.fixture
@@ -44,8 +42,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not rows:
         return
     path = Path(config.invocation_params.dir) / FILE
-    path.write_bytes(to_json(run_of(rows, config.stash[LEAST_RSS])))
+    path.write_bytes(to_json(run_of(rows)))
     width = max(LEAST_WIDTH, shutil.get_terminal_size().columns)
     terminalreporter.write_line("")
-    terminalreporter.write(table(rows, config.stash[LEAST_RSS], width, terminalreporter.hasmarkup))
+    terminalreporter.write(table(rows, width, terminalreporter.hasmarkup))
     terminalreporter.write_line(f"written to {path}")

@@ -6,7 +6,7 @@ late (sets, tables) would otherwise be paid by whoever comes next.
 
 Invariants: before anything is timed, every contender has run once and what the kernel holds afterwards was found to be what was asked for;
 a session leaves nothing behind, neither in this namespace nor in the environment. What a case does is `netpol.bench.sets` and
-`netpol.bench.tables`; no verdict on a ratio is given here.
+`netpol.bench.tables`; no verdict on a ratio is given here. `netpol.bench.apart` does it in a fresh process.
 """
 
 from __future__ import annotations
@@ -101,6 +101,13 @@ class Session:
         """How many operations one run consists of."""
         return self._contest.operations
 
+    def run(self, pairs: int = 0) -> None:
+        """Verifies, then does so many rounds, or as many as the case asks for."""
+        self.verify()
+        for _ in range(pairs or self.case.pairs):
+            self.prepare()
+            self.ours()
+
     def verify(self) -> None:
         """Runs every contender once, unmeasured. BenchError names the one that did not do what was asked."""
         for name, contender in {**self._contest.peers, "netpol": self._contest.ours}.items():
@@ -133,18 +140,20 @@ class Session:
         run()
         return (time.perf_counter() - start) / self._contest.operations
 
+    @property
+    def times(self) -> tuple[float, ...]:
+        """Seconds of each of our runs so far, all its operations together."""
+        return tuple(time * self._contest.operations for time in self._ours)
+
     def result(self) -> Result:
         """The row so far. There has been a round at least."""
         return summarise(self.case.row, self._ours, self._peers, self.case.goals, self._system_calls)
 
 
 def measure(case: Case, pairs: int = 0) -> Result:
-    """Verifies and measures a case, in `pairs` rounds or as many as it asks for. BenchError when it does not do what it should."""
+    """Verifies and measures a case, here, in `pairs` rounds or as many as it asks for. BenchError when it does not do what it should."""
     with Session(case) as session:
-        session.verify()
-        for _ in range(pairs or case.pairs):
-            session.prepare()
-            session.ours()
+        session.run(pairs)
         return session.result()
 
 

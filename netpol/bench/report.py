@@ -24,8 +24,8 @@ FILE = "bench-results.json"
 class Run(Struct, frozen=True):
     """A run of a benchmark, as it stands in its file.
 
-    least_mebibytes, peak_mebibytes -- of this process in memory before the first case, and at most; missing -- programs that would have
-    been peers.
+    least_mebibytes, peak_mebibytes -- of the rows' own processes in memory: the least that one had before its case began, and the most that
+    one ever had; missing -- programs that would have been peers.
     """
 
     machine: str
@@ -35,14 +35,22 @@ class Run(Struct, frozen=True):
     rows: tuple[Result, ...]
 
 
-def run_of(results: Sequence[Result], least_rss: float) -> Run:
-    """The run that ends now, in this process."""
-    return Run(machine(), round(least_rss, 1), round(peak(), 1), missing(), tuple(results))
+def run_of(results: Sequence[Result]) -> Run:
+    """The run of these rows, on this machine."""
+    return Run(machine(), *_memory(results), missing(), tuple(results))
+
+
+def _memory(results: Sequence[Result]) -> tuple[float, float]:
+    """The least and the most of the rows' processes, or of this one where it measured them all."""
+    least = [result.least_mebibytes for result in results if result.least_mebibytes is not None]
+    most = [result.peak_mebibytes for result in results if result.peak_mebibytes is not None]
+    return min(least, default=round(resident(), 1)), max(most, default=round(peak(), 1))
 
 
 def to_json(run: Run) -> bytes:
     """{"machine", "least_mebibytes", "peak_mebibytes", "missing", "rows"}, the last a list of
-    {"row", "ms", "peers": {name: {"ms", "ratio", "goal" where there is one}}, "system_calls", "pairs"}.
+    {"row", "ms", "peers": {name: {"ms", "ratio", "goal" where there is one}}, "system_calls", "pairs"}, and "least_mebibytes" and
+    "peak_mebibytes" where a process of its own measured it.
 
     Rows about memory have no peers, and "mebibytes" and "most", which is their goal. Rows with goals of their own have no peers, and
     "figures": {name: {"value", "unit", "goal" where there is one, "least": true where it is a minimum}}.
@@ -83,12 +91,14 @@ def resident() -> float:
 
 
 def peak() -> float:
-    """The most MiB of this process that ever were in memory at once."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The most MiB of this process that ever were in memory at once, since its program began."""
+    # getrusage would tell of the process that started it, too.
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["VmHWM"].split()[0]) / 1024
 
 
-def table(results: Sequence[Result], least_rss: float, width: int, colours: bool) -> str:
-    """The table for a terminal of that width, a line for each peer, with the machine above it; least_rss -- MiB before the first case."""
+def table(results: Sequence[Result], width: int, colours: bool) -> str:
+    """The table for a terminal of that width, a line for each peer, with the machine and the rows' memory above it."""
     from rich.console import Console
     from rich.table import Table
 
@@ -113,7 +123,8 @@ def table(results: Sequence[Result], least_rss: float, width: int, colours: bool
         drawn.add_section()
     with console.capture() as captured:
         console.print(machine(), highlight=False)
-        console.print(f"{least_rss:.0f} MiB resident before the first case, {peak():.0f} MiB at most", highlight=False)
+        least, most = _memory(results)
+        console.print(f"{least:.0f} MiB resident before a case, {most:.0f} MiB at most", highlight=False)
         console.print(drawn)
         console.print("Medians of runs in turn; a ratio is the median of the pairs' ratios. Above 1 netpol is faster.", highlight=False)
     return captured.get()

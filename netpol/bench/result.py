@@ -52,6 +52,8 @@ class Result(Struct, frozen=True, omit_defaults=True):
 
     mebibytes -- what it takes in memory, where that is the figure; most -- how much it may be.
     figures -- what else there is to say of it, by name.
+    least_mebibytes, peak_mebibytes -- of the process that measured it, in memory: before the case began, and at most. None where no
+    process was the row's own.
     """
 
     row: str
@@ -62,6 +64,8 @@ class Result(Struct, frozen=True, omit_defaults=True):
     mebibytes: float | None = None
     most: float | None = None
     figures: dict[str, Figure] = {}
+    least_mebibytes: float | None = None
+    peak_mebibytes: float | None = None
 
 
 def summarise(

@@ -12,8 +12,8 @@ import click
 def bench(quick: bool, only: str, file: str | None) -> None:
     """Measure sets, tables, changes and packets in private network namespaces, for about a minute.
 
-    Each row is measured in interleaved pairs with ipset, iptables-legacy and pyroute2, where they are installed, and every contender is
-    verified first. Ratios hold; times are of this machine and this hour.
+    Each row is measured in a fresh process, in interleaved pairs with ipset, iptables-legacy and pyroute2, where they are installed,
+    and every contender is verified first. Ratios hold; times are of this machine and this hour.
     """
     import os
     from pathlib import Path
@@ -21,9 +21,9 @@ def bench(quick: bool, only: str, file: str | None) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from netpol.bench import measure
+    from netpol.bench.apart import apart
     from netpol.bench.cases import node_cases
-    from netpol.bench.report import missing, resident, run_of, table, to_json
+    from netpol.bench.report import missing, run_of, table, to_json
     from netpol.kernel import namespaces
 
     chosen = [case for case in node_cases(quick) if only in case.row]
@@ -33,16 +33,15 @@ def bench(quick: bool, only: str, file: str | None) -> None:
         namespaces.enter_private_world()
     if absent := missing():
         click.echo(f"netpol: not installed, and so not compared with: {', '.join(absent)}", err=True)
-    least = resident()
     results = []
     errors = Console(stderr=True)
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=errors, transient=True) as progress:
         task = progress.add_task("", total=len(chosen))
         for case in chosen:
             progress.update(task, description=case.row)
-            results.append(measure(case, pairs=1 if quick else min(case.pairs, 7)))
+            results.append(apart(case, pairs=1 if quick else min(case.pairs, 7)).result)
             progress.advance(task)
     console = Console()
-    click.echo(table(results, least, max(100, console.width), console.is_terminal), nl=False)
+    click.echo(table(results, max(100, console.width), console.is_terminal), nl=False)
     if file is not None:
-        Path(file).write_bytes(to_json(run_of(results, least)))
+        Path(file).write_bytes(to_json(run_of(results)))

@@ -39,10 +39,10 @@ def test_a_row_of_waits_goes_through_the_file_and_the_table() -> None:
     """It has the form of every row, and the table says of both figures whether they are as demanded."""
     row = waits("policy -> wire", [0.002] * 98 + [0.030] * 2, 5.0, 25.0, 14)
     assert row == Result("policy -> wire", 2.0, {}, 14, 100, figures={"median": Figure(2.0, "ms", 5.0), "p99": Figure(30.0, "ms", 25.0)})
-    raw = to_json(run_of([row], 1.0))
+    raw = to_json(run_of([row]))
     assert from_json(raw).rows == (row,)
     assert all(part in raw for part in (b'"row"', b'"ms"', b'"peers"'))
-    drawn = table([row], 1.0, 160, False)
+    drawn = table([row], 160, False)
     assert "median: 2.00 ms" in drawn
     assert "<= 5 ms met" in drawn
     assert "p99: 30.0 ms" in drawn

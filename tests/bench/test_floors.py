@@ -1,4 +1,4 @@
-"""The bare loops in C do the same work as we do: the same table in the kernel, and the same set; the bytes are tests/kernel/test_floor.py's."""
+"""The bare loops in C do the same work as we do: the same set, the same table. tests/kernel/test_floor.py looks at what they send."""
 
 from __future__ import annotations
 

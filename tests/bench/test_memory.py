@@ -14,12 +14,12 @@ def test_a_small_cluster_has_a_footprint() -> None:
     row = footprint("small", 2000, 20, 10, 85.0)
     assert row.mebibytes is not None
     assert 0 < row.mebibytes < 85
-    assert from_json(to_json(run_of([row], 1.0))).rows == (row,)
-    text = table([row], 1.0, 120, False)
+    assert from_json(to_json(run_of([row]))).rows == (row,)
+    text = table([row], 120, False)
     assert f"takes {row.mebibytes:.2f} MiB" in text
     assert "<= 85 MiB met" in text
     missed = footprint("missed", 2000, 20, 10, 0.001)
-    assert "MiB missed" in table([missed], 1.0, 120, False)
+    assert "MiB missed" in table([missed], 120, False)
 
 
 def test_a_cluster_that_needs_no_rules_is_no_figure(capfd: pytest.CaptureFixture[str]) -> None:
