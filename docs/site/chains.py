@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 
+from docs.site.paper import CHARACTER, HEAD, LINE, PADDING, box, sheet
 from netpol.cli.files import node_name, read_cluster
 from netpol.rules.compile import Settings, compiled
 from netpol.rules.ruleset import HOOK, ROOT, Chain, Goto, Jump, Rule, Ruleset, SetMatch
@@ -19,7 +19,6 @@ from netpol.rules.text import member_text, rule_text
 PICTURE = Path(__file__).parents[1] / "pictures" / "chains.svg"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "kubernetes-docs.yaml"
 
-LINE, HEAD, CHARACTER, PADDING = 20, 30, 6.7, 14
 GAP_ACROSS, GAP_DOWN, MARGIN = 90, 26, 28
 COLOURS = {"gate": "#3f51b5", "egress": "#00796b", "ingress": "#ad5a00", "deny": "#b3261e", "set": "#6a3d9a"}
 WORDS = (
@@ -33,6 +32,7 @@ WORDS = (
     (re.compile(r" ?-[jg] (NETPOL\S*)"), ""),
     (re.compile(r" ?-j (RETURN|DROP)"), r"  \1"),
 )
+STEPS = ".jump,.goto,.set{fill:none;stroke-width:1.5}.goto{stroke-dasharray:6 3}.set{stroke-dasharray:2 3}"
 HASH = re.compile(r"\b(NETPOL[46]-|NETPOL-[EI]-)([0-9a-f]{6})[0-9a-f]+")
 
 
@@ -57,7 +57,7 @@ def picture() -> str:
     columns = _columns(boxes)
     width, height = _place(columns)
     body = "".join((*(_arrow(boxes, box, at) for box in boxes.values() for at in range(len(box.rows))), *map(_drawn, boxes.values())))
-    return _page(width, height, body)
+    return sheet("The chains and sets of the example policy", width, height, COLOURS, STEPS, body)
 
 
 def _ordered(chains: Mapping[str, Chain]) -> list[tuple[str, Chain]]:
@@ -100,11 +100,11 @@ def _columns(boxes: dict[str, Box]) -> list[list[Box]]:
     """Columns by the longest way from FORWARD."""
     depth = dict.fromkeys(boxes, 0)
     for _ in boxes:
-        for box in boxes.values():
-            for _, target, _ in box.rows:
+        for one in boxes.values():
+            for _, target, _ in one.rows:
                 if target:
-                    depth[target] = max(depth[target], depth[box.name] + 1)
-    return [[box for box in boxes.values() if depth[box.name] == at] for at in range(max(depth.values()) + 1)]
+                    depth[target] = max(depth[target], depth[one.name] + 1)
+    return [[one for one in boxes.values() if depth[one.name] == at] for at in range(max(depth.values()) + 1)]
 
 
 def _place(columns: list[list[Box]]) -> tuple[float, float]:
@@ -112,9 +112,9 @@ def _place(columns: list[list[Box]]) -> tuple[float, float]:
     x = float(MARGIN)
     for column, height in zip(columns, heights, strict=True):
         y = MARGIN + (max(heights) - height) / 2
-        for box in column:
-            box.x, box.y = x, y
-            y += box.height + GAP_DOWN
+        for one in column:
+            one.x, one.y = x, y
+            y += one.height + GAP_DOWN
         x += max(box.width for box in column) + GAP_ACROSS
     return x - GAP_ACROSS + MARGIN, max(heights) + 2 * MARGIN
 
@@ -134,37 +134,13 @@ def _arrow(boxes: dict[str, Box], box: Box, at: int) -> str:
     )
 
 
-def _drawn(box: Box) -> str:
-    colour = COLOURS[box.kind]
-    rows = "".join(
-        f'<text x="{box.x + PADDING:.0f}" y="{box.y + HEAD + LINE * at + 16:.0f}">{escape(_short(text))}</text>\n'
-        for at, (text, _, _) in enumerate(box.rows)
-    )
-    return (
-        f'<rect x="{box.x:.0f}" y="{box.y:.0f}" width="{box.width:.0f}" height="{box.height}" rx="7" fill="#fff" stroke="{colour}"/>\n'
-        f'<path d="M{box.x:.0f} {box.y + HEAD - 4:.0f} v-19 q0 -7 7 -7 h{box.width - 14:.0f} q7 0 7 7 v19 z" fill="{colour}"/>\n'
-        f'<text class="name" x="{box.x + PADDING:.0f}" y="{box.y + 18:.0f}">{escape(_short(box.name))}</text>\n{rows}'
-    )
+def _drawn(one: Box) -> str:
+    return box(one.x, one.y, one.width, one.height, COLOURS[one.kind], _short(one.name), [_short(text) for text, _, _ in one.rows])
 
 
 def _short(text: str) -> str:
     """Hashes cut to what tells them apart."""
     return HASH.sub(r"\1\2", text)
-
-
-def _page(width: float, height: float, body: str) -> str:
-    heads = "".join(
-        f'<marker id="{kind}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-        f'<path d="M0 0 L8 4 L0 8 z" fill="{colour}"/></marker>'
-        for kind, colour in COLOURS.items()
-    )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" role="img">\n'
-        "<title>The chains and sets of the example policy</title>\n"
-        "<style>text{font:11px ui-monospace,'DejaVu Sans Mono',Menlo,monospace;fill:#222}.name{font-weight:bold;fill:#fff}"
-        ".jump,.goto,.set{fill:none;stroke-width:1.5}.goto{stroke-dasharray:6 3}.set{stroke-dasharray:2 3}</style>\n"
-        f'<defs>{heads}</defs>\n<rect width="100%" height="100%" rx="10" fill="#f6f7fb"/>\n{body}</svg>\n'
-    )
 
 
 if __name__ == "__main__":
