@@ -31,7 +31,10 @@ What has no option:
 | `NOTIFY_SOCKET`, `WATCHDOG_USEC`, `WATCHDOG_PID` | `agent` | set by systemd: where it says that it is ready and alive |
 | `NO_COLOR`, `COLUMNS` | what prints tables | no colours; the width |
 | `SHELL` | `demo --keep` | the shell that it opens |
+| `PATH` | `bench` | where ipset and iptables are, besides the system's own folders |
 """
+ARGUMENTS = {("drops", "file"): "The log to read."}
+"""Words for what is no option: click has none."""
 
 
 def page() -> str:
@@ -42,22 +45,21 @@ def page() -> str:
         command = main.get_command(context, name)
         assert command is not None
         rows = "".join(_row(command, one) for one in command.params)
-        parts.append(
-            f"\n## netpol {name}\n\n{COMMANDS[name][1]}\n\n| option | variable | default | what it does |\n|---|---|---|---|\n{rows}"
-        )
+        table = f"| option | variable | default | what it does |\n|---|---|---|---|\n{rows}" if rows else "It has no options.\n"
+        parts.append(f"\n## netpol {name}\n\n{COMMANDS[name][1]}\n\n{table}")
     return "".join(parts) + ENVIRONMENT
 
 
 def _row(command: click.Command, one: click.Parameter) -> str:
-    names = ", ".join(f"`{name}`" for name in (*one.opts, *one.secondary_opts)) if isinstance(one, click.Option) else f"`{one.name}`"
+    names = ", ".join(f"`{name}`" for name in (*one.opts, *one.secondary_opts)) if isinstance(one, click.Option) else ""
     kind = "" if getattr(one, "is_flag", False) else f" {_code(one.make_metavar(click.Context(command)))}"
     variables = [one.envvar] if isinstance(one.envvar, str) else one.envvar or ()
-    words, _, said = str(getattr(one, "help", None) or "").partition("  [default: ")
+    words, _, said = str(getattr(one, "help", None) or ARGUMENTS[command.name or "", one.name or ""]).partition("  [default: ")
     value = one.to_info_dict()["default"]
     default = said.removesuffix("]") or ("" if value in (None, (), False) or "UNSET" in repr(value) else _code(_text(value)))
     if isinstance(one, click.Option) and one.secondary_opts:
         default = _code((one.opts if value else one.secondary_opts)[0])
-    return f"| {names}{kind} | {', '.join(map(_code, variables))} | {default} | {words.replace('|', chr(92) + '|')} |\n"
+    return f"| {f'{names}{kind}'.strip()} | {', '.join(map(_code, variables))} | {default} | {words.replace('|', chr(92) + '|')} |\n"
 
 
 def _text(value: object) -> str:

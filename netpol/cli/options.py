@@ -27,7 +27,7 @@ def _option(*names: str, **attributes: Any) -> Callable[[F], F]:
 
 def table(command: F) -> F:
     return _option(
-        "--table", type=click.Choice(["mangle", "filter"]), default="mangle", envvar="NETPOL_TABLE", help="The table to program."
+        "--table", type=click.Choice(["mangle", "filter"]), default="mangle", envvar="NETPOL_TABLE", help="The table that netpol is in."
     )(command)
 
 

@@ -15,7 +15,15 @@ STATE = "/var/lib/netpol/state"
 
 
 @click.command()
-@click.option("--state", default=STATE, show_default=True, metavar="FILE", help="Where the last written state was saved.")
+@click.option(
+    "--state",
+    default=STATE,
+    show_default=True,
+    envvar="NETPOL_STATE",
+    show_envvar=True,
+    metavar="FILE",
+    help="Where the last written state was saved.",
+)
 @click.option(
     "--boot", type=click.Choice(["open", "closed"]), default="open", show_default=True, help="What to do where no state was saved."
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from netpol.cli import options
 from netpol.cli.restore import STATE
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ Row = Mapping[str, Any]
 
 
 @click.command()
-@click.option("--table", type=click.Choice(["mangle", "filter"]), default="mangle", show_default=True, help="The table to look at.")
+@options.table
 @click.option(
     "--state",
     default=STATE,

@@ -84,6 +84,29 @@ def test_what_is_documented_is_what_there_is(loop: Loop) -> None:
     assert all(family.documentation for family in scraped(loop).values())
 
 
+def described() -> dict[tuple[str, str], frozenset[str]]:
+    """The table of label values: (label, what it is of) -> values. A row without a label goes on with the one above."""
+    found: dict[tuple[str, str], frozenset[str]] = {}
+    last = ("", "")
+    table = DOCUMENT.read_text().partition("## Values of labels")[2]
+    for label, of, values in re.findall(r"^\| (`\w+`)? ?\| (.*?) ?\| (`.*?) \|", table, re.M):
+        last = (label.strip("`"), of.strip("`")) if label else last
+        found[last] = found.get(last, frozenset()) | frozenset(re.findall(r"`(\w+)`", values))
+    return found
+
+
+def test_the_values_of_labels_are_those_that_are_documented(loop: Loop) -> None:
+    """Each label of each family has values of its row only, and those of lists have all of them at once."""
+    rows = described()
+    seen: dict[tuple[str, str], set[str]] = {}
+    for name, family in scraped(loop).items():
+        for sample in family.samples:
+            for label in sample.labels.keys() - {"le", "version"}:
+                (row,) = [key for key in rows if key == (label, name)] or [key for key in rows if key[0] == label and " " in key[1]]
+                seen.setdefault(row, set()).add(sample.labels[label])
+    assert seen == rows
+
+
 def test_the_process_is_there(loop: Loop) -> None:
     """Each name that the document gives, and a resident memory that a Python process can have."""
     names = re.findall(r"`(process_\w+)`", DOCUMENT.read_text())

@@ -82,3 +82,17 @@ def test_a_saved_state_that_cannot_be_used(state: Path) -> None:
     assert data["saved"] == {"file": str(state), "error": f"{state}: damaged: its checksum does not fit"}
     assert data["chains"]
     assert "cannot be compared with" in netpol("status", "--state", str(state))
+
+
+def test_the_environment_of_the_agent_says_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the agent's own container, a status, and a restore at boot, find what it was told by variables: the table and the state."""
+    file = tmp_path / "state"
+    for name, value in (("GRACE", "0"), ("TABLE", "filter"), ("STATE", str(file))):
+        monkeypatch.setenv(f"NETPOL_{name}", value)
+    netpol("apply", "-f", str(EXAMPLE))
+    data = json.loads(netpol("status", "--json"))
+    assert (data["table"], data["hooked"]) == ("filter", [4, 6])
+    assert data["saved"]["differs"] == []
+    netpol("cleanup")
+    assert "restored" in netpol("restore")
+    assert json.loads(netpol("status", "--json"))["chains"] == [{**chain, "packets": 0} for chain in data["chains"]]

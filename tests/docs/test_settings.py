@@ -20,3 +20,14 @@ def test_every_variable_that_the_code_names_is_there() -> None:
     named = re.compile(r"\bNETPOL_[A-Z_]+\b")
     code = {name for file in (ROOT / "netpol" / "cli").rglob("*.py") for name in re.findall(r'"(NETPOL_[A-Z_]+)"', file.read_text())}
     assert code == set(named.findall(PAGE.read_text()))
+
+
+def test_every_other_variable_that_the_code_reads_is_there() -> None:
+    """Those without an option, which the page has from a list that is kept by hand; none on it is read by nobody."""
+    reads = re.compile(r"""environ(?:ment)?(?:\.get\(|\[)['"]([A-Z_]+)['"]|"([A-Z_]+)" (?:not )?in os\.environ""")
+    files = [file.read_text() for file in (ROOT / "netpol").rglob("*.py")]
+    read = {name for text in files for found in reads.findall(text) for name in found if name}
+    listed = set(re.findall(r"`([A-Z_]+)`", PAGE.read_text().partition("\n## Environment\n")[2]))
+    # Read by libraries: rich, and the kubernetes package.
+    assert listed - read == {"NO_COLOR", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"}
+    assert read - listed == set()
