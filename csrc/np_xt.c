@@ -274,6 +274,65 @@ int np_xt_normalise(uint8_t *blob, size_t size, int family, uint8_t *counters, s
     return (int)count;
 }
 
+/* Copies chains that stand one behind the other, as they stand when the first of them begins at `offset` and its first entry has the
+ * index `first`. Returns 0. */
+int np_xt_place(const struct np_xt_chain *chains, size_t count, uint32_t offset, uint32_t first,
+                struct np_xt_chain *out)
+{
+    for (size_t i = 0; i < count; i++) {
+        out[i] = chains[i];
+        out[i].offset += offset - chains[0].offset;
+        out[i].first += first - chains[0].first;
+    }
+    return 0;
+}
+
+/* Whether an entry has a match of one of these sets, bit n of `sets` (8 KiB) being that of number n. Its form was checked. */
+static int np_uses_set(const uint8_t *blob, const struct np_xt_sizes *sizes, const struct np_xt_entry *entry,
+                       const uint8_t *sets)
+{
+    const uint32_t head = sizeof(struct xt_entry_match);
+
+    for (uint32_t at = entry->offset + sizes->entry; at < entry->target; at += np_u16(blob + at)) {
+        uint16_t number;
+
+        if (np_u16(blob + at) < head + sizeof(number) || !np_is_named(blob + at + 2, "set"))
+            continue;
+        number = np_u16(blob + at + head);
+        if (sets[number / 8] >> number % 8 & 1)
+            return 1;
+    }
+    return 0;
+}
+
+/* Finds the chains that match one of these sets, bit n of `sets` (8 KiB) being that of number n: users[chain] becomes 1 for each,
+ * and 0 for the others. Returns 0; -EBADMSG for bytes of another form, -EINVAL when a chain lies outside. */
+int np_xt_users(const uint8_t *blob, size_t size, int family, const struct np_xt_chain *chains, size_t chain_count,
+                const uint8_t *sets, uint8_t *users)
+{
+    struct np_xt_sizes sizes;
+
+    if (size > INT32_MAX || np_xt_sizes(family, &sizes) < 0)
+        return -EINVAL;
+    for (size_t i = 0; i < chain_count; i++) {
+        const struct np_xt_chain *chain = &chains[i];
+
+        if (chain->offset > size || chain->size > size - chain->offset)
+            return -EINVAL;
+        users[i] = 0;
+        for (uint32_t offset = chain->offset; offset < chain->offset + chain->size;) {
+            struct np_xt_entry entry;
+
+            if (np_read_entry(blob, chain->offset + chain->size, &sizes, offset, &entry) < 0)
+                return -EBADMSG;
+            if (np_uses_set(blob, &sizes, &entry, sets))
+                users[i] = 1;
+            offset = entry.end;
+        }
+    }
+    return 0;
+}
+
 /* The first of the jumps, sorted by place, whose verdict does not stand before `from`. */
 static size_t np_first_jump(const struct np_xt_jump *jumps, size_t count, uint32_t from)
 {

@@ -11,15 +11,15 @@
 _Static_assert(sizeof(struct xt_nflog_info) == 76, "struct xt_nflog_info");
 _Static_assert(sizeof(struct ipt_reject_info) == 4 && sizeof(struct ip6t_reject_info) == 4, "struct ipt_reject_info");
 _Static_assert(sizeof(((struct np_xt_payload *)0)->own) >= sizeof(struct xt_nflog_info), "payloads");
-_Static_assert(sizeof(struct np_xt_set) == 34 && sizeof(struct np_xt_open) == 16 && sizeof(struct np_xt_use) == 8,
-               "as the caller packs them");
+_Static_assert(sizeof(struct np_xt_set) == 34, "as the caller packs it");
+_Static_assert(NP_XT_NAME == XT_EXTENSION_MAXNAMELEN, "names of chains");
 _Static_assert(IPT_INV_VIA_IN == IP6T_INV_VIA_IN && IPT_INV_VIA_OUT == IP6T_INV_VIA_OUT &&
                    IPT_INV_SRCIP == IP6T_INV_SRCIP && IPT_INV_DSTIP == IP6T_INV_DSTIP &&
                    IPT_INV_PROTO == IP6T_INV_PROTO,
                "inverse flags");
 
 /* The longest name of a chain that iptables takes. */
-enum { NP_CHAIN_NAME = XT_EXTENSION_MAXNAMELEN - 1 };
+enum { NP_CHAIN_NAME = NP_XT_NAME - 1 };
 
 /* A match that was written: how it was packed, and where in the output its bytes are. Nothing when `size` is 0. */
 struct np_xt_repeat {
@@ -117,7 +117,7 @@ static void np_jump(struct np_pack *pack, uint32_t fields, struct np_xt_payload 
 {
     while (fields-- && np_pack_key(pack)) {
         payload->to = np_pack_text(pack);
-        if (payload->to.size > NP_CHAIN_NAME)
+        if (payload->to.size > NP_CHAIN_NAME || memchr(payload->to.at, 0, payload->to.size))
             np_pack_fail(pack, -ERANGE);
     }
     if (!payload->to.size)
@@ -348,18 +348,23 @@ static void np_put_plain(struct np_pack *pack, struct np_xt_encoding *out, const
                      (uint16_t)(sizes.entry + sizeof(struct xt_entry_target) + XT_ALIGN(size)));
 }
 
-/* Notes a verdict that is to be filled in. `at` is its place in the output, `packed` where the packed chains begin. */
-static void np_note_open(struct np_pack *pack, struct np_xt_encoding *out, const uint8_t *packed, size_t at,
+/* Notes a verdict that is to be filled in, at `at` of the output, of the entry that begins at `entry`. */
+static void np_note_open(struct np_pack *pack, struct np_xt_encoding *out, size_t entry, size_t at,
                          struct np_pack_text to)
 {
+    struct np_xt_jump jump = {.at = (uint32_t)at, .entry = (uint32_t)entry, .chain = -1};
+
     if (out->jump_count == out->jump_room) {
         np_pack_fail(pack, -ENOBUFS);
         return;
     }
-    out->jumps[out->jump_count++] = (struct np_xt_open){.chain = out->chain_count,
-                                                        .at = (uint32_t)at - out->chains[out->chain_count].offset,
-                                                        .name = to.size ? (uint32_t)(to.at - packed) : 0,
-                                                        .size = to.size};
+    if (to.size) {
+        jump.chain = (int32_t)out->target_count++;
+        memcpy(out->targets + out->target_size, to.at, to.size);
+        out->target_size += to.size;
+        out->targets[out->target_size++] = 0;
+    }
+    out->jumps[out->jump_count++] = jump;
 }
 
 /* Whether the next value has the bytes of that one; they are consumed then. No value's bytes are the beginning of another's. */
@@ -385,7 +390,7 @@ static const struct np_xt_payload *np_rule_target(struct np_pack *pack, int fami
 }
 
 /* Reads the matches of a rule and writes them. Rules repeat each other's matches: one that is packed as the one in its place in an
- * earlier rule was has the same bytes, which are copied. Not so a set's: each chain notes what it uses. */
+ * earlier rule was has the same bytes, which are copied. */
 static void np_put_matches(struct np_pack *pack, struct np_xt_encoding *out, struct np_xt_repeats *repeats)
 {
     uint32_t count = np_pack_array(pack);
@@ -400,7 +405,8 @@ static void np_put_matches(struct np_pack *pack, struct np_xt_encoding *out, str
 
             if (copy)
                 memcpy(copy, out->data + last->data, last->data_size);
-        } else if (np_xt_put_match(pack, out) && !pack->error) {
+        } else {
+            np_xt_put_match(pack, out);
             *last = (struct np_xt_repeat){
                 .packed = at, .size = (size_t)(pack->at - at), .data = start, .data_size = out->data_size - start};
         }
@@ -408,8 +414,7 @@ static void np_put_matches(struct np_pack *pack, struct np_xt_encoding *out, str
 }
 
 /* Reads one rule and writes it. */
-static void np_put_rule(struct np_pack *pack, struct np_xt_encoding *out, struct np_xt_repeats *repeats,
-                        const uint8_t *packed, uint32_t entry)
+static void np_put_rule(struct np_pack *pack, struct np_xt_encoding *out, struct np_xt_repeats *repeats, uint32_t entry)
 {
     const struct np_xt_payload *payload = NULL;
     struct np_xt_head head = {.protocol = 0};
@@ -437,16 +442,15 @@ static void np_put_rule(struct np_pack *pack, struct np_xt_encoding *out, struct
     np_put_entry(out->data + start, out->family, &head, payload->is_goto, (uint16_t)(target - start),
                  (uint16_t)(out->data_size - start));
     if (payload->is_open)
-        np_note_open(pack, out, packed, target + sizeof(struct xt_entry_target), payload->to);
+        np_note_open(pack, out, start, target + sizeof(struct xt_entry_target), payload->to);
 }
 
 /* Reads one chain and writes it: its ERROR head, its rules, and the RETURN that every user chain ends with. */
-static void np_put_chain(struct np_pack *pack, struct np_xt_encoding *out, struct np_xt_repeats *repeats,
-                         const uint8_t *packed)
+static void np_put_chain(struct np_pack *pack, struct np_xt_encoding *out, struct np_xt_repeats *repeats)
 {
     static const int32_t fall_off = XT_RETURN;
-    char name[XT_FUNCTION_MAXNAMELEN] = {0};
-    size_t start = out->data_size, after;
+    size_t start = out->data_size;
+    struct np_pack_text packed;
     struct np_xt_sizes sizes;
     struct np_xt_chain *chain;
 
@@ -457,31 +461,28 @@ static void np_put_chain(struct np_pack *pack, struct np_xt_encoding *out, struc
     }
     chain = &out->chains[out->chain_count];
     *chain = (struct np_xt_chain){.hook = -1, .offset = (uint32_t)start, .entries = 2};
+    if (out->chain_count)
+        chain->first = chain[-1].first + chain[-1].entries;
     out->rule = UINT32_MAX;
-    np_reserve(pack, out, sizes.head);
-    for (uint32_t fields = np_pack_map(pack); fields-- && np_pack_key(pack);)
-        if (np_pack_is(pack, "name"))
-            np_xt_copy_text(pack, name, NP_CHAIN_NAME);
-        else if (np_pack_is(pack, "rules"))
-            for (uint32_t left = np_pack_array(pack); left && !pack->error; left--, chain->entries++) {
-                out->rule = chain->entries - 2;
-                np_put_rule(pack, out, repeats, packed, sizes.entry);
-            }
-        else
-            np_pack_fail(pack, -EPROTO);
-    np_put_plain(pack, out, "", &fall_off, sizeof(fall_off));
-    if (!name[0] && !pack->error) {
-        out->rule = UINT32_MAX;
+    if (np_pack_array(pack) != 2)
+        np_pack_fail(pack, -EPROTO);
+    np_xt_copy_text(pack, chain->name, NP_CHAIN_NAME);
+    if (!chain->name[0])
         np_pack_fail(pack, -ERANGE);
+    np_put_plain(pack, out, XT_ERROR_TARGET, chain->name, sizeof(chain->name));
+    packed = np_pack_text(pack);
+    if (!pack->error)
+        pack->at = packed.at;
+    for (uint32_t left = np_pack_array(pack); left && !pack->error; left--, chain->entries++) {
+        out->rule = chain->entries - 2;
+        np_put_rule(pack, out, repeats, sizes.entry);
     }
+    np_put_plain(pack, out, "", &fall_off, sizeof(fall_off));
+    if (!pack->error && pack->at != packed.at + packed.size)
+        np_pack_fail(pack, -EPROTO);
     if (pack->error)
         return;
-    after = out->data_size;
-    out->data_size = start;
-    np_put_plain(pack, out, XT_ERROR_TARGET, name, sizeof(name));
-    out->data_size = after;
-    memcpy(chain->name, name, sizeof(name));
-    chain->size = (uint32_t)(after - start);
+    chain->size = (uint32_t)(out->data_size - start);
     out->chain_count++;
 }
 
@@ -491,7 +492,8 @@ static struct np_pack np_begin(const uint8_t *packed, size_t size, struct np_xt_
     struct np_pack pack = {.at = packed, .end = packed + size, .key = packed};
 
     out->data_size = 0;
-    out->chain_count = out->jump_count = out->use_count = out->rule = out->field = out->field_size = 0;
+    out->chain_count = out->jump_count = out->target_count = out->target_size = 0;
+    out->rule = out->field = out->field_size = 0;
     if (size > INT32_MAX || out->data_room > INT32_MAX || (out->family != 4 && out->family != 6))
         np_pack_fail(&pack, -EINVAL);
     return pack;
@@ -516,7 +518,7 @@ int np_xt_encode(const uint8_t *packed, size_t size, struct np_xt_encoding *out)
     struct np_xt_repeats repeats = {.target.size = 0};
 
     for (uint32_t left = np_pack_array(&pack); left && !pack.error; left--)
-        np_put_chain(&pack, out, &repeats, packed);
+        np_put_chain(&pack, out, &repeats);
     return np_end(&pack, packed, out);
 }
 

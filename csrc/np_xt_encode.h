@@ -1,6 +1,7 @@
-/* Rules as the entries of an x_tables blob. Chains come as MessagePack, as msgspec writes the values of netpol.rules.ruleset: each
- * a map of its fields by name, matches and targets with their class under "kind"; a field that is left out has the default of its class.
- * What comes out is what iptables-restore would write. Numbers are in host byte order. */
+/* Rules as the entries of an x_tables blob. Chains come as MessagePack, as msgspec writes the values of netpol.rules.ruleset: a chain
+ * is an array of its name and its packed rules (bytes); rules, matches and targets are each a map of their fields by name, the latter two
+ * with their class under "kind"; a field that is left out has the default of its class. What comes out is what iptables-restore
+ * would write. Numbers are in host byte order. */
 #ifndef NP_XT_ENCODE_H
 #define NP_XT_ENCODE_H
 
@@ -11,35 +12,25 @@
 #include "np_xt.h"
 
 /* cdef: begin */
+#define NP_XT_NAME 29 /* bytes of the name of a chain, its NUL included */
+
 struct np_xt_set {
     char name[32]; /* filled up with NULs */
     uint16_t index;
-};
-
-struct np_xt_open {
-    uint32_t chain; /* which of the chains that are being encoded */
-    uint32_t at;    /* offset in it of a verdict that is to be filled in */
-    uint32_t name;  /* where in the packed chains the name stands of the chain that it goes to */
-    uint32_t size;  /* of that name; 0: on to the next entry, a rule without a target */
-};
-
-struct np_xt_use {
-    uint32_t chain;
-    uint32_t set; /* place in the table of sets */
 };
 
 struct np_xt_encoding {
     const struct np_xt_set *sets; /* sorted by name */
     uint8_t *data;                /* the chains, end to end, each from its head to its tail */
     struct np_xt_chain *chains;
-    struct np_xt_open *jumps;
-    struct np_xt_use *uses; /* each set once a chain */
+    struct np_xt_jump *jumps; /* their verdicts are 0; their chains are places among the targets, and -1 as ever */
+    char *targets; /* names of chains, each with a NUL behind it; NP_XT_NAME bytes for each jump there is room for */
     size_t data_room;
     size_t data_size;
     uint32_t set_count;
     uint32_t chain_room, chain_count;
     uint32_t jump_room, jump_count;
-    uint32_t use_room, use_count;
+    uint32_t target_count, target_size; /* how many targets, and how many bytes of them */
     int32_t family;
     /* When there is an error: */
     uint32_t rule;       /* which rule of the chain that comes next; UINT32_MAX: the chain itself */
@@ -65,7 +56,7 @@ struct np_xt_payload {
 
 void np_xt_put(struct np_pack *pack, struct np_xt_encoding *out, const char *name, uint8_t revision, const void *data,
                size_t size);
-int np_xt_put_match(struct np_pack *pack, struct np_xt_encoding *out);
+void np_xt_put_match(struct np_pack *pack, struct np_xt_encoding *out);
 void np_xt_read_opaque(struct np_pack *pack, uint32_t fields, struct np_xt_payload *opaque);
 struct np_pack_text np_xt_kind(struct np_pack *pack, uint32_t *fields);
 void np_xt_copy_text(struct np_pack *pack, void *to, size_t most);

@@ -246,8 +246,8 @@ static void np_multiport(struct np_pack *pack, uint32_t fields, struct np_xt_enc
     np_xt_put(pack, out, "multiport", 1, &info, sizeof(info));
 }
 
-/* The kernel's number of a set, which the chain now uses; -ENOENT when there is none of that name. */
-static uint16_t np_set_index(struct np_pack *pack, struct np_xt_encoding *out)
+/* The kernel's number of a set; -ENOENT when there is none of that name. */
+static uint16_t np_set_index(struct np_pack *pack, const struct np_xt_encoding *out)
 {
     char name[sizeof(out->sets->name)] = {0};
     uint32_t low = 0, high = out->set_count;
@@ -265,13 +265,6 @@ static uint16_t np_set_index(struct np_pack *pack, struct np_xt_encoding *out)
         np_pack_fail(pack, -ENOENT);
         return 0;
     }
-    for (uint32_t i = out->use_count; i-- > 0 && out->uses[i].chain == out->chain_count;)
-        if (out->uses[i].set == low)
-            return out->sets[low].index;
-    if (out->use_count == out->use_room)
-        np_pack_fail(pack, -ENOBUFS);
-    else
-        out->uses[out->use_count++] = (struct np_xt_use){.chain = out->chain_count, .set = low};
     return out->sets[low].index;
 }
 
@@ -398,9 +391,8 @@ static void np_opaque(struct np_pack *pack, uint32_t fields, struct np_xt_encodi
     np_xt_put(pack, out, opaque.name, opaque.revision, opaque.data.at, opaque.data.size);
 }
 
-/* Reads one match and writes it: header and data, filled up to the kernel's alignment. Returns whether equal matches are equal bytes and no
- * more: one of a set also notes, for its chain, that the set is used. */
-int np_xt_put_match(struct np_pack *pack, struct np_xt_encoding *out)
+/* Reads one match and writes it: header and data, filled up to the kernel's alignment. */
+void np_xt_put_match(struct np_pack *pack, struct np_xt_encoding *out)
 {
     static const struct {
         const char *kind;
@@ -424,8 +416,7 @@ int np_xt_put_match(struct np_pack *pack, struct np_xt_encoding *out)
     for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
         if (np_pack_same(kind, kinds[i].kind)) {
             kinds[i].put(pack, fields, out);
-            return kinds[i].put != np_set;
+            return;
         }
     np_pack_fail(pack, -EPROTO);
-    return 0;
 }

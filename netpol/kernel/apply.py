@@ -23,7 +23,8 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from netpol.errors import KernelError, MalformedKernelData, Unsupported
-from netpol.kernel.encode import NO_SETS, SetNumbers, encode_chains
+from netpol.kernel.blocks import NO_SETS, EncodedChain, SetNumbers
+from netpol.kernel.encode import encode_chains
 from netpol.kernel.entries import Known
 from netpol.kernel.ipset import Add, Command, Create, Delete, Destroy, IpsetSocket, Swap, pack
 from netpol.kernel.ipset_errors import BUSY, HASH_FULL, REFERENCED
@@ -63,10 +64,21 @@ Counters = Mapping[str, Counts]
 
 
 class _Written(NamedTuple):
-    """What one table of ours is as it was written or read last: its chains that netpol could have written, and whether FORWARD jumps."""
+    """What one table of ours is as it was written or read last: its chains that netpol could have written, as values and as bytes, and
+    whether FORWARD jumps."""
 
-    chains: Mapping[str, Known]
+    chains: Mapping[str, Chain]
+    encoded: Mapping[str, EncodedChain]
     hooked: bool = False
+
+    @property
+    def known(self) -> dict[str, Known]:
+        return {name: Known(self.chains[name], encoded) for name, encoded in self.encoded.items()}
+
+    def unchanged(self, chains: Mapping[str, Chain], sets: SetNumbers) -> dict[str, EncodedChain]:
+        """Those of the chains that are the same, and whose sets have the numbers they had."""
+        known, encoded = self.chains, self.encoded
+        return {name: encoded[name] for name, chain in chains.items() if known.get(name) == chain and encoded[name].is_of(sets)}
 
 
 class Kernel:
@@ -90,7 +102,7 @@ class Kernel:
         except BaseException:
             self.close()
             raise
-        self._written: dict[Family, _Written] = {4: _Written({}), 6: _Written({})}
+        self._written: dict[Family, _Written] = {4: _Written({}, {}), 6: _Written({}, {})}
 
     def __enter__(self) -> Kernel:
         return self
@@ -197,14 +209,12 @@ class Kernel:
             self._sets = SetNumbers(kept | {name: self._ipset.number(name) for name in made})
 
     def _replace(self, step: ReplaceTable) -> None:
-        known, socket = self._written[step.family].chains, self._sockets[step.family]
-        found = {name: self._unchanged(known.get(name), chain) for name, chain in step.chains.items()}
-        missing = [step.chains[name] for name, kept in found.items() if kept is None]
-        for chain, encoded in zip(missing, encode_chains(missing, step.family, self._sets), strict=True):
-            found[chain.name] = Known(chain, encoded)
-        written = {name: kept for name, kept in found.items() if kept is not None}
-        socket.change(step.table, {name: kept.encoded for name, kept in written.items()}, step.hooked, stands_for=self._stands_for())
-        self._written[step.family] = _Written(written, step.hooked)
+        socket = self._sockets[step.family]
+        encoded = self._written[step.family].unchanged(step.chains, self._sets)
+        missing = {name: chain for name, chain in step.chains.items() if name not in encoded}
+        encoded |= zip(missing, encode_chains(missing.values(), step.family, self._sets), strict=True)
+        new = socket.write(step.table, encoded, step.hooked, stands_for=self._stands_for())
+        self._written[step.family] = _Written(dict(step.chains), new.kept(step.chains, self._sets), step.hooked)
         if step.table == self.table:
             self._shapes[step.family] = socket.left[step.table]
             self._proofs.pop(step.family, None)
@@ -218,11 +228,6 @@ class Kernel:
             found = {number: self._sets.get(live) if letter == "a" else None for number, (live, letter) in small}
             self._standing = self._sets, found
         return found
-
-    def _unchanged(self, known: Known | None, chain: Chain) -> Known | None:
-        """What was written last time, where it is the same chain and its sets have the numbers they had."""
-        same = known is not None and (known.chain is chain or known.chain == chain)
-        return known if known is not None and same and known.is_of(self._sets) else None
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -266,13 +271,15 @@ class Kernel:
         if not socket.exists(self.table):
             return Ours({}, {}, False, {}), None
         snapshot = socket.read(self.table)
-        return read_ours(snapshot, self._sets, self._written[family].chains), snapshot.shape
+        return read_ours(snapshot, self._sets, self._written[family].known), snapshot.shape
 
     def _learn_table(self, family: Family) -> Ours:
         """Reads a table; what it is now is what it is to be until it is written again."""
         ours, shape = self._read_table(family)
         # What a predecessor wrote need not be decoded more than once, nor encoded again.
-        self._written[family] = _Written(ours.known, ours.is_hooked)
+        known = ours.known
+        chains, encoded = {name: found.chain for name, found in known.items()}, {name: found.encoded for name, found in known.items()}
+        self._written[family] = _Written(chains, encoded, ours.is_hooked)
         self._proofs.pop(family, None)
         self.moved = self.moved | {family} if ours.is_moved else self.moved - {family}
         if shape is None:
@@ -359,7 +366,7 @@ class Kernel:
         if proof is not None and proof == self._proofs.get(family):
             return True
         snapshot = entries.snapshot()
-        if proof is None or not holds(snapshot, written.chains, written.hooked, self._sets):
+        if proof is None or not holds(snapshot, written.known, written.hooked, self._sets):
             return False
         self._proofs[family], self._shapes[family] = proof, snapshot.shape
         return True

@@ -1,71 +1,31 @@
 """Chains -> the bytes of x_tables entries, as `iptables-restore` would write them.
 
-The work is done in C (csrc/np_xt_encode): msgspec writes the values as MessagePack, C reads that and writes entries; what is left to
-Python is a share of each chain, not of each rule. A chain is encoded by itself: its jumps stay open, as (place of the verdict, name
-of the chain), until `netpol.kernel.table` knows where everything stands. So the bytes of a chain can be kept as long as the chain
-lives; only the numbers of the sets in it tie them to one kernel.
+The work is done in C (csrc/np_xt_encode): msgspec writes the chains as MessagePack, C reads that and writes entries, all of them
+into one block. What is left to Python is nothing for each chain, and a name for each jump. Jumps stay open until `netpol.kernel.table`
+knows where everything stands; only the numbers of the sets in it tie a block to one kernel.
 """
 
 from __future__ import annotations
 
 import errno
-from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Mapping
-from struct import Struct as Layout
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from netpol.errors import KernelError
 from netpol.kernel._native import ffi, lib
+from netpol.kernel.blocks import NO_SETS, Arrays, Block, EncodedChain, SetNumbers
 from netpol.model import Family
 from netpol.rules.ruleset import Chain, Match, SetMatch, Target
 
 _pack = msgspec.msgpack.Encoder().encode
 _allocate = ffi.new_allocator(should_clear_after_alloc=False)
 
-_SET = Layout("=32sH")
-_CHAIN = Layout("=32siIIII")
-_ARRAY = Layout(">BI")  # MessagePack: an array, and how many it has
-_NAME, _RULES = b"\x82" + _pack("name"), _pack("rules")
 _RULE_BYTES = 512  # more than most rules take
-_BATCH = 1000  # rules that cross into C at once: enough to forget the call, few enough to stay in the processor's cache
 _NO_RULE = 0xFFFFFFFF
-
-
-class SetNumbers:
-    """The kernel's numbers of the sets, by name, in the form in which C looks them up. It does not change.
-
-    names -- the same the other way round.
-    """
-
-    def __init__(self, numbers: Mapping[str, int]) -> None:
-        self._numbers = dict(numbers)
-        self.names = {number: name for name, number in numbers.items()}
-        packed = sorted((name.encode("utf-8", "surrogateescape"), name, number) for name, number in numbers.items())
-        self.pairs = tuple((name, number) for _, name, number in packed)
-        self.native = ffi.from_buffer("struct np_xt_set[]", b"".join(_SET.pack(raw, number) for raw, _, number in packed))
-
-    def get(self, name: str) -> int | None:
-        return self._numbers.get(name)
-
-
-NO_SETS = SetNumbers({})
-
-
-class EncodedChain(Struct, frozen=True, gc=False):
-    """A user chain as bytes.
-
-    data -- from its ERROR head to its RETURN tail; entries -- how many there are, head and tail included; jumps -- (offset in data of the
-    verdict, which is 0 there; chain it goes to, or "" for a rule without a target), in order; sets -- (name, number) of each set used.
-    """
-
-    name: str
-    data: bytes
-    entries: int
-    jumps: tuple[tuple[int, str], ...] = ()
-    sets: tuple[tuple[str, int], ...] = ()
+# Bytes that are free before and behind the chains of a block: mostly enough for the rest of a table, which is then put around them.
+MARGIN = 8192
 
 
 def encode_chain(chain: Chain, family: Family, sets: SetNumbers = NO_SETS) -> EncodedChain:
@@ -74,40 +34,33 @@ def encode_chain(chain: Chain, family: Family, sets: SetNumbers = NO_SETS) -> En
 
 
 def encode_chains(chains: Iterable[Chain], family: Family, sets: SetNumbers = NO_SETS) -> list[EncodedChain]:
-    """Chains as bytes, in their order.
+    """Chains as bytes, in their order; those of one call are one block.
 
     KernelError names the chain, the rule and the set, when a set has no number; ValueError names the chain, the rule and the field of a
     value that the kernel's form cannot hold.
     """
-    found: list[EncodedChain] = []
-    batch: list[Chain] = []
-    rules = 0
-    for chain in chains:
-        batch.append(chain)
-        rules += _count(chain)
-        if rules >= _BATCH:
-            found += _encode_batch(batch, rules, family, sets)
-            batch, rules = [], 0
-    return found + _encode_batch(batch, rules, family, sets) if batch else found
+    values = list(chains)
+    block = _encode(values, family, sets) if values else None
+    return [EncodedChain(block, number) for number in range(len(values))] if block else []
 
 
-def _encode_batch(chains: list[Chain], rules: int, family: Family, sets: SetNumbers) -> list[EncodedChain]:
+def _encode(chains: list[Chain], family: Family, sets: SetNumbers) -> Block:
     try:
         packed = pack_chains(chains)
     except UnicodeEncodeError:
         raise ValueError(f"one of {[chain.name for chain in chains]} is no name for a chain") from None
-    output = Output(lib.np_xt_encode, packed, family, sets, len(chains), rules)
+    output = Output(lib.np_xt_encode, packed, family, sets, len(chains), sum(map(_count, chains)))
     if output.code < 0:
         raise _refused(-output.code, chains, packed, output.native, sets)
-    return _results(chains, packed, output, sets)
+    native = output.native
+    targets = ffi.buffer(native.targets, native.target_size)[:].decode().split("\0")[:-1]
+    arrays = Arrays(native.data, native.data_size, native.chains, native.jumps, native.jump_count)
+    return Block(family, [chain.name for chain in chains], targets, sets, arrays, output, MARGIN)
 
 
-def pack_chains(chains: Collection[Chain]) -> bytes:
-    """What C reads: an array of maps, each of a name and rules, the latter as the chains have them."""
-    parts = [_ARRAY.pack(0xDD, len(chains))]
-    for chain in chains:
-        parts += (_NAME, _pack(chain.name), _RULES, chain.packed)
-    return b"".join(parts)
+def pack_chains(chains: Sequence[Chain]) -> bytes:
+    """What C reads: an array of chains, each an array of its name and its rules, the latter as the chains have them."""
+    return _pack(chains)
 
 
 def _count(chain: Chain) -> int:
@@ -131,7 +84,7 @@ def _encode_one(function: Callable[..., int], value: Match | Target, family: Fam
     output = Output(function, _pack(value), family, sets, 0, 1)
     if output.code < 0:
         raise ValueError(f"the kernel's form of a rule cannot hold {value}")
-    return bytes(output.data())
+    return output.data()
 
 
 class Output:
@@ -140,43 +93,19 @@ class Output:
     def __init__(self, function: Callable[..., int], packed: bytes, family: Family, sets: SetNumbers, chains: int, rules: int) -> None:
         room, places = (rules + 2 * chains) * _RULE_BYTES, rules
         while True:
-            self._data, self.chains = _allocate("uint8_t[]", room), _allocate("struct np_xt_chain[]", chains)
-            self.jumps, self.uses = _allocate("struct np_xt_open[]", places), _allocate("struct np_xt_use[]", places)
-            rooms = {"data_room": room, "chain_room": chains, "jump_room": places, "use_room": places, "set_count": len(sets.pairs)}
-            arrays = {"data": self._data, "chains": self.chains, "jumps": self.jumps, "uses": self.uses, "sets": sets.native}
-            self.native = ffi.new("struct np_xt_encoding *", {"family": family, **rooms, **arrays})
+            self._whole, self._chains = _allocate("uint8_t[]", room + 2 * MARGIN), _allocate("struct np_xt_chain[]", chains)
+            self._jumps, self._targets = _allocate("struct np_xt_jump[]", places), _allocate("char[]", places * lib.NP_XT_NAME)
+            rooms = {"data_room": room, "chain_room": chains, "jump_room": places, "set_count": len(sets.pairs)}
+            arrays = {"data": self._whole + MARGIN, "chains": self._chains, "jumps": self._jumps, "targets": self._targets}
+            self.native = ffi.new("struct np_xt_encoding *", {"family": family, "sets": sets.native, **rooms, **arrays})
             self.code = int(function(packed, len(packed), self.native))
             if self.code != -errno.ENOBUFS:
                 return
             room, places = 2 * room, 2 * places + 1
 
-    def data(self) -> Any:
-        """The bytes that were encoded; slices of them are `bytes`."""
-        return ffi.buffer(self._data, self.native.data_size)
-
-
-def _results(values: list[Chain], packed: bytes, output: Output, sets: SetNumbers) -> list[EncodedChain]:
-    native, data, pairs = output.native, output.data(), sets.pairs
-    jumpers, places, names, sizes = _columns(output.jumps, native.jump_count, 4)
-    jumps = [(at, packed[name : name + size].decode()) for at, name, size in zip(places, names, sizes, strict=True)]
-    users, used = _columns(output.uses, native.use_count, 2)
-    uses = [pairs[place] for place in used]
-    found: list[EncodedChain] = []
-    jump = use = 0
-    for number, (chain, (_, _, offset, size, entries, _)) in enumerate(
-        zip(values, _CHAIN.iter_unpack(ffi.buffer(output.chains)), strict=True)
-    ):
-        next_jump, next_use = bisect_right(jumpers, number, jump), bisect_right(users, number, use)
-        of_chain = tuple(jumps[jump:next_jump]), tuple(uses[use:next_use])
-        found.append(EncodedChain(chain.name, data[offset : offset + size], entries, *of_chain))
-        jump, use = next_jump, next_use
-    return found
-
-
-def _columns(array: Any, count: int, width: int) -> list[list[int]]:
-    """An array of structs that are `width` numbers of 32 bits, column by column."""
-    numbers = memoryview(ffi.buffer(array, count * width * 4)).cast("I") if count else memoryview(b"").cast("I")
-    return [numbers[column::width].tolist() for column in range(width)]
+    def data(self) -> bytes:
+        """The bytes that were encoded."""
+        return bytes(ffi.buffer(self.native.data, self.native.data_size))
 
 
 def _refused(code: int, values: list[Chain], packed: bytes, native: Any, sets: SetNumbers) -> Exception:

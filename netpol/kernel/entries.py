@@ -5,12 +5,13 @@ A chain is decoded only into what encodes to the same bytes again: whatever else
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from struct import Struct as Layout
 from typing import NamedTuple
 
 from netpol.errors import KernelError, MalformedKernelData
-from netpol.kernel.encode import EncodedChain, SetNumbers, encode_chain
+from netpol.kernel.blocks import EncodedChain, SetNumbers, without_verdicts
+from netpol.kernel.encode import encode_chain
 from netpol.kernel.matches import HEADER, c_string, decode_match
 from netpol.kernel.targets import decode_target
 from netpol.model import Family, Network
@@ -45,7 +46,7 @@ class Known(NamedTuple):
 
     def is_of(self, sets: SetNumbers) -> bool:
         """Whether its sets still have the numbers that stand in its bytes."""
-        return all(sets.get(name) == number for name, number in self.encoded.sets)
+        return self.encoded.is_of(sets)
 
 
 def decode_chain(name: str, data: bytes, family: Family, jumps: Mapping[int, str], sets: SetNumbers) -> Known:
@@ -73,14 +74,6 @@ def _unwritten(name: str) -> MalformedKernelData:
     return MalformedKernelData(f"the chain {name} asks for something that netpol does not write")
 
 
-def without_verdicts(data: bytes, places: Iterable[int]) -> bytes:
-    """The bytes with 0 for each jump, as an encoded chain has them."""
-    cleared = bytearray(data)
-    for at in places:
-        cleared[at : at + 4] = bytes(4)
-    return bytes(cleared)
-
-
 def entry_end(data: bytes, offset: int, family: Family) -> int:
     """Where the entry that begins at `offset` ends; MalformedKernelData when it is not in the data."""
     if offset + ENTRY[family] > len(data):
@@ -93,7 +86,18 @@ def entry_end(data: bytes, offset: int, family: Family) -> int:
 
 def extensions(data: bytes, family: Family) -> set[tuple[str, str, int]]:
     """("match" or "target", name, revision) of all that the rules of an encoded chain use, standard targets left out."""
-    found: set[tuple[str, str, int]] = set()
+    return {(kind, name, revision) for kind, name, revision, _ in _extensions(data, family)} - {("target", "", 0)}
+
+
+def used_sets(chain: EncodedChain) -> tuple[str, ...]:
+    """The names of the sets that the rules of a chain match, each once, as they come."""
+    found = [data for kind, name, _, data in _extensions(chain.data, chain.block.family) if (kind, name) == ("match", "set")]
+    numbers = dict.fromkeys(_NUMBER.unpack_from(data)[0] for data in found if len(data) >= _NUMBER.size)
+    return tuple(chain.block.sets.names[number] for number in numbers if number in chain.block.sets.names)
+
+
+def _extensions(data: bytes, family: Family) -> Iterator[tuple[str, str, int, bytes]]:
+    """("match" or "target", name, revision, data behind the header) of all that the rules of an encoded chain use."""
     offset = entry_end(data, 0, family)
     while offset < len(data):
         end = entry_end(data, offset, family)
@@ -101,10 +105,9 @@ def extensions(data: bytes, family: Family) -> set[tuple[str, str, int]]:
         place = offset + ENTRY[family]
         while place < end:
             size, name, revision = HEADER.unpack_from(data, place)
-            found.add(("match" if place < target else "target", c_string(name), revision))
+            yield "match" if place < target else "target", c_string(name), revision, data[place + HEADER.size : place + size]
             place += size
         offset = end
-    return found - {("target", "", 0)}
 
 
 def _decode_rule(data: bytes, offset: int, end: int, family: Family, jumps: Mapping[int, str], sets: SetNumbers) -> Rule:

@@ -13,7 +13,8 @@ from struct import Struct as Layout
 from typing import NamedTuple
 
 from netpol.errors import MalformedKernelData
-from netpol.kernel.encode import NO_SETS, SetNumbers, encode_match
+from netpol.kernel.blocks import NO_SETS, SetNumbers
+from netpol.kernel.encode import encode_match
 from netpol.model import Family
 from netpol.rules.ruleset import (
     Addrtype,

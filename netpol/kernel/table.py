@@ -16,9 +16,10 @@ are copied together, and single rules are compared only in chains that changed.
 from __future__ import annotations
 
 import errno
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cached_property
 from heapq import merge
 from struct import Struct as Packing
 from types import MappingProxyType
@@ -28,7 +29,8 @@ from msgspec import Struct
 
 from netpol.errors import KernelError, MalformedKernelData
 from netpol.kernel._native import ffi, lib
-from netpol.kernel.encode import EncodedChain, encode_chain
+from netpol.kernel.blocks import NO_SETS, Arrays, Assembly, Block, EncodedChain, SetNumbers, gathered
+from netpol.kernel.encode import encode_chain
 from netpol.kernel.entries import ENTRY, Key, rule_keys
 from netpol.kernel.matches import HEADER
 from netpol.model import FAMILIES, Family
@@ -107,6 +109,9 @@ class Snapshot:
         raw = ffi.buffer(self.chains, found * _CHAIN.size)
         self.spans = tuple([_span(*fields) for fields in _CHAIN.iter_unpack(raw)])
         self.by_name = {span.name: span for span in self.spans}
+        names = [span.name for span in self.spans]
+        arrays = Arrays(ffi.cast("uint8_t *", native), self.size, self.chains, self.jumps, self.jump_count)
+        self.block = Block(family, names, names, NO_SETS, arrays, self.native)
         if len(self.by_name) != len(self.spans):
             raise self._malformed("two chains of one name")
 
@@ -119,7 +124,7 @@ class Snapshot:
 
     def places_of(self, span: Span) -> dict[int, str]:
         """Offset in the chain of each verdict that is a jump -> the chain it goes to, or "" for a rule without a target."""
-        jumps = _jumps_between(self.jumps, self.jump_count, span.offset, span.offset + span.size)
+        jumps = self.block.jumps_between(span.offset, span.offset + span.size)
         return {at - span.offset: self.spans[to].name if to >= 0 else "" for at, _, to in jumps}
 
     def places(self) -> list[dict[int, str]]:
@@ -149,7 +154,7 @@ class Snapshot:
         if span is None or ROOT not in self.by_name:
             return []
         root = self.spans.index(self.by_name[ROOT])
-        jumps = _jumps_between(self.jumps, self.jump_count, span.offset, span.offset + span.size)
+        jumps = self.block.jumps_between(span.offset, span.offset + span.size)
         return [entry for _, entry, to in jumps if to == root and self.blob[entry : entry + len(bare)] == bare]
 
     @property
@@ -158,104 +163,60 @@ class Snapshot:
         return self.forward is not None and self.hooks() == [self.forward.offset]
 
 
-def _jumps_between(jumps: Any, count: int, start: int, end: int) -> list[tuple[int, int, int]]:
-    """(offset of the verdict, offset of the entry, number of the chain it goes to or -1) of the jumps that stand in a part of a table."""
-    first = bisect_left(range(count), start, key=lambda i: jumps[i].at)
-    last = bisect_left(range(count), end, lo=first, key=lambda i: jumps[i].at)
-    return list(_JUMP.iter_unpack(ffi.buffer(jumps + first, (last - first) * _JUMP.size)))
-
-
 def _span(raw: bytes, hook: int, offset: int, size: int, entries: int, first: int) -> Span:
     name = HOOK_NAMES[hook] if hook >= 0 else raw.partition(b"\0")[0].decode("utf-8", "surrogateescape")
     return Span(name, hook, offset, size, entries, first)
 
 
-class Layout:
+class Layout(Assembly):
     """A new table, as it is being put together from its beginning to its end, and then ready to be written.
 
-    request -- a struct np_xt_replace, and the entries behind it, once `finish` was called; table -- the struct np_xt_table of it.
+    Once `finish` was called: request -- a struct np_xt_replace, not filled in, and the entries behind it, as a pointer to `length` bytes;
+    table -- the struct np_xt_table of it; block -- its chains.
     """
 
-    def __init__(self, old: Snapshot, names: list[str], jumps: int) -> None:
-        self._old, self._names, self._number = old, names, {name: i for i, name in enumerate(names)}
-        self._renumber = ffi.new("int32_t[]", [self._number.get(span.name, -1) for span in old.spans] or 1)
-        self._room = old.jump_count + jumps
-        self._jumps, self._jump_count = _allocate("struct np_xt_jump[]", self._room), 0
-        self._parts: list[bytes] = [bytes(_REPLACE)]
-        self._chains: list[bytes] = []
-        self._size = self._first = 0
-        self._start = self._end = 0  # of what is to be copied from the old table next
+    def __init__(self, old: Snapshot, names: list[str]) -> None:
+        super().__init__(old.family, names, sum([span.hook >= 0 for span in old.spans]))
+        self._old = old
+        self.foreign = 0
+        """Bytes of other people's chains."""
 
-    def begin(self, hook: int, size: int, entries: int) -> None:
-        """A chain of which the bytes come next."""
-        offset = self._size + self._end - self._start
-        self._chains.append(_CHAIN.pack(b"", hook, offset, size, entries, self._first))
-        self._first += entries
-
-    def keep(self, start: int, end: int) -> None:
-        """Bytes of the old table, from `start` to `end`, with its jumps."""
-        if start != self._end:
-            self._copy()
-            self._start = start
-        self._end = end
-
-    def _copy(self) -> None:
-        start, end, self._start, self._end = self._start, self._end, 0, 0
-        if start == end:
-            return
-        old, rest = self._old, (self._jumps + self._jump_count, self._room - self._jump_count)
-        moved = lib.np_xt_relocate(old.jumps, old.jump_count, start, end, self._size, self._renumber, len(old.spans), *rest)
-        if moved < 0:
-            raise MalformedKernelData(f"a rule of the {old.table} table jumps to a chain that is not there")
-        self._jump_count += moved
-        self._append(old.blob[start:end])
-
-    def add(self, chain: EncodedChain) -> None:
-        """A whole chain of ours: `begin` and `put`."""
-        self._copy()
-        self._chains.append(_CHAIN.pack(b"", -1, self._size, len(chain.data), chain.entries, self._first))
-        self._first += chain.entries
-        if chain.jumps:
-            self.put(chain.data, chain.jumps)
-        else:
-            self._append(chain.data)
-
-    def put(self, data: bytes, jumps: tuple[tuple[int, str], ...]) -> None:
-        """Bytes of ours."""
-        self._copy()
-        if jumps:
-            start, number = self._size, self._number
-            raw = b"".join([_JUMP.pack(start + at, 0, number[to] if to else -1) for at, to in jumps])
-            ffi.memmove(self._jumps + self._jump_count, raw, len(raw))
-            self._jump_count += len(jumps)
-        self._append(data)
-
-    def _append(self, data: bytes) -> None:
-        self._parts.append(data)
-        self._size += len(data)
-
-    def finish(self) -> None:
-        """Writes the verdicts of all jumps into the bytes."""
-        self._copy()
-        self._append(_END[self._old.family])
-        self.request = bytearray().join(self._parts)
-        self._packed = b"".join(self._chains)
-        chains = ffi.from_buffer("struct np_xt_chain[]", self._packed)
-        entries = ffi.from_buffer(self.request) + _REPLACE
+    def link(self) -> None:
+        """Puts everything into place, and writes the verdicts of all jumps into the bytes. KeyError as for `finish`."""
+        old = self._old
+        self.put(_END[old.family])
+        self.block = block = self.finish(_REPLACE)
+        self.request, self.length = block.native - _REPLACE, _REPLACE + block.size
         self.table = ffi.new("struct np_xt_table *")
-        family = self._old.family
-        if lib.np_xt_link(entries, self._size, family, chains, len(chains), self._jumps, self._jump_count, self.table) < 0:
-            raise MalformedKernelData(f"the {self._old.table} table of IPv{family} could not be put together")
+        chains, jumps = (block.chains, len(block.names)), (block.jumps, block.jump_count)
+        if lib.np_xt_link(block.native, block.size, old.family, *chains, *jumps, self.table) < 0:
+            raise MalformedKernelData(f"the {old.table} table of IPv{old.family} could not be put together")
+
+    @property
+    def blob(self) -> Any:
+        """The entries, as a buffer."""
+        return ffi.buffer(self.block.native, self.block.size)
 
     @property
     def shape(self) -> Shape:
         """What the kernel will say about it."""
-        return shape_of(self.table, self._size)
+        return shape_of(self.table, self.block.size)
 
-    @property
+    def kept(self, names: Collection[str], sets: SetNumbers) -> dict[str, EncodedChain]:
+        """Chains of it, in a block that may be kept: of a table that is mostly other people's, theirs are not kept with them."""
+        if 2 * self.foreign > self.block.size:
+            return gathered(self.block, {name: self._number[name] for name in names}, sets)
+        block, number = self.block.with_sets(sets), self._number
+        return {name: EncodedChain(block, number[name]) for name in names}
+
+    @cached_property
     def is_new(self) -> bool:
         """Whether it differs from the old table."""
-        return self._size != self._old.size or not self.request.endswith(self._old.blob)
+        return self.block.size != self._old.size or bool(self.blob != self._old.blob)
+
+    def renumber(self) -> Any:
+        """The new number of each chain of the old table, or -1, as an array."""
+        return ffi.new("int32_t[]", [self._number.get(span.name, -1) for span in self._old.spans] or 1)
 
     def carry(self, counters: Any, carried: Any, stands_for: Mapping[int, int | None] = NOBODY) -> None:
         """Adds to `carried`, which has room for the counters of all entries and holds zeros, those that the old entries had.
@@ -263,16 +224,12 @@ class Layout:
         stands_for -- numbers of sets that are there for the length of a change only -> the set that each stands for: a rule with the one is
         the rule with the other; None: a match of it is as none.
         """
-        old, chains = self._old, ffi.from_buffer("struct np_xt_chain[]", self._packed)
-        entries = ffi.from_buffer(self.request) + _REPLACE
-        was = {"blob": old.native, "size": old.size, "chains": old.chains, "chain_count": len(old.spans), "entries": old.entries}
-        now = {"blob": entries, "size": self._size, "chains": chains, "chain_count": len(chains), "entries": self.table.entries}
-        before = ffi.new("struct np_xt_view *", {**was, "jumps": old.jumps, "jump_count": old.jump_count})
-        after = ffi.new("struct np_xt_view *", {**now, "jumps": self._jumps, "jump_count": self._jump_count})
-        same = ffi.new("uint8_t[]", len(chains) + 1)
-        if lib.np_xt_carry(before, after, self._renumber, counters, carried, same) < 0:
+        old, renumber = self._old, self.renumber()
+        before, after = old.block.view(old.entries), self.block.view(self.table.entries)
+        same = ffi.new("uint8_t[]", len(self._names) + 1)
+        if lib.np_xt_carry(before, after, renumber, counters, carried, same) < 0:
             raise MalformedKernelData(f"the counters of the {old.table} table of IPv{old.family} do not fit it")
-        for number, span in zip(self._renumber, old.spans, strict=False):
+        for number, span in zip(renumber, old.spans, strict=False):
             if number >= 0 and not same[number]:
                 for index, source in self._same_rules(span, number, stands_for):
                     _add(carried + index * COUNTER, counters + source * COUNTER)
@@ -285,10 +242,10 @@ class Layout:
         last: dict[Key, int] = {}
         for i, key in enumerate(rule_keys(self._old.data(span), self._old.places_of(span), family, stands_for)):
             before[key].append(span.first + i)
-        _, _, offset, size, _, first = _CHAIN.unpack_from(self._packed, number * _CHAIN.size)
-        jumps = _jumps_between(self._jumps, self._jump_count, offset, offset + size)
-        places = {at - offset: self._names[to] if to >= 0 else "" for at, _, to in jumps}
-        data = bytes(self.request[_REPLACE + offset : _REPLACE + offset + size])
+        chain, block = self._chains[number], self.block
+        start, end, first = chain.offset, chain.offset + chain.size, chain.first
+        places = {at - start: self._names[to] if to >= 0 else "" for at, _, to in block.jumps_between(start, end)}
+        data = bytes(ffi.buffer(block.native + start, chain.size))
         for i, key in enumerate(rule_keys(data, places, family, stands_for)):
             if before[key]:
                 last[key] = first + i
@@ -303,65 +260,76 @@ def _add(target: Any, source: Any) -> None:
     _COUNTS.pack_into(ffi.buffer(target, COUNTER), 0, packets + more, size + larger)
 
 
-def _name(source: Span | EncodedChain) -> str:
-    return source.name
-
-
 def splice(old: Snapshot, chains: Mapping[str, EncodedChain], hooked: bool, owns: Callable[[str], bool]) -> Layout:
     """The table with all chains that we own (by name) replaced by the given ones, everything else as it was.
 
     KernelError when a chain of ours jumps to one that is not there, or when FORWARD is to be hooked and there is none, or no NETPOL.
     """
-    owned = {i for i, span in enumerate(old.spans) if span.hook < 0 and owns(span.name)}
-    foreign = [span for i, span in enumerate(old.spans) if span.hook < 0 and i not in owned]
-    ours = _saved(old, chains, owned) | dict(chains)
+    user = {span.name: i for i, span in enumerate(old.spans) if span.hook < 0}
+    foreign = [name for name in user if not owns(name)]
+    by_name = sorted([*chains, *_saved(old, chains, set(user.values()).difference([user[name] for name in foreign]))])
     built_in = sorted((span for span in old.spans if span.hook >= 0), key=lambda span: span.hook)
-    by_name = sorted(ours.values(), key=_name)
-    sources: list[Span | EncodedChain] = [*built_in, *(merge(foreign, by_name, key=_name) if foreign else by_name)]
-    names = [source.name for source in sources]
+    ordered = [*merge(foreign, by_name)] if foreign else by_name
+    names = [*[span.name for span in built_in], *ordered]
     _check(old, chains, names, hooked)
-    layout = Layout(old, names, sum([len(chain.jumps) for chain in chains.values()]) + 1)
-    for source in sources:
-        if isinstance(source, EncodedChain):
-            layout.add(source)
-        elif source.hook == FORWARD:
-            _put_forward(layout, old, source, hooked)
+    layout = Layout(old, names)
+    layout.foreign = sum([old.by_name[name].size for name in foreign])
+    for span in built_in:
+        if span.hook == FORWARD:
+            _put_forward(layout, old, span, hooked)
         else:
-            layout.begin(source.hook, source.size, source.entries)
-            layout.keep(source.offset, source.offset + source.size)
-    layout.finish()
+            layout.begin(span.hook, span.size, span.entries)
+            layout.keep(old.block, span.offset, span.offset + span.size)
+    for name in ordered:
+        chain = chains.get(name)
+        layout.add(chain if chain is not None else EncodedChain(old.block, user[name]))
+    try:
+        layout.link()
+    except KeyError:
+        raise _leads_nowhere(old, chains, names) from None
     return layout
 
 
-def _saved(old: Snapshot, chains: Mapping[str, EncodedChain], ours: set[int]) -> dict[str, Span | EncodedChain]:
+def _saved(old: Snapshot, chains: Mapping[str, EncodedChain], ours: set[int]) -> set[str]:
     """The chains of ours that go, but that a rule of somebody else (or one in a chain that is kept for it) jumps to."""
     gone = {i for i in ours if old.spans[i].name not in chains}
     if not gone:
-        return {}
-    saved: dict[str, Span | EncodedChain] = {}
+        return set()
+    saved: set[str] = set()
     staying = set(range(len(old.spans))) - ours
     # The hook goes with the chain.
     hooks = set(old.hooks())
     jumps = [(source, to) for entry, source, to in old.jumps_to(gone) if entry not in hooks]
     while needed := {to for source, to in jumps if source in staying} - staying:
         staying |= needed
-        saved |= {old.spans[to].name: old.spans[to] for to in needed}
+        saved |= {old.spans[to].name for to in needed}
     return saved
 
 
 def _check(old: Snapshot, chains: Mapping[str, EncodedChain], names: Collection[str], hooked: bool) -> None:
-    op = f"{'iptables' if old.family == 4 else 'ip6tables'} replace"
+    op = _operation(old)
     known = set(names)
     if len(known) != len(names):
         taken = ", ".join(sorted(name for name in chains if list(names).count(name) > 1))
         raise KernelError(errno.EEXIST, op, old.table, f"the chain {taken} is there already, and is not ours")
-    for chain in chains.values():
-        for _, to in chain.jumps:
-            if to and (to not in known or to in HOOK_NAMES):
-                raise KernelError(errno.ENOENT, op, old.table, f"the chain {chain.name} jumps to {to}, which is not there")
     if hooked and (ROOT not in chains or old.forward is None):
         missing = HOOK if old.forward is None else ROOT
         raise KernelError(errno.ENOENT, op, old.table, f"there is no chain {missing}, and {HOOK} is to jump to {ROOT}")
+
+
+def _leads_nowhere(old: Snapshot, chains: Mapping[str, EncodedChain], names: Collection[str]) -> Exception:
+    """The exception for a table with a jump to a chain that is not there."""
+    known = set(names).difference(HOOK_NAMES)
+    for chain in chains.values():
+        for _, to in chain.jumps:
+            if to and to not in known:
+                words = f"the chain {chain.name} jumps to {to}, which is not there"
+                return KernelError(errno.ENOENT, _operation(old), old.table, words)
+    return MalformedKernelData(f"a rule of the {old.table} table jumps to a chain that is not there")
+
+
+def _operation(old: Snapshot) -> str:
+    return f"{'iptables' if old.family == 4 else 'ip6tables'} replace"
 
 
 def _put_forward(layout: Layout, old: Snapshot, span: Span, hooked: bool) -> None:
@@ -373,6 +341,6 @@ def _put_forward(layout: Layout, old: Snapshot, span: Span, hooked: bool) -> Non
         layout.put(rule, ((len(rule) - _VERDICT, ROOT),))
     start = span.offset
     for where in hooks:
-        layout.keep(start, where)
+        layout.keep(old.block, start, where)
         start = where + len(rule)
-    layout.keep(start, span.offset + span.size)
+    layout.keep(old.block, start, span.offset + span.size)

@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 from netpol.errors import Contended, KernelError, MalformedKernelData, NotPermitted, Unsupported
 from netpol.kernel import matches, targets
 from netpol.kernel._native import ffi, lib
+from netpol.kernel.blocks import EncodedChain, SetNumbers, gathered, without_verdicts
 from netpol.kernel.digests import Digest, digest
-from netpol.kernel.encode import EncodedChain, SetNumbers
-from netpol.kernel.entries import Known, decode_chain, extensions, without_verdicts
+from netpol.kernel.entries import Known, decode_chain, extensions, used_sets
 from netpol.kernel.table import COUNTER, NOBODY, Layout, Shape, Snapshot, Span, shape_of, splice
 from netpol.model import Family
 from netpol.rules.ruleset import Chain, OpaqueTarget, Rule, TableName, is_ours
@@ -172,7 +172,18 @@ class TableSocket:
         owns: Callable[[str], bool] = is_ours,
         stands_for: Mapping[int, int | None] = NOBODY,
     ) -> bool:
-        """Makes these the chains of ours in the table, in one replace, under the lock; whether anything had to be written.
+        """As `write`; whether anything had to be written."""
+        return self.write(table, chains, hooked, owns, stands_for).is_new
+
+    def write(
+        self,
+        table: TableName,
+        chains: Mapping[str, EncodedChain],
+        hooked: bool,
+        owns: Callable[[str], bool] = is_ours,
+        stands_for: Mapping[int, int | None] = NOBODY,
+    ) -> Layout:
+        """Makes these the chains of ours in the table, in one replace, under the lock, if something has to be written; the new table.
 
         hooked -- FORWARD begins with `-j NETPOL`; owns -- which chains of the table are ours, by name; stands_for -- numbers of sets that
         are beside others for the length of a change, see `Layout.carry`. Everything else in the table stays as it is, with its counters.
@@ -182,12 +193,9 @@ class TableSocket:
             with self.locked():
                 old = self.read(table)
                 new = splice(old, chains, hooked, owns)
-                if not new.is_new:
-                    self.left[table] = old.shape
-                    return False
-                if self._replace(old, new, chains, stands_for):
+                if not new.is_new or self._replace(old, new, chains, stands_for):
                     self.left[table] = new.shape
-                    return True
+                    return new
         raise Contended(errno.EAGAIN, self._op("replace"), table, f"somebody without iptables' lock changed it {TRIES} times")
 
     def _replace(
@@ -195,13 +203,13 @@ class TableSocket:
     ) -> bool:
         """One replace; False when the table changed since it was read."""
         counters = _allocate("uint8_t[]", old.entries * COUNTER)
-        data = ffi.from_buffer(new.request)
-        request = ffi.cast("struct np_xt_replace *", data)
+        request = ffi.cast("struct np_xt_replace *", new.request)
+        ffi.memmove(request, bytes(ffi.sizeof("struct np_xt_replace")), ffi.sizeof("struct np_xt_replace"))
         request.name, request.valid_hooks, request.num_entries = old.table.encode(), old.valid_hooks, new.table.entries
-        request.size = len(new.request) - ffi.sizeof("struct np_xt_replace")
+        request.size = new.block.size
         request.hook_entry, request.underflow = new.table.hook_entry, new.table.underflow
         request.num_counters, request.counters = old.entries, counters
-        code = lib.np_sys_setsockopt(self._fd, LEVEL[self.family], SET_REPLACE, data, len(data), self._calls)
+        code = lib.np_sys_setsockopt(self._fd, LEVEL[self.family], SET_REPLACE, new.request, new.length, self._calls)
         if code == -errno.EAGAIN:
             return False
         if code in (-errno.ENOENT, -errno.EPROTOTYPE):
@@ -253,7 +261,7 @@ class TableSocket:
         if lacking:
             words = f"this kernel lacks {', '.join(lacking)}: load its module (modprobe xt_...)"
             return Unsupported(errno.ENOENT, self._op("replace"), table, words)
-        sets = ", ".join(sorted({name for chain in chains.values() for name, _ in chain.sets}))
+        sets = ", ".join(sorted({name for chain in chains.values() for name in used_sets(chain)}))
         return KernelError(errno.ENOENT, self._op("replace"), table, f"a set that its rules use is gone: one of {sets}")
 
     def _op(self, verb: str) -> str:
@@ -312,19 +320,23 @@ def read_ours(snapshot: Snapshot, sets: SetNumbers, known: Mapping[str, Known] =
     A chain that holds what netpol does not write (someone edited it) is one opaque rule here, and so equal to none that is wanted.
     """
     hooked = snapshot.is_hooked
-    ours = Ours({}, {}, hooked, {}, not hooked and bool(snapshot.hooks()))
-    for span, places in zip(snapshot.spans, snapshot.places(), strict=True):
+    chains: dict[str, Chain] = {}
+    counters: dict[str, Counts] = {}
+    recognised: dict[str, int] = {}
+    for number, (span, places) in enumerate(zip(snapshot.spans, snapshot.places(), strict=True)):
         if span.hook >= 0 or not is_ours(span.name):
             continue
-        ours.counters[span.name] = rule_counters(snapshot, span)
+        counters[span.name] = rule_counters(snapshot, span)
         data = snapshot.data(span)
         try:
             found = _recognised(known.get(span.name), data, places, sets) or decode_chain(span.name, data, snapshot.family, places, sets)
         except MalformedKernelData:
-            ours.chains[span.name] = Chain(span.name, (Rule(OpaqueTarget("", 0, data)),))
+            chains[span.name] = Chain(span.name, (Rule(OpaqueTarget("", 0, data)),))
         else:
-            ours.chains[span.name], ours.known[span.name] = found.chain, found
-    return ours
+            chains[span.name], recognised[span.name] = found.chain, number
+    encoded = gathered(snapshot.block, recognised, sets)
+    known_now = {name: Known(chains[name], chain) for name, chain in encoded.items()}
+    return Ours(chains, counters, hooked, known_now, not hooked and bool(snapshot.hooks()))
 
 
 def _recognised(known: Known | None, data: bytes, places: Mapping[int, str], sets: SetNumbers) -> Known | None:

@@ -18,7 +18,8 @@ from netpol.agent.files import KINDS
 from netpol.agent.loop import Listener, Loop
 from netpol.errors import KernelError
 from netpol.kernel.apply import GLANCE_MEMBERS, Kernel
-from netpol.kernel.encode import EncodedChain, SetNumbers, encode_chains
+from netpol.kernel.blocks import EncodedChain, SetNumbers
+from netpol.kernel.encode import encode_chains
 from netpol.kernel.ipset import Create, IpsetSocket, pack
 from netpol.kernel.xtables import lock_path
 from netpol.kube.events import Put, Synced

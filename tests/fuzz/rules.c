@@ -31,6 +31,31 @@ static int is_open_verdict(const uint8_t *chain, const struct np_xt_chain *place
     return 0;
 }
 
+/* The chain that holds this byte of the output. */
+static const struct np_xt_chain *chain_at(const struct np_xt_encoding *out, uint32_t at)
+{
+    for (uint32_t i = 0; i < out->chain_count; i++)
+        if (at >= out->chains[i].offset && at - out->chains[i].offset < out->chains[i].size)
+            return &out->chains[i];
+    HOLDS(0);
+    return NULL;
+}
+
+/* The targets are names, each with its end, as many as there are jumps that go to a chain, in their order. */
+static void check_targets(const struct np_xt_encoding *out)
+{
+    uint32_t size = 0, count = 0;
+
+    for (uint32_t i = 0; i < out->jump_count; i++)
+        if (out->jumps[i].chain >= 0) {
+            const size_t length = strnlen(out->targets + size, out->target_size - size);
+
+            HOLDS(out->jumps[i].chain == (int32_t)count++ && length && length < NP_XT_NAME);
+            size += (uint32_t)length + 1;
+        }
+    HOLDS(count == out->target_count && size == out->target_size);
+}
+
 static void check_chains(const uint8_t *packed, size_t size, const struct np_xt_encoding *out)
 {
     struct np_xt_sizes sizes;
@@ -40,20 +65,20 @@ static void check_chains(const uint8_t *packed, size_t size, const struct np_xt_
 
     HOLDS(np_xt_sizes(out->family, &sizes) == 0);
     for (uint32_t i = 0; i < out->chain_count; i++) {
-        HOLDS(out->chains[i].offset == at && out->chains[i].name[0] && memchr(out->chains[i].name, 0, 32));
+        HOLDS(out->chains[i].offset == at && out->chains[i].first == entries);
+        HOLDS(out->chains[i].name[0] && memchr(out->chains[i].name, 0, 32));
         at += out->chains[i].size;
         entries += out->chains[i].entries;
     }
     HOLDS(at == out->data_size);
     for (uint32_t i = 0; i < out->jump_count; i++) {
-        const struct np_xt_open *jump = &out->jumps[i];
+        const struct np_xt_chain *chain = chain_at(out, out->jumps[i].at);
 
-        HOLDS(jump->chain < out->chain_count && (size_t)jump->name + jump->size <= size);
-        HOLDS(
-            is_open_verdict(out->data + out->chains[jump->chain].offset, &out->chains[jump->chain], &sizes, jump->at));
+        HOLDS(i == 0 || out->jumps[i].at > out->jumps[i - 1].at);
+        HOLDS(is_open_verdict(out->data + chain->offset, chain, &sizes, out->jumps[i].at - chain->offset));
+        HOLDS(out->jumps[i].entry >= chain->offset && out->jumps[i].entry < out->jumps[i].at);
     }
-    for (uint32_t i = 0; i < out->use_count; i++)
-        HOLDS(out->uses[i].chain < out->chain_count && out->uses[i].set < out->set_count);
+    check_targets(out);
     memcpy(copy, out->data, out->data_size);
     count = np_xt_normalise(copy, out->data_size, out->family, NULL, SIZE_MAX);
     HOLDS(count == (int)entries || (count < 0 && memmem(packed, size, "Opaque", 6)));
@@ -73,20 +98,21 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     out.data = zeros(room);
     out.chains = zeros(places * sizeof(*out.chains));
     out.jumps = zeros(places * sizeof(*out.jumps));
-    out.uses = zeros(places * sizeof(*out.uses));
-    out.chain_room = out.jump_room = out.use_room = places;
+    out.targets = zeros(places * (size_t)NP_XT_NAME);
+    out.chain_room = out.jump_room = places;
     code = (kind & 6) == 2   ? np_xt_encode_match(packed, left, &out)
            : (kind & 6) == 4 ? np_xt_encode_target(packed, left, &out)
                              : np_xt_encode(packed, left, &out);
     HOLDS(code == 0 || code == -ENOBUFS || code == -ENOENT || code == -ERANGE || code == -EPROTO);
-    HOLDS(out.data_size <= room && out.chain_count <= places && out.jump_count <= places && out.use_count <= places);
+    HOLDS(out.data_size <= room && out.chain_count <= places && out.jump_count <= places);
+    HOLDS(out.target_count <= places && out.target_size <= places * NP_XT_NAME);
     HOLDS(out.field <= left && out.field_size <= left - out.field);
     if (code == 0 && (kind & 6) != 2 && (kind & 6) != 4)
         check_chains(packed, left, &out);
     free(out.data);
     free(out.chains);
     free(out.jumps);
-    free(out.uses);
+    free(out.targets);
     free(packed);
     return 0;
 }

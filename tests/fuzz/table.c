@@ -1,7 +1,7 @@
 /* Table blobs from the kernel (np_xt).
  *
- * Invariant: whatever the bytes are, np_xt_split, _normalise, _link and _carry read and write nothing outside them; they consume all
- * or refuse. What is split covers the blob, chain after chain, with its jumps in order and inside of it, and
+ * Invariant: whatever the bytes are, np_xt_split, _normalise, _link, _users and _carry read and write nothing outside them; they consume
+ * all or refuse. What is split covers the blob, chain after chain, with its jumps in order and inside of it, and
  * link(split(x)) = x; carrying a table's counters to itself finds every chain the same; normalise(normalise(x)) = normalise(x). */
 #include "fuzz.h"
 #include "np_xt.h"
@@ -9,6 +9,27 @@
 #include <linux/netfilter/x_tables.h>
 
 enum { ROOM = 64 };
+
+/* No chain matches none of the sets; one that matches an even or an odd one matches one of all. */
+static void check_users(const struct np_xt_view *view, int family, uint8_t *users)
+{
+    uint8_t *sets = zeros(8192), *even = zeros(ROOM), *odd = zeros(ROOM);
+
+    HOLDS(np_xt_users(view->blob, view->size, family, view->chains, view->chain_count, sets, users) == 0);
+    for (uint32_t i = 0; i < view->chain_count; i++)
+        HOLDS(!users[i]);
+    memset(sets, 0x55, 8192);
+    HOLDS(np_xt_users(view->blob, view->size, family, view->chains, view->chain_count, sets, even) == 0);
+    memset(sets, 0xaa, 8192);
+    HOLDS(np_xt_users(view->blob, view->size, family, view->chains, view->chain_count, sets, odd) == 0);
+    memset(sets, 0xff, 8192);
+    HOLDS(np_xt_users(view->blob, view->size, family, view->chains, view->chain_count, sets, users) == 0);
+    for (uint32_t i = 0; i < view->chain_count; i++)
+        HOLDS(users[i] == (even[i] | odd[i]));
+    free(sets);
+    free(even);
+    free(odd);
+}
 
 static void check_split(const uint8_t *blob, size_t size, int family, const struct np_xt_table *table)
 {
@@ -40,6 +61,7 @@ static void check_split(const uint8_t *blob, size_t size, int family, const stru
         HOLDS(memcmp(copy, blob, size) == 0);
         HOLDS(linked.entries == table->entries && linked.valid_hooks == table->valid_hooks);
         HOLDS(np_xt_carry(&view, &view, same_number, counters, carried, same) == count);
+        check_users(&view, family, same);
         free(copy);
         free(carried);
         free(counters);
@@ -70,16 +92,20 @@ static void check_link(struct input *in, int family)
     struct np_xt_chain *chains = take_block(in, chain_count * sizeof(*chains));
     struct np_xt_jump *jumps = take_block(in, jump_count * sizeof(*jumps)), *moved = zeros(2 * sizeof(*moved));
     int32_t *renumber = take_block(in, 4 * sizeof(*renumber));
+    uint8_t *sets = zeros(8192), *users = zeros(4);
     struct np_xt_table table;
     const size_t size = in->left;
     uint8_t *blob = take_block(in, size);
 
+    np_xt_users(blob, size, family, chains, chain_count, sets, users);
     np_xt_link(blob, size, family, chains, chain_count, jumps, jump_count, &table);
     HOLDS(np_xt_relocate(jumps, jump_count, 8, 4096, 0, renumber, 4, moved, 2) <= 2);
     free(chains);
     free(jumps);
     free(moved);
     free(renumber);
+    free(sets);
+    free(users);
     free(blob);
 }
 

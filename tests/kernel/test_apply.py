@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from netpol.errors import KernelError
 from netpol.kernel import namespaces
 from netpol.kernel.apply import Kernel
-from netpol.kernel.encode import SetNumbers, encode_chain
+from netpol.kernel.blocks import SetNumbers
+from netpol.kernel.encode import encode_chain
 from netpol.kernel.ipset import IpsetSocket
 from netpol.model import FAMILIES, TCP, Family, Object, Pod, Policy
 from netpol.policy.cluster import Cluster

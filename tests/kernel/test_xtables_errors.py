@@ -13,7 +13,8 @@ from typing import cast
 import pytest
 
 from netpol.errors import KernelError, NotPermitted, Unsupported
-from netpol.kernel.encode import EncodedChain, SetNumbers, encode_chain, encode_chains
+from netpol.kernel.blocks import EncodedChain, SetNumbers
+from netpol.kernel.encode import encode_chain, encode_chains
 from netpol.kernel.ipset import Create, Destroy, IpsetSocket
 from netpol.kernel.xtables import TableSocket
 from netpol.model import FAMILIES, TCP, Family, Network, parse_address, parse_network

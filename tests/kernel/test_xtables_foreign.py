@@ -9,7 +9,8 @@ from typing import cast
 import pytest
 
 from netpol.errors import KernelError
-from netpol.kernel.encode import NO_SETS, EncodedChain, encode_chains
+from netpol.kernel.blocks import NO_SETS, EncodedChain
+from netpol.kernel.encode import encode_chains
 from netpol.kernel.table import Layout, Snapshot
 from netpol.kernel.xtables import TableSocket, read_ours
 from netpol.model import FAMILIES, TCP, Family
@@ -314,14 +315,13 @@ def test_foreign_chains_in_no_order_stay_in_theirs(netns: int) -> None:
     theirs = encode_chains([Chain(name, (Rule(Jump("b")) if name != "b" else Rule(ACCEPT),)) for name in ("c", "MM", "b", "a")], 4)
     with TableSocket(4) as socket:
         old = socket.read("mangle")
-        layout = Layout(old, [*HOOKS["mangle"], *(chain.name for chain in theirs)], 3)
+        layout = Layout(old, [*HOOKS["mangle"], *(chain.name for chain in theirs)])
         for span in old.spans:
             layout.begin(span.hook, span.size, span.entries)
-            layout.keep(span.offset, span.offset + span.size)
+            layout.keep(old.block, span.offset, span.offset + span.size)
         for chain in theirs:
-            layout.begin(-1, len(chain.data), chain.entries)
-            layout.put(chain.data, chain.jumps)
-        layout.finish()
+            layout.add(chain)
+        layout.link()
         with socket.locked():
             assert socket._replace(old, layout, {})
         before = saved(4)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pytest
 
 from netpol.errors import MalformedKernelData
 from netpol.kernel._native import ffi, lib
-from netpol.kernel.encode import EncodedChain, SetNumbers, encode_chain, encode_match, encode_target
+from netpol.kernel.blocks import EncodedChain, SetNumbers
+from netpol.kernel.encode import encode_chain, encode_match, encode_target
 from netpol.kernel.entries import decode_chain
 from netpol.kernel.matches import decode_match
 from netpol.kernel.table import Layout, Snapshot
@@ -59,7 +60,16 @@ class Made(NamedTuple):
     at: dict[str, int]
 
 
-def whole(family: Family, chains: list[EncodedChain] | None = None) -> Made:
+class Loose(NamedTuple):
+    """A chain of any bytes."""
+
+    name: str
+    data: bytes
+    entries: int
+    jumps: tuple[tuple[int, str], ...] = ()
+
+
+def whole(family: Family, chains: Sequence[EncodedChain | Loose] | None = None) -> Made:
     """The mangle table's five built-in chains with nothing in them, and A, B and D behind."""
     if chains is None:
         chains = [encode_chain(chain, family) for chain in (A, B, D)]
@@ -216,7 +226,7 @@ def test_chains_without_an_end_are_refused(family: Family) -> None:
     encoded = encode_chain(Chain("NETPOL-A", (Rule(DROP, (Tcp(),)),)), family)
     tail, head = ENTRY[family] + 40, ENTRY[family] + 64
     for data, entries in ((encoded.data[:-tail], 2), (encoded.data[:head], 1)):
-        made = whole(family, [EncodedChain("NETPOL-A", data, entries)])
+        made = whole(family, [Loose("NETPOL-A", data, entries)])
         with pytest.raises(MalformedKernelData, match="has no such form"):
             snapshot(family, made)
 
@@ -328,23 +338,18 @@ def test_a_broken_chain_is_refused(change: Callable[[bytearray], object]) -> Non
 def carried(old: Snapshot, chains: list[EncodedChain]) -> tuple[int, list[int], list[int]]:
     """How many chains C takes for unchanged, which, and the packets of all entries of the new table; entry n of the old had n + 1."""
     names = [*(span.name for span in old.spans[:5]), *(chain.name for chain in chains)]
-    new = Layout(old, names, 9)
+    new = Layout(old, names)
     for span in old.spans[:5]:
         new.begin(span.hook, span.size, span.entries)
-        new.keep(span.offset, span.offset + span.size)
+        new.keep(old.block, span.offset, span.offset + span.size)
     for chain in chains:
-        new.begin(-1, len(chain.data), chain.entries)
-        new.put(chain.data, chain.jumps)
-    new.finish()
-    packed = ffi.from_buffer("struct np_xt_chain[]", new._packed)
+        new.add(chain)
+    new.link()
     entries = int(new.table.entries)
-    before = ffi.new("struct np_xt_view *", {"blob": old.native, "size": old.size, "chains": old.chains, "jumps": old.jumps})
-    before.chain_count, before.jump_count, before.entries = len(old.spans), old.jump_count, old.entries
-    after = ffi.new("struct np_xt_view *", {"blob": ffi.from_buffer(new.request) + 96, "size": new._size, "chains": packed})
-    after.jumps, after.chain_count, after.jump_count, after.entries = new._jumps, len(packed), new._jump_count, entries
+    before, after = old.block.view(old.entries), new.block.view(entries)
     counters = ffi.new("uint8_t[]", b"".join(struct.pack("=QQ", n + 1, 0) for n in range(old.entries)))
-    out, same = ffi.new("uint8_t[]", 16 * entries), ffi.new("uint8_t[]", len(packed))
-    count = lib.np_xt_carry(before, after, new._renumber, counters, out, same)
+    out, same = ffi.new("uint8_t[]", 16 * entries), ffi.new("uint8_t[]", len(names))
+    count = lib.np_xt_carry(before, after, new.renumber(), counters, out, same)
     packets = [packets for packets, _ in struct.iter_unpack("=QQ", bytes(ffi.buffer(out)))]
     whole_counters = ffi.new("uint8_t[]", 16 * entries)
     new.carry(counters, whole_counters)

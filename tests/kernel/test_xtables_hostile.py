@@ -19,14 +19,15 @@ from hypothesis import strategies as st
 from netpol.errors import KernelError, MalformedKernelData
 from netpol.kernel import namespaces
 from netpol.kernel._native import ffi, lib
-from netpol.kernel.encode import EncodedChain, SetNumbers, encode_chain, encode_chains, encode_match, encode_target, pack_chains
+from netpol.kernel.blocks import EncodedChain, SetNumbers
+from netpol.kernel.encode import encode_chain, encode_chains, encode_match, encode_target, pack_chains
 from netpol.kernel.entries import decode_chain, extensions
 from netpol.kernel.matches import decode_match
 from netpol.kernel.table import Snapshot, splice
 from netpol.kernel.targets import decode_target
 from netpol.kernel.xtables import TableSocket, read_ours
 from netpol.model import FAMILIES, Family
-from netpol.rules.ruleset import DROP, ROOT, Chain, Continue, Goto, Jump, Rule, SetMatch, is_ours
+from netpol.rules.ruleset import DROP, ROOT, Chain, Continue, Goto, Jump, Rule, is_ours
 from tests.kernel import rule_strategies
 from tests.kernel.iptables import restore, table_text
 
@@ -87,7 +88,7 @@ def after(family: Family, old: Snapshot, chains: dict[str, EncodedChain], hooked
     """The table with these chains of ours in it, as the kernel would hand it out then."""
     new = splice(old, chains, hooked, is_ours)
     numbers = (old.valid_hooks, *new.table.hook_entry, *new.table.underflow, new.table.entries)
-    return Table(numbers, bytes(new.request[96:]))
+    return Table(numbers, bytes(new.blob))
 
 
 # -- what goes in comes out --
@@ -286,9 +287,9 @@ def encode(data: bytes, function: Any = lib.np_xt_encode, room: int = 400) -> in
     guard = bytes([0xA5]) * 64
     block = ffi.new("uint8_t[]", room + 64)
     ffi.memmove(block + room, guard, 64)
-    places, jumps, uses = ffi.new("struct np_xt_chain[2]"), ffi.new("struct np_xt_open[2]"), ffi.new("struct np_xt_use[2]")
-    arrays = {"data": block, "chains": places, "jumps": jumps, "uses": uses, "sets": SETS.native, "set_count": len(SETS.pairs)}
-    rooms = {"data_room": room, "chain_room": 2, "jump_room": 2, "use_room": 2, "family": 4}
+    places, jumps, targets = ffi.new("struct np_xt_chain[2]"), ffi.new("struct np_xt_jump[2]"), ffi.new("char[]", 2 * lib.NP_XT_NAME)
+    arrays = {"data": block, "chains": places, "jumps": jumps, "targets": targets, "sets": SETS.native, "set_count": len(SETS.pairs)}
+    rooms = {"data_room": room, "chain_room": 2, "jump_room": 2, "family": 4}
     out = ffi.new("struct np_xt_encoding *", {**arrays, **rooms})
     code = int(function(copy(data), len(data), out))
     assert code in (0, -errno.ENOBUFS, -errno.ENOENT, -errno.ERANGE, -errno.EPROTO)
@@ -328,7 +329,6 @@ def test_packed_rules_with_some_bytes_wrong(part: str, data: st.DataObject) -> N
 FULL: dict[str, tuple[Chain, ...]] = {
     "chains": tuple(Chain(name, ()) for name in ("NETPOL-A", "NETPOL-B", "NETPOL-C")),
     "jumps": (Chain("NETPOL-A", (Rule(Jump("X")), Rule(Continue()), Rule(Goto("Y")))),),
-    "uses": (Chain("NETPOL-A", (Rule(DROP, tuple(SetMatch(name, ("src",)) for name in rule_strategies.SETS)),)),),
 }
 
 
@@ -336,10 +336,10 @@ FULL: dict[str, tuple[Chain, ...]] = {
 def test_too_little_room(part: str) -> None:
     """Where there is room for two and three come, C says so and has written two."""
     packed = pack_chains(FULL[part])
-    arrays = {"chains": ffi.new("struct np_xt_chain[3]"), "jumps": ffi.new("struct np_xt_open[3]"), "uses": ffi.new("struct np_xt_use[3]")}
-    rooms = {"chain_room": 3, "jump_room": 3, "use_room": 3, "data_room": 4000, "set_count": len(SETS.pairs), "family": 4}
-    data = ffi.new("uint8_t[4000]")
-    out = ffi.new("struct np_xt_encoding *", {**arrays, **rooms, "data": data, "sets": SETS.native})
+    arrays = {"chains": ffi.new("struct np_xt_chain[3]"), "jumps": ffi.new("struct np_xt_jump[3]")}
+    rooms = {"chain_room": 3, "jump_room": 3, "data_room": 4000, "family": 4}
+    data, targets = ffi.new("uint8_t[4000]"), ffi.new("char[]", 3 * lib.NP_XT_NAME)
+    out = ffi.new("struct np_xt_encoding *", {**arrays, **rooms, "data": data, "targets": targets})
     assert lib.np_xt_encode(packed, len(packed), out) == 0
     setattr(out, f"{part[:-1]}_room", 2)
     ffi.memmove(arrays[part] + 2, bytes(ffi.sizeof(arrays[part][0])), ffi.sizeof(arrays[part][0]))
@@ -348,42 +348,63 @@ def test_too_little_room(part: str) -> None:
     assert not any(bytes(ffi.buffer(arrays[part] + 2, ffi.sizeof(arrays[part][0]))))
 
 
+CONTINUE = {"target": {"kind": "Continue"}}
 WRONG: dict[str, object] = {
-    "no array": {"name": "A"},
-    "no map": [1],
-    "no name": [{"rules": []}],
-    "an unknown field": [{"name": "A", "rules": [], "more": 1}],
-    "an unknown field of a rule": [{"name": "A", "rules": [{"target": {"kind": "Continue"}, "colour": True}]}],
-    "an unknown field of a match": [{"name": "A", "rules": [{"target": {"kind": "Continue"}, "matches": [{"kind": "Udp", "flags": 1}]}]}],
-    "no target": [{"name": "A", "rules": [{"matches": []}]}],
-    "no kind": [{"name": "A", "rules": [{"target": {"chain": "B"}}]}],
-    "an unknown target": [{"name": "A", "rules": [{"target": {"kind": "Queue"}}]}],
-    "an unknown match": [{"name": "A", "rules": [{"target": {"kind": "Continue"}, "matches": [{"kind": "Quux"}]}]}],
-    "no verdict": [{"name": "A", "rules": [{"target": {"kind": "Verdict"}}]}],
-    "no chain to jump to": [{"name": "A", "rules": [{"target": {"kind": "Jump"}}]}],
-    "no answer": [{"name": "A", "rules": [{"target": {"kind": "Reject"}}]}],
-    "no data": [{"name": "A", "rules": [{"target": {"kind": "OpaqueTarget", "name": "X"}}]}],
-    "a text for a number": [{"name": "A", "rules": [{"target": {"kind": "Continue"}, "protocol": "tcp"}]}],
-    "a number for a boolean": [{"name": "A", "rules": [{"target": {"kind": "Continue"}, "fragment": 1}]}],
-    "a floating number": [{"name": "A", "rules": [{"target": {"kind": "Continue"}, "protocol": 6.0}]}],
-    "three ports": [{"name": "A", "rules": [{"target": {"kind": "Continue"}, "matches": [{"kind": "Tcp", "source": [1, 2, 3]}]}]}],
+    "no array": {"A": []},
+    "no chain": [1],
+    "no name": [[b"", []]],
+    "a number for a name": [[1, []]],
+    "more than a name and rules": [["A", [], 1]],
+    "rules that are not packed": [["A", None]],
+    "an unknown field of a rule": [["A", [{**CONTINUE, "colour": True}]]],
+    "an unknown field of a match": [["A", [{**CONTINUE, "matches": [{"kind": "Udp", "flags": 1}]}]]],
+    "no target": [["A", [{"matches": []}]]],
+    "no kind": [["A", [{"target": {"chain": "B"}}]]],
+    "an unknown target": [["A", [{"target": {"kind": "Queue"}}]]],
+    "an unknown match": [["A", [{**CONTINUE, "matches": [{"kind": "Quux"}]}]]],
+    "no verdict": [["A", [{"target": {"kind": "Verdict"}}]]],
+    "no chain to jump to": [["A", [{"target": {"kind": "Jump"}}]]],
+    "a chain with a zero in its name": [["A", [{"target": {"kind": "Jump", "chain": "B\0C"}}]]],
+    "no answer": [["A", [{"target": {"kind": "Reject"}}]]],
+    "no data": [["A", [{"target": {"kind": "OpaqueTarget", "name": "X"}}]]],
+    "a text for a number": [["A", [{**CONTINUE, "protocol": "tcp"}]]],
+    "a number for a boolean": [["A", [{**CONTINUE, "fragment": 1}]]],
+    "a floating number": [["A", [{**CONTINUE, "protocol": 6.0}]]],
+    "three ports": [["A", [{**CONTINUE, "matches": [{"kind": "Tcp", "source": [1, 2, 3]}]}]]],
 }
+
+
+def packed(value: object) -> bytes:
+    """Chains as they cross into C, of anything; of the right form, where they are lists of a name and a list."""
+    pack = msgspec.msgpack.encode
+    chains = value if isinstance(value, list) else []
+    return pack([[c[0], pack(c[1]), *c[2:]] if isinstance(c, list) and isinstance(c[1], list) else c for c in chains] or value)
 
 
 @pytest.mark.parametrize("value", WRONG.values(), ids=WRONG)
 def test_rules_of_another_version(value: object) -> None:
     """A field, a class or a type that C does not know is never passed over."""
-    assert encode(msgspec.msgpack.encode(value), room=4000) in (-errno.EPROTO, -errno.ERANGE)
-    assert encode(msgspec.msgpack.encode([{"name": "A", "rules": []}]) + b"\0") == -errno.EPROTO
+    assert encode(packed([["A", [CONTINUE]]]), room=4000) == 0
+    assert encode(packed(value), room=4000) in (-errno.EPROTO, -errno.ERANGE)
+    assert encode(packed([["A", []]]) + b"\0") == -errno.EPROTO
+
+
+@pytest.mark.parametrize("more", [b"\0", b"\x90"])
+def test_the_rules_of_a_chain_end_where_they_say(more: bytes) -> None:
+    """Rules that are longer or shorter than the bytes in which they stand are refused."""
+    pack = msgspec.msgpack.encode
+    assert encode(pack([["A", pack([CONTINUE]) + more]]), room=4000) == -errno.EPROTO
+    short = bytearray(pack([["A", pack([CONTINUE])]]))
+    short[4] -= 1
+    assert encode(bytes(short), room=4000) == -errno.EPROTO
 
 
 def test_a_rule_with_two_targets_is_refused() -> None:
     """No value of ours packs so. Which of them should count is not guessed, nor is the place of one taken for the other's."""
     pack = msgspec.msgpack.encode
     target = pack("target") + pack({"kind": "Jump", "chain": "NETPOL-A"})
-    chain = b"\x91\x82" + pack("name") + pack("A") + pack("rules") + b"\x91"
-    assert encode(chain + b"\x81" + target, room=4000) == 0
-    assert encode(chain + b"\x82" + target + target, room=4000) == -errno.EPROTO
+    assert encode(pack([["A", b"\x91\x81" + target]]), room=4000) == 0
+    assert encode(pack([["A", b"\x91\x82" + target + target]]), room=4000) == -errno.EPROTO
 
 
 def test_every_width_of_a_number() -> None:
