@@ -23,7 +23,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 .PHONY: help demo test lint format docs settings pictures recording bench soak sanitize mutants apiserver build wheel lowest clean
 
 help:  ## This list
-	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "make %-9s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "make %-13s %s\n", $$1, $$2 }'
 
 demo: $(NATIVE)  ## Enforce the example policy on real packets and show it (ARGS="--json")
 	@$(BIN)/netpol demo $(ARGS)
@@ -71,6 +71,11 @@ recording: $(NATIVE)  ## Record netpol demo in a terminal anew, as the picture o
 bench: $(NATIVE) $(VENV)/.dev  ## Measure, and write bench-results.json
 	@.ci/needs referees
 	@$(BIN)/pytest bench --benchmark-quiet $(ARGS)
+
+.PHONY: bench-compare
+REV = HEAD
+bench-compare: $(NATIVE) $(VENV)/.dev  ## Measure this tree beside another revision, in turn; fails above 1.10x (REV=main, ARGS="--only table")
+	@$(BIN)/python -m bench.compare $(REV) $(ARGS)
 
 soak: $(NATIVE) $(VENV)/.dev  ## Run the long tests of changes under traffic, and beside other writers, whole
 	@.ci/needs referees
