@@ -20,6 +20,10 @@ enum {
     NP_SEND = 1024 * 1024,
     /* Answers that may wait: a few hundred failed messages. */
     NP_ANSWERS = 4 * 1024 * 1024,
+    /* No datagram is longer: the kernel fills 32 KiB of a dump at most, and repeats a message that failed. */
+    NP_DATAGRAM = 32 * 1024,
+    /* Nor one that says no more of a set than its header. */
+    NP_SHORT = 8 * 1024,
 };
 
 _Static_assert(NP_IPSET_ADD == IPSET_CMD_ADD && NP_IPSET_DELETE == IPSET_CMD_DEL, "the commands are the kernel's");
@@ -362,14 +366,11 @@ static int put_names(struct np_ipset *ipset, uint32_t seq, int command, const ch
     return keep(ipset, &out, start);
 }
 
-/* Asks for the number by which rules refer to a set. Returns it, or -errno: -ENOENT there is no such set. */
-int np_ipset_number(struct np_ipset *ipset, uint32_t seq, const char *name)
+/* Asks for the number by which rules refer to a set; as a command of its own, or with the `seq` of the one that creates it. Returns 0 or
+ * -errno. */
+int np_ipset_ask_number(struct np_ipset *ipset, uint32_t seq, const char *name)
 {
-    int result = put_names(ipset, seq, IPSET_CMD_GET_BYNAME, name, NULL);
-
-    if (result >= 0)
-        result = ask(ipset, seq);
-    return result < 0 ? result : np_ipset_parse_number(ipset->buffer, (size_t)result, seq);
+    return put_names(ipset, seq, IPSET_CMD_GET_BYNAME, name, NULL);
 }
 
 /* Destroys a set. Returns 0 or -errno. */
@@ -384,11 +385,20 @@ int np_ipset_swap(struct np_ipset *ipset, uint32_t seq, const char *name, const 
     return put_names(ipset, seq, IPSET_CMD_SWAP, name, other);
 }
 
+/* Receives the datagrams that are there, each at the next multiple of `each` bytes in the buffer. Returns how many, or -errno. */
+static int receive(struct np_ipset *ipset, size_t each, uint32_t *sizes)
+{
+    const size_t most = ipset->room / each < NP_DATAGRAMS ? ipset->room / each : NP_DATAGRAMS;
+
+    return np_sys_recv_many(ipset->fd, ipset->buffer, each, (int)most, sizes, &ipset->calls);
+}
+
 /* Sends what is left of a run of `outcome->commands` commands, the first numbered `outcome->first`, and reads all answers into the
- * outcome, of which the caller has zeroed the rest. Netlink answers within the send, so nothing is ever waited for.
+ * outcome, of which the caller has zeroed the rest (`numbers` has room for each command, or is NULL). Netlink answers within the send, so nothing is ever waited for.
  * Returns 0 when all was answered, whatever the answers were, or -errno: -ENODATA when the acknowledgement did not come. */
 int np_ipset_finish(struct np_ipset *ipset, struct np_ipset_outcome *outcome)
 {
+    uint32_t sizes[NP_DATAGRAMS];
     struct np_nl_out out;
     int result = writer(ipset, &out);
 
@@ -398,13 +408,14 @@ int np_ipset_finish(struct np_ipset *ipset, struct np_ipset_outcome *outcome)
     if (result >= 0)
         result = flush(ipset);
     while (result >= 0 && !(outcome->flags & NP_IPSET_DONE)) {
-        result = np_sys_recv(ipset->fd, ipset->buffer, ipset->room, 0, &ipset->calls);
-        if (result == -ENOBUFS && !(outcome->flags & NP_IPSET_LOST)) {
+        const int count = receive(ipset, NP_DATAGRAM, sizes);
+
+        if (count == -ENOBUFS && !(outcome->flags & NP_IPSET_LOST))
             outcome->flags |= NP_IPSET_LOST;
-            result = 0;
-        } else if (result >= 0) {
-            result = np_ipset_parse_answers(ipset->buffer, (size_t)result, outcome);
-        }
+        else
+            result = count;
+        for (int i = 0; i < count && result >= 0; i++)
+            result = np_ipset_parse_answers(ipset->buffer + (size_t)i * NP_DATAGRAM, sizes[i], outcome);
     }
     if (result == -EAGAIN)
         result = outcome->failures ? 0 : -ENODATA;
@@ -430,17 +441,19 @@ int np_ipset_list(struct np_ipset *ipset, uint32_t seq, const char *name, uint32
     return result < 0 ? result : flush(ipset);
 }
 
-/* Receives the next part of a dump and appends it to `dump`. Returns 0, -ENODATA when nothing is there, or another -errno. */
+/* Receives the next parts of a dump and appends them to `dump`: of members, no more than the buffer's room. Returns 0, -ENODATA when
+ * nothing is there, or another -errno. */
 int np_ipset_receive(struct np_ipset *ipset, struct np_ipset_dump *dump)
 {
-    const int result = np_sys_recv(ipset->fd, ipset->buffer, ipset->room, 0, &ipset->calls);
+    const size_t each = dump->only ? NP_SHORT : NP_DATAGRAM;
+    uint32_t sizes[NP_DATAGRAMS];
+    const int count = receive(ipset, each, sizes);
+    int result = count < 0 ? count : 0;
 
-    if (result == -EAGAIN)
-        return -ENODATA;
     /* Nothing where a part should be: a dump without it is not whole. */
-    if (result == 0)
-        return -EBADMSG;
-    return result < 0 ? result : np_ipset_parse_dump(ipset->buffer, (size_t)result, dump);
+    for (int i = 0; i < count && result == 0; i++)
+        result = sizes[i] ? np_ipset_parse_dump(ipset->buffer + (size_t)i * each, sizes[i], dump) : -EBADMSG;
+    return result == -EAGAIN ? -ENODATA : result;
 }
 
 /* A whole dump, as np_ipset_list, of dump->only, numbered dump->seq: a record for each set of which the name begins with dump->prefix. Returns 0 or -errno; -ENOSPC where there are more of those than room. */

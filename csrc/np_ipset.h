@@ -1,6 +1,6 @@
 /* ipset over netlink: commands are gathered in one buffer, sent with one acknowledgement at the end, and answered; dumps are parsed.
  *
- * A run is any number of np_ipset_create, _members, _destroy and _swap, then np_ipset_finish. Each command has a sequence number
+ * A run is any number of np_ipset_create, _members, _ask_number, _destroy and _swap, then np_ipset_finish. Each command has a sequence number
  * of its own, which all its messages carry and by which an error is known; np_ipset_finish has the number after the last one.
  * Packed members, A being 4 or 16 bytes of address, are the form in which members cross:
  *   hash:ip       A                              hash:net       A length(1) nomatch(1)
@@ -38,6 +38,7 @@ struct np_ipset {
 };
 
 struct np_ipset_outcome {
+    uint32_t *numbers;
     uint32_t first;
     uint32_t commands;
     uint32_t command;
@@ -94,13 +95,12 @@ int np_ipset_members(struct np_ipset *ipset, uint32_t seq, int command, const ch
                      const uint8_t *members, size_t size, uint8_t *scratch);
 int np_ipset_destroy(struct np_ipset *ipset, uint32_t seq, const char *name);
 int np_ipset_swap(struct np_ipset *ipset, uint32_t seq, const char *name, const char *other);
-int np_ipset_number(struct np_ipset *ipset, uint32_t seq, const char *name);
+int np_ipset_ask_number(struct np_ipset *ipset, uint32_t seq, const char *name);
 int np_ipset_finish(struct np_ipset *ipset, struct np_ipset_outcome *outcome);
 int np_ipset_list(struct np_ipset *ipset, uint32_t seq, const char *name, uint32_t only);
 int np_ipset_receive(struct np_ipset *ipset, struct np_ipset_dump *dump);
 int np_ipset_record(struct np_ipset *ipset, struct np_ipset_dump *dump, const char *name);
 int np_ipset_parse_version(const uint8_t *data, size_t size, uint32_t seq);
-int np_ipset_parse_number(const uint8_t *data, size_t size, uint32_t seq);
 int np_ipset_parse_answers(const uint8_t *data, size_t size, struct np_ipset_outcome *outcome);
 int np_ipset_parse_dump(const uint8_t *data, size_t size, struct np_ipset_dump *dump);
 /* cdef: end */

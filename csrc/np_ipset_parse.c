@@ -47,23 +47,15 @@ static int error_of(const struct np_nl_in *body)
     return error > 0 || error < -NP_ERROR_MAX ? -EBADMSG : error;
 }
 
-/* One attribute of `size` bytes, at most 2, out of the answer to a command that asks one thing. Returns 0 or -errno. */
-static int answer_to(const uint8_t *data, size_t length, uint32_t seq, int command, int type, void *value, size_t size)
+/* One attribute of `size` bytes, at most 2, out of the answer to a command that asks one thing. Returns 0 or -EBADMSG. */
+static int answer_to(const struct np_nl_message *message, int command, int type, void *value, size_t size)
 {
-    struct np_nl_in in = {data, length};
-    struct np_nl_message message;
+    struct np_nl_in body = message->body;
     struct np_nl_attribute attribute;
-    int result = np_nl_next_message(&in, &message);
 
-    if (result <= 0 || message.seq != seq)
+    if (message->type != type_of(command) || skip(&body, sizeof(struct nfgenmsg)) < 0)
         return -EBADMSG;
-    if (message.type == NLMSG_ERROR) {
-        result = error_of(&message.body);
-        return result < 0 ? result : -EBADMSG;
-    }
-    if (message.type != type_of(command) || skip(&message.body, sizeof(struct nfgenmsg)) < 0)
-        return -EBADMSG;
-    while ((result = np_nl_next_attribute(&message.body, &attribute)) > 0)
+    while (np_nl_next_attribute(&body, &attribute) > 0)
         if (attribute.type == type)
             return np_nl_get(&attribute, value, size) < 0 ? -EBADMSG : 0;
     return -EBADMSG;
@@ -72,19 +64,19 @@ static int answer_to(const uint8_t *data, size_t length, uint32_t seq, int comma
 /* The version in the answer to IPSET_CMD_PROTOCOL. Returns it, or -errno. */
 int np_ipset_parse_version(const uint8_t *data, size_t size, uint32_t seq)
 {
+    struct np_nl_in in = {data, size};
+    struct np_nl_message message;
     uint8_t version = 0;
-    const int result = answer_to(data, size, seq, IPSET_CMD_PROTOCOL, IPSET_ATTR_PROTOCOL, &version, sizeof(version));
+    int result = 0;
 
+    if (np_nl_next_message(&in, &message) <= 0 || message.seq != seq)
+        return -EBADMSG;
+    if (message.type == NLMSG_ERROR) {
+        result = error_of(&message.body);
+        return result < 0 ? result : -EBADMSG;
+    }
+    result = answer_to(&message, IPSET_CMD_PROTOCOL, IPSET_ATTR_PROTOCOL, &version, sizeof(version));
     return result < 0 ? result : version;
-}
-
-/* The number of a set in the answer to IPSET_CMD_GET_BYNAME. Returns it, or -errno. */
-int np_ipset_parse_number(const uint8_t *data, size_t size, uint32_t seq)
-{
-    uint16_t number = 0;
-    const int result = answer_to(data, size, seq, IPSET_CMD_GET_BYNAME, IPSET_ATTR_INDEX, &number, sizeof(number));
-
-    return result < 0 ? result : ntohs(number);
 }
 
 /* The number of the member that failed, out of the request that an error repeats; 0 where it repeats none. */
@@ -102,7 +94,8 @@ static uint32_t failed_member(struct np_nl_in body)
 }
 
 /* Enters answers to the commands `first` to `first + commands - 1` into the outcome: the first failure (`command` counted from 0,
- * `code` an errno, `member` its number or 0) and how many commands failed. Sets NP_IPSET_DONE at the acknowledgement of the number
+ * `code` an errno, `member` its number or 0), how many commands failed, and the numbers of sets, plus 1,
+ * that commands asked for, at the command's place in `numbers`, where that is not NULL. Sets NP_IPSET_DONE at the acknowledgement of the number
  * after those; other numbers are left-overs and ignored. Returns 0 or -EBADMSG. */
 int np_ipset_parse_answers(const uint8_t *data, size_t size, struct np_ipset_outcome *outcome)
 {
@@ -116,8 +109,15 @@ int np_ipset_parse_answers(const uint8_t *data, size_t size, struct np_ipset_out
 
         if (command > outcome->commands)
             continue;
-        if (message.type != NLMSG_ERROR)
-            return -EBADMSG;
+        if (message.type != NLMSG_ERROR) {
+            uint16_t number = 0;
+
+            if (!outcome->numbers || command == outcome->commands ||
+                answer_to(&message, IPSET_CMD_GET_BYNAME, IPSET_ATTR_INDEX, &number, sizeof(number)) < 0)
+                return -EBADMSG;
+            outcome->numbers[command] = ntohs(number) + 1U;
+            continue;
+        }
         error = error_of(&message.body);
         if (error == -EBADMSG)
             return error;

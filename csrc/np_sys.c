@@ -11,6 +11,7 @@
 #include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -93,6 +94,30 @@ int np_sys_recv(int fd, uint8_t *data, size_t size, int wait, uint64_t *calls)
     if (result > 0 && (size_t)result > size)
         return -EMSGSIZE;
     return (int)result;
+}
+
+/* Receives the datagrams that are there, `most` of them at most (NP_DATAGRAMS are the most there can be), in one system call: each at the
+ * next multiple of `each` bytes in `data`, its size in `sizes`. Returns how many, -EAGAIN when there is none, -EMSGSIZE when one did not
+ * fit (all of them are lost then), or another -errno. */
+int np_sys_recv_many(int fd, uint8_t *data, size_t each, int most, uint32_t *sizes, uint64_t *calls)
+{
+    struct mmsghdr messages[NP_DATAGRAMS];
+    struct iovec places[NP_DATAGRAMS];
+    int result = 0;
+
+    if (most < 1 || most > NP_DATAGRAMS)
+        return -EINVAL;
+    for (int i = 0; i < most; i++) {
+        places[i] = (struct iovec){.iov_base = data + (size_t)i * each, .iov_len = each};
+        messages[i] = (struct mmsghdr){.msg_hdr = {.msg_iov = &places[i], .msg_iovlen = 1}};
+    }
+    NP_RETRY(result, calls, recvmmsg(fd, messages, (unsigned int)most, MSG_TRUNC | MSG_DONTWAIT, NULL));
+    for (int i = 0; i < result; i++) {
+        if (messages[i].msg_len > each)
+            return -EMSGSIZE;
+        sizes[i] = messages[i].msg_len;
+    }
+    return result;
 }
 
 /* A UDP socket of AF_INET or AF_INET6, the handle for x_tables' socket options. */

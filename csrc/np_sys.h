@@ -7,11 +7,14 @@
 #include <stdint.h>
 
 /* cdef: begin */
+#define NP_DATAGRAMS 128
+
 int np_sys_netlink_open(int protocol, uint64_t *calls);
 int np_sys_netlink_sndbuf(int fd, int bytes, uint64_t *calls);
 int np_sys_netlink_rcvbuf(int fd, int bytes, uint64_t *calls);
 int np_sys_send(int fd, const uint8_t *data, size_t size, uint64_t *calls);
 int np_sys_recv(int fd, uint8_t *data, size_t size, int wait, uint64_t *calls);
+int np_sys_recv_many(int fd, uint8_t *data, size_t each, int most, uint32_t *sizes, uint64_t *calls);
 int np_sys_inet_socket(int family, uint64_t *calls);
 int np_sys_getsockopt(int fd, int level, int name, void *data, uint32_t *size, uint64_t *calls);
 int np_sys_setsockopt(int fd, int level, int name, const void *data, uint32_t size, uint64_t *calls);

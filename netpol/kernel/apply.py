@@ -52,7 +52,8 @@ from netpol.rules.ruleset import (
     is_our_set,
 )
 
-# From so many new sets on, one listing of all is cheaper than asking for the number of each: it walks every bucket of every set.
+# Up to so many new sets are asked for their numbers by the send that makes them. Of more the answers might not fit where they wait, and the
+# kernel would look for each name among all; one listing of all sets walks every bucket of each.
 MANY = 64
 # Up to so many members of ours, and so many sets, their headers are looked at with the tables: that walks every bucket of each.
 GLANCE_MEMBERS, GLANCE_SETS = 20_000, 64
@@ -152,32 +153,33 @@ class Kernel:
         if not steps:
             return ()
         try:
-            done = self._send(steps)
+            sent = self._send(steps)
         except BaseException:
             # Some of them may have been carried out.
             self._set_proofs.doubt(steps)
             self._ask_numbers()
             raise
+        done, numbers = sent
         self._set_proofs.follow(done)
-        self._follow_numbers(done)
+        self._follow_numbers(done, numbers)
         return () if done is steps else tuple(step.name for step in steps if isinstance(step, DestroySet) and step not in done)
 
-    def _send(self, steps: Sequence[Step]) -> Sequence[Step]:
-        """Has the commands carried out; the steps that tell what was done.
+    def _send(self, steps: Sequence[Step]) -> tuple[Sequence[Step], Mapping[str, int]]:
+        """Has the commands carried out; the steps that tell what was done, and the numbers of few new sets.
 
         The first error is that of the first command that failed: those before it have done what they should.
         """
+        few = sum(isinstance(step, CreateSet) for step in steps) <= MANY
         try:
-            self._ipset.run([_command(step) for step in steps])
+            return steps, self._ipset.run([_command(step) for step in steps], numbered=few)
         except KernelError as error:
             if (error.op, error.code) == ("ipset add", HASH_FULL) and all(isinstance(step, GrowSet) for step in steps):
-                return [self._grow(step) for step in steps if isinstance(step, GrowSet)]
+                return [self._grow(step) for step in steps if isinstance(step, GrowSet)], {}
             last = {step.name for step in _last_destroyed(steps)}
             if error.op != "ipset destroy" or error.code not in (BUSY, REFERENCED) or error.object not in last:
                 raise
             left = last.intersection(self._ipset.names(ROOT))
-            return [step for step in steps if not (isinstance(step, DestroySet) and step.name in left)]
-        return steps
+            return [step for step in steps if not (isinstance(step, DestroySet) and step.name in left)], {}
 
     def _grow(self, step: GrowSet) -> Step:
         """Lets a set grow; one that has no room is exchanged for one with the same members, and room: rules that use its name see the new
@@ -197,16 +199,15 @@ class Kernel:
         self._ipset.run([Swap(aside.name, step.name), Destroy(aside.name)])
         return CreateSet(larger)
 
-    def _follow_numbers(self, steps: Sequence[Step]) -> None:
+    def _follow_numbers(self, steps: Sequence[Step], numbers: Mapping[str, int]) -> None:
         # Of a set that is destroyed and made, or the reverse, the last counts.
-        changed = [step for step in steps if isinstance(step, CreateSet | DestroySet)]
-        there = {step.set.name if isinstance(step, CreateSet) else step.name: isinstance(step, CreateSet) for step in changed}
+        there = {_set_name(step): isinstance(step, CreateSet) for step in steps if isinstance(step, CreateSet | DestroySet)}
         made = [name for name, is_made in there.items() if is_made]
         if len(made) > MANY:
             self._ask_numbers()
         elif there:
             kept = {name: number for name, number in self._sets.pairs if name not in there}
-            self._sets = SetNumbers(kept | {name: self._ipset.number(name) for name in made})
+            self._sets = SetNumbers(kept | {name: numbers[name] if name in numbers else self._ipset.number(name) for name in made})
 
     def _replace(self, step: ReplaceTable) -> None:
         socket = self._sockets[step.family]
@@ -289,7 +290,7 @@ class Kernel:
         return ours
 
     def _ask_numbers(self) -> None:
-        self._sets = SetNumbers({name: header.index for name, header in self._ipset.headers().items()})
+        self._sets = SetNumbers(self._ipset.numbers())
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
@@ -381,6 +382,10 @@ def _command(step: Step) -> Command:
         raise TypeError("a table is not replaced by a command of ipset")
     kind = Add if isinstance(step, GrowSet) else Delete
     return kind(step.name, step.kind, step.family, pack(step.members))
+
+
+def _set_name(step: CreateSet | DestroySet) -> str:
+    return step.set.name if isinstance(step, CreateSet) else step.name
 
 
 def _last_destroyed(steps: Sequence[Step]) -> Iterator[DestroySet]:

@@ -1,9 +1,10 @@
 """ipset over netlink: the typed face of csrc/np_ipset.
 
 Commands are values. `IpsetSocket.run` streams any number of them to the kernel in sends of up to 1 MiB, with one acknowledgement at
-the end: one member added is two system calls, 60,000 are as few as their bytes need. Members cross as packed bytes (the layout is at
-the end of `netpol.rules.ruleset`); splitting, sorting and the merging of contiguous addresses happen in C, and Python's work for
-one member is its share of one `b"".join`.
+the end: one member added is two system calls, 60,000 are as few as their bytes need. New sets may be asked for their numbers in the same
+send. What the kernel says is received many datagrams at a time: a listing has one for each set. Members cross as packed bytes (the
+layout is at the end of `netpol.rules.ruleset`); splitting, sorting and the merging of contiguous addresses happen in C, and Python's
+work for one member is its share of one `b"".join`.
 
 Invariants
 - Adding what is there and deleting what is not there is no error. Creating what is there is one.
@@ -36,6 +37,7 @@ from netpol.kernel.ipset_values import (
     Delete,
     Destroy,
     Header,
+    Number,
     Record,
     Records,
     Swap,
@@ -55,6 +57,7 @@ __all__ = [
     "Destroy",
     "Header",
     "IpsetSocket",
+    "Number",
     "Record",
     "Records",
     "Swap",
@@ -69,8 +72,9 @@ _CHANGED = f"the sets changed while they were read, {DUMP_TRIES} times in a row"
 _NETLINK_NETFILTER = 12
 _PROTOCOL = 7  # what a kernel of 4.20 or later speaks; before it, a listing lacks the sets' indexes
 _BUFFER = 1 << 20
-_HEADERS = 1024  # the kernel sends at most 32 KiB at once, and a set's header is longer than 32 bytes
-_MEMBERS = 1 << 16
+_SCRATCH = 4096  # bytes of members that are sorted without room of their own
+_RECORDS = 1024  # sets that a socket's first listing has room for
+_MEMBERS = _BUFFER  # packed they are shorter than as the kernel sends them
 _NAMED = 3  # sets in the words of an error that is about all of a run
 
 _KINDS: dict[SetKind, int] = {
@@ -82,7 +86,7 @@ _REVISIONS: dict[SetKind, int] = {"hash:ip": 0, "hash:net": 2, "hash:ip,port": 1
 _allocate = ffi.new_allocator(should_clear_after_alloc=False)
 
 
-_VERBS: dict[type[Command], str] = {Create: "create", Add: "add", Delete: "del", Swap: "swap", Destroy: "destroy"}
+_VERBS: dict[type[Command], str] = {Create: "create", Add: "add", Delete: "del", Swap: "swap", Destroy: "destroy", Number: "number"}
 
 
 def _power(count: int) -> int:
@@ -104,6 +108,8 @@ class IpsetSocket:
     def __init__(self, protocol: int = _NETLINK_NETFILTER) -> None:
         self._buffer = _allocate("uint8_t[]", _BUFFER)
         self._native = ffi.new("struct np_ipset *", {"buffer": self._buffer, "room": _BUFFER, "fd": -1})
+        self._scratch = _allocate("uint8_t[]", 2 * _SCRATCH)
+        self._room = _RECORDS
         self._seq = 1
         self._dirty = False  # whether there may be answers to a request that was given up
         code = int(lib.np_ipset_open(self._native, protocol))
@@ -151,28 +157,35 @@ class IpsetSocket:
 
     # -- commands --
 
-    def run(self, commands: Sequence[Command]) -> None:
-        """Carries out all commands, in their order, with one acknowledgement.
+    def run(self, commands: Sequence[Command], numbered: bool = False) -> dict[str, int]:
+        """Carries out all commands, in their order, with one acknowledgement; the numbers of sets, by name, that were asked for.
+
+        numbered -- each set that is created is asked for its number; the answers wait in the kernel, which has room for some hundreds.
 
         KernelError (Unsupported, NotPermitted) names the first that failed and says how many others did, when all were answered. An error
         of the socket itself is raised at once; what was sent before it holds.
         """
         if not commands:
-            return
+            return {}
         first = self._next(len(commands) + 1)
+        asking = [i for i, command in enumerate(commands) if isinstance(command, Number) or (numbered and isinstance(command, Create))]
+        numbers = ffi.new("uint32_t[]", len(commands)) if asking else ffi.NULL
         try:
             for seq, command in enumerate(commands, first):
-                code = self._put(seq, command)
+                code = self._put(seq, command, numbered)
                 if code < 0:
                     raise translate(-code, _VERBS[type(command)], _object(command))
-            outcome = ffi.new("struct np_ipset_outcome *", {"first": first, "commands": len(commands)})
+            outcome = ffi.new("struct np_ipset_outcome *", {"numbers": numbers, "first": first, "commands": len(commands)})
             code = int(lib.np_ipset_finish(self._native, outcome))
         except BaseException:
             self._native.used = 0
             self._dirty = True
             raise
         if code == 0 and outcome.failures == 0 and outcome.flags == lib.NP_IPSET_DONE:
-            return
+            found = {_object(commands[i]): int(numbers[i]) - 1 for i in asking}
+            if -1 in found.values():
+                raise MalformedKernelData(f"ipset run {_objects(commands)}: the kernel left out the number of a set")
+            return found
         if code == -errno.EBADMSG:
             self._dirty = True
             raise MalformedKernelData(f"ipset run {_objects(commands)}: an answer of the kernel has no such form")
@@ -181,30 +194,40 @@ class IpsetSocket:
             raise translate(-code or errno.ENOBUFS, "run", _objects(commands))
         raise _failure(commands, outcome)
 
-    def _put(self, seq: int, command: Command) -> int:
+    def _put(self, seq: int, command: Command, numbered: bool = False) -> int:
         """Gives one command to C, which sends when its buffer is full. 0 or -errno."""
-        if isinstance(command, Destroy):
-            return int(lib.np_ipset_destroy(self._native, seq, _raw(command.name)))
-        if isinstance(command, Swap):
-            return int(lib.np_ipset_swap(self._native, seq, _raw(command.first), _raw(command.second)))
-        name, kind, family, members = _raw(command.name), command.kind, command.family, command.members
+        native = self._native
         if isinstance(command, Create):
-            count = len(members) // member_size(kind, family)
+            name, kind, family = _raw(command.name), command.kind, command.family
+            count = len(command.members) // member_size(kind, family)
             hashsize, maxelem = command.hashsize or _power(count), command.maxelem or room(count)
-            code = int(lib.np_ipset_create(self._native, seq, name, kind.encode(), _REVISIONS[kind], family, hashsize, maxelem))
-            if code < 0 or not members:
-                return code
-        add = lib.NP_IPSET_DELETE if isinstance(command, Delete) else lib.NP_IPSET_ADD
-        merged = kind == "hash:ip" and family == 4 and len(members) > 4
-        scratch = _allocate("uint8_t[]", 2 * len(members)) if merged else ffi.NULL
-        return int(lib.np_ipset_members(self._native, seq, add, name, _KINDS[kind], family, members, len(members), scratch))
+            code = int(lib.np_ipset_create(native, seq, name, kind.encode(), _REVISIONS[kind], family, hashsize, maxelem))
+            if code >= 0 and count:
+                code = self._put_members(seq, command, name)
+            return int(lib.np_ipset_ask_number(native, seq, name)) if code >= 0 and numbered else code
+        if isinstance(command, Add | Delete):
+            return self._put_members(seq, command, _raw(command.name))
+        if isinstance(command, Swap):
+            return int(lib.np_ipset_swap(native, seq, _raw(command.first), _raw(command.second)))
+        put = lib.np_ipset_destroy if isinstance(command, Destroy) else lib.np_ipset_ask_number
+        return int(put(native, seq, _raw(command.name)))
+
+    def _put_members(self, seq: int, command: Create | Add | Delete, name: bytes) -> int:
+        kind, family, members = command.kind, command.family, command.members
+        size, scratch = len(members), ffi.NULL
+        if kind == "hash:ip" and family == 4 and size > 4:
+            scratch = self._scratch if size <= _SCRATCH else _allocate("uint8_t[]", 2 * size)
+        verb = lib.NP_IPSET_DELETE if isinstance(command, Delete) else lib.NP_IPSET_ADD
+        return int(lib.np_ipset_members(self._native, seq, verb, name, _KINDS[kind], family, members, size, scratch))
 
     def _drain(self) -> None:
         """Throws away what the kernel still has to say, so that the next request is answered by its own answers; and a listing that is not
         read to its end keeps the socket from another one."""
+        calls, sizes = ffi.addressof(self._native, "calls"), ffi.new("uint32_t[]", lib.NP_DATAGRAMS)
+        each = _BUFFER // lib.NP_DATAGRAMS
         while True:
-            code = int(lib.np_sys_recv(self._native.fd, self._buffer, _BUFFER, 0, ffi.addressof(self._native, "calls")))
-            if code < 0 and code != -errno.ENOBUFS:
+            code = int(lib.np_sys_recv_many(self._native.fd, self._buffer, each, lib.NP_DATAGRAMS, sizes, calls))
+            if code < 0 and code not in (-errno.ENOBUFS, -errno.EMSGSIZE):
                 self._dirty = code != -errno.EAGAIN
                 return
 
@@ -212,19 +235,15 @@ class IpsetSocket:
 
     def headers(self) -> dict[str, Header]:
         """All sets of the namespace, anyone's, by name, in one dump."""
-        headers, _ = self._dump(None)
-        return {header.name: header for header in headers}
+        return {record.header.name: record.header for record in self._records([None], "", lib.NP_IPSET_HEADERS).decoded()}
+
+    def numbers(self) -> dict[str, int]:
+        """The numbers by which rules refer to sets: of all of the namespace, anyone's, by name, in one dump."""
+        return self._records([None], "", lib.NP_IPSET_HEADERS).numbers()
 
     def number(self, name: str) -> int:
         """The number by which rules refer to a set. A listing of all sets walks every bucket of each; this does not."""
-        check_name(name)
-        number = int(lib.np_ipset_number(self._native, self._next(1), name.encode()))
-        self._dirty = number < 0
-        if number == -errno.EBADMSG:
-            raise MalformedKernelData(f"ipset number {name}: the kernel's answer has no such form")
-        if number < 0:
-            raise translate(-number, "number", name)
-        return number
+        return self.run([Number(name)])[name]
 
     def members(self, name: str) -> bytes:
         """The packed members of a set, sorted. Unsupported where netpol does not read its type."""
@@ -249,13 +268,14 @@ class IpsetSocket:
         return self._records(list(names), "", lib.NP_IPSET_HEADERS if headers_only else 0)
 
     def _records(self, names: Sequence[str | None], prefix: str, only: int) -> Records:
-        room, start = max(64, len(names)), ffi.new("char[]", _raw(prefix))
+        start = ffi.new("char[]", _raw(prefix))
         while True:
-            records = ffi.new("struct np_ipset_record[]", room)
+            room = max(self._room, len(names))
+            records = _allocate("struct np_ipset_record[]", room)
             dump = ffi.new("struct np_ipset_dump *", {"records": records, "record_room": room, "prefix": start, "key": key(), "only": only})
             if all(self._record(dump, name) for name in names):
                 return Records(bytes(ffi.buffer(records, dump.record_count * ffi.sizeof("struct np_ipset_record"))))
-            room *= 4
+            self._room *= 4
 
     def _record(self, dump: Any, name: str | None) -> bool:
         """One dump into the records, which are as before where it fails; False where there is no room for all of it."""
@@ -291,8 +311,8 @@ class IpsetSocket:
         lib.np_sort(ffi.from_buffer("uint8_t[]", members), scratch, len(members) // width, width)
         return header, bytes(members)
 
-    def _dump(self, name: str | None) -> tuple[list[Header], bytearray]:
-        """One consistent dump: of all headers, or of one set's header and members."""
+    def _dump(self, name: str) -> tuple[list[Header], bytearray]:
+        """One consistent dump of a set's header and members."""
         for _ in range(DUMP_TRIES):
             try:
                 headers, members, flags = self._dump_once(name)
@@ -301,18 +321,15 @@ class IpsetSocket:
                 raise
             if not flags & lib.NP_IPSET_INTERRUPTED:
                 return headers, members
-        raise Contended(errno.EINTR, "ipset list", name or "all sets", _CHANGED)
+        raise Contended(errno.EINTR, "ipset list", name, _CHANGED)
 
-    def _dump_once(self, name: str | None) -> tuple[list[Header], bytearray, int]:
-        places = _allocate("struct np_ipset_header[]", _HEADERS)
-        area = _allocate("uint8_t[]", _MEMBERS) if name is not None else ffi.NULL
-        dump = ffi.new("struct np_ipset_dump *", {"headers": places, "header_room": _HEADERS, "members": area, "seq": self._next(1)})
-        dump.member_room = _MEMBERS if name is not None else 0
+    def _dump_once(self, name: str) -> tuple[list[Header], bytearray, int]:
+        places, area = _allocate("struct np_ipset_header[]", 2), _allocate("uint8_t[]", _MEMBERS)
+        room = {"headers": places, "header_room": 2, "members": area, "member_room": _MEMBERS}
+        dump = ffi.new("struct np_ipset_dump *", {**room, "seq": self._next(1)})
         headers: list[Header] = []
         members = bytearray()
-        code = int(
-            lib.np_ipset_list(self._native, dump.seq, ffi.NULL if name is None else _raw(name), lib.NP_IPSET_HEADERS if name is None else 0)
-        )
+        code = int(lib.np_ipset_list(self._native, dump.seq, _raw(name), 0))
         while code == 0 and not dump.flags & lib.NP_IPSET_DONE:
             code = int(lib.np_ipset_receive(self._native, dump))
             headers += [_header(places[i]) for i in range(dump.header_count)]
@@ -321,9 +338,9 @@ class IpsetSocket:
         if code == -errno.EOPNOTSUPP and headers:
             raise _unread(headers[-1])
         if code in (-errno.EBADMSG, -errno.ENOSPC):
-            raise MalformedKernelData(f"ipset list {name or 'all sets'}: what the kernel sent has no such form")
+            raise MalformedKernelData(f"ipset list {name}: what the kernel sent has no such form")
         if code < 0:
-            raise translate(-code, "list", name or "all sets")
+            raise translate(-code, "list", name)
         return headers, members, int(dump.flags)
 
 

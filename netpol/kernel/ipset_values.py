@@ -97,7 +97,16 @@ class Destroy(Struct, frozen=True, tag=True, gc=False):
         check_name(self.name)
 
 
-Command = Create | Add | Delete | Swap | Destroy
+class Number(Struct, frozen=True, tag=True, gc=False):
+    """The number by which rules refer to a set is asked for."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+
+
+Command = Create | Add | Delete | Swap | Destroy | Number
 
 
 class Header(Struct, frozen=True, gc=False):
@@ -126,6 +135,7 @@ class Record(Struct, frozen=True, gc=False):
 
 
 _RECORD = Packing("=32s32sIIIIHBBIQQ")
+_NUMBERED = Packing("=32s48xH22x")  # a record's name and number
 
 
 class Records(Struct, frozen=True):
@@ -140,6 +150,10 @@ class Records(Struct, frozen=True):
             entries, references, hashsize, maxelem, index, family, revision, members, *sums = fields[2:]
             header = Header(name, kind, family, index, entries, references, hashsize, maxelem)
             yield Record(header, revision, Content(members, (sums[0], sums[1])))
+
+    def numbers(self) -> dict[str, int]:
+        """The number of each set by its name."""
+        return {raw.partition(b"\0")[0].decode("utf-8", "surrogateescape"): number for raw, number in _NUMBERED.iter_unpack(self.raw)}
 
 
 # -- packed members ----------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def traced(tmp_path: Path, *words: str) -> tuple[list[str], list[str], int]:
     """(what it wrote, what it asked, system calls by its own count) between its marks."""
     require("strace")
     log = tmp_path / "log"
-    calls = "sendto,recvfrom,getsockopt,setsockopt,flock,write"
+    calls = "sendto,recvfrom,recvmmsg,getsockopt,setsockopt,flock,write"
     out = run("strace", "-f", "-e", f"trace={calls}", "-o", str(log), sys.executable, "-c", SCRIPT, *words)
     text = log.read_text().split('"MARK"')[1]
     written = re.findall(r"IP6?T_SO_(SET_\w+)", text)

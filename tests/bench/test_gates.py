@@ -9,18 +9,18 @@ from netpol.bench.cases import node_cases
 
 # row of `netpol bench --quick` -> system calls
 MOST = {
-    "600 members into hash:ip": 4,
-    "600 members into hash:net, 10% nomatch": 4,
+    "600 members into hash:ip": 2,
+    "600 members into hash:net, 10% nomatch": 2,
     "1 member added to 600": 2,
     "50 members added to 600": 2,
     "2 sets swapped, one of 50": 2,
     "a set of 50 destroyed": 2,
-    "600 members read": 3,
+    "600 members read": 2,
     "200 rules into a table": 6,
     "200 rules into a table, IPv6": 6,
     "1 chain changed in a table of 100 rules": 7,
     "1 rule appended in a table of 100 rules": 6,
-    "policy change, 200 pods": 10,
+    "policy change, 200 pods": 8,
 }
 CASES = [case for case in node_cases(quick=True) if case.row in MOST]
 

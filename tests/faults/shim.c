@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -193,38 +194,68 @@ ssize_t send(int fd, const void *data, size_t size, int flags)
     return (ssize_t)size;
 }
 
+/* The answer to the message that was refused, when it is time for it. Returns its size, or 0. */
+static size_t refuse(int fd, void *data, size_t size)
+{
+    if (!armed || fd != refused || size < sizeof(refusal))
+        return 0;
+    memcpy(data, &refusal, sizeof(refusal));
+    refused = -1;
+    return sizeof(refusal);
+}
+
+/* What is left of a datagram that is hit. */
+static size_t spoiled(uint8_t *data, size_t size)
+{
+    if (plan_how == CUT)
+        return size / 2;
+    if (plan_how == EMPTY)
+        return 0;
+    for (size_t at = 0; size - at >= sizeof(struct nlmsghdr);) {
+        struct nlmsghdr *message = (struct nlmsghdr *)(data + at);
+
+        message->nlmsg_flags |= NLM_F_DUMP_INTR;
+        if (message->nlmsg_len < sizeof(*message) || NLMSG_ALIGN(message->nlmsg_len) > size - at)
+            break;
+        at += NLMSG_ALIGN(message->nlmsg_len);
+    }
+    return size;
+}
+
 ssize_t recv(int fd, void *data, size_t size, int flags)
 {
     const int hit = HIT('r');
-    ssize_t result;
+    ssize_t result = (ssize_t)refuse(fd, data, size);
 
-    if (armed && fd == refused && size >= sizeof(refusal)) {
-        memcpy(data, &refusal, sizeof(refusal));
-        refused = -1;
-        return sizeof(refusal);
-    }
+    if (result > 0)
+        return result;
     if (hit && plan_how == FAIL && plan_error != ENOBUFS)
         return failed();
     result = REAL(recv)(fd, data, size, flags);
     if (!hit || result < 0)
         return result;
-    switch (plan_how) {
-    case CUT:
-        return result / 2;
-    case EMPTY:
-        return 0;
-    case INTERRUPTED:
-        for (size_t at = 0; (size_t)result - at >= sizeof(struct nlmsghdr);) {
-            struct nlmsghdr *message = (struct nlmsghdr *)((uint8_t *)data + at);
+    /* A queue that overflowed has lost an answer. */
+    return plan_how == FAIL ? failed() : (ssize_t)spoiled(data, (size_t)result);
+}
 
-            message->nlmsg_flags |= NLM_F_DUMP_INTR;
-            if (message->nlmsg_len < sizeof(*message) || NLMSG_ALIGN(message->nlmsg_len) > (size_t)result - at)
-                break;
-            at += NLMSG_ALIGN(message->nlmsg_len);
-        }
-        return result;
-    default:
-        /* A queue that overflowed has lost an answer. */
+int recvmmsg(int fd, struct mmsghdr *vector, unsigned int length, int flags, struct timespec *limit)
+{
+    const int hit = HIT('r');
+    const struct iovec *place = vector[0].msg_hdr.msg_iov;
+    int result = 0;
+
+    vector[0].msg_len = (unsigned int)refuse(fd, place->iov_base, place->iov_len);
+    if (vector[0].msg_len > 0)
+        return 1;
+    if (hit && plan_how == FAIL && plan_error != ENOBUFS)
         return failed();
-    }
+    result = REAL(recvmmsg)(fd, vector, length, flags, limit);
+    if (!hit || result <= 0)
+        return result;
+    if (plan_how == FAIL)
+        return failed();
+    /* The last of them, so that those before it are taken. */
+    place = vector[result - 1].msg_hdr.msg_iov;
+    vector[result - 1].msg_len = (unsigned int)spoiled(place->iov_base, vector[result - 1].msg_len);
+    return result;
 }

@@ -14,7 +14,7 @@ SOURCE = Path(__file__).with_name("shim.c")
 FAIL, CUT, EMPTY, INTERRUPTED, REFUSE = range(5)
 WORDS = ("fails", "is cut", "is empty", "is interrupted", "refuses a message")
 NAMES = {"k": "socket", "b": "bind", "g": "getsockopt", "s": "setsockopt", "l": "flock", "n": "nanosleep", "o": "open", "c": "close"}
-NAMES |= {"w": "send", "r": "recv"}
+NAMES |= {"w": "send", "r": "recv or recvmmsg"}
 
 
 class Fault(NamedTuple):

@@ -9,7 +9,7 @@
 
 #include <errno.h>
 
-enum { HEADERS = 4, MEMBERS = 256, RECORDS = 2, BUFFER = 1 << 17 };
+enum { HEADERS = 4, MEMBERS = 256, RECORDS = 2, BUFFER = 1 << 17, GUARD = 0x5a5a5a5a };
 
 static void check_dump(struct input *in, int kind)
 {
@@ -42,13 +42,17 @@ static void check_answers(struct input *in)
 {
     const size_t size = in->left;
     uint8_t *datagram = take_block(in, size);
-    struct np_ipset_outcome outcome = {.first = 77, .commands = 3};
+    uint32_t numbers[4] = {0, 0, 0, GUARD};
+    struct np_ipset_outcome outcome = {.first = 77, .commands = 3, .numbers = numbers};
     const int code = np_ipset_parse_answers(datagram, size, &outcome);
-    const int version = np_ipset_parse_version(datagram, size, 77), number = np_ipset_parse_number(datagram, size, 77);
+    const int version = np_ipset_parse_version(datagram, size, 77);
 
     HOLDS(code == 0 || code == -EBADMSG);
     HOLDS(outcome.failures == 0 || (outcome.code > 0 && outcome.command < 3));
-    HOLDS(version <= UINT8_MAX && number <= UINT16_MAX);
+    HOLDS(version <= UINT8_MAX);
+    for (int i = 0; i < 3; i++)
+        HOLDS(numbers[i] <= UINT16_MAX + 1U);
+    HOLDS(numbers[3] == GUARD);
     np_nl_is_left_over(datagram, size, 77);
     HOLDS(np_nl_whole(datagram, size, 64) <= size);
     free(datagram);
@@ -82,6 +86,7 @@ static void check_written(struct input *in)
     HOLDS(np_ipset_create(&ipset, 1, name, "hash:ip", 4, family, 64, 65536) == 0);
     HOLDS(np_ipset_members(&ipset, 2, command, name, kind, family, members, size,
                            kind == 0 && family == 4 ? scratch : NULL) <= 0);
+    HOLDS(np_ipset_ask_number(&ipset, 1, name) == 0);
     HOLDS(np_ipset_swap(&ipset, 3, name, "other") == 0 && np_ipset_destroy(&ipset, 4, name) == 0);
     {
         struct np_nl_in read = {ipset.buffer, ipset.used};

@@ -193,6 +193,26 @@ def test_a_run_of_little_work_is_two_system_calls(ipset: IpsetSocket) -> None:
     assert len(ipset.headers()) == 49
 
 
+def test_many_new_sets_take_as_many_calls_as_their_bytes_need(ipset: IpsetSocket) -> None:
+    """1,500 new sets of ten are 0.6 MiB of messages: one send and one receive. A few of them tell their numbers along the way, and a
+    listing of all is received many sets at a time."""
+    commands = [Create(f"s{i}", "hash:ip", 4, numbered(10, base=0x0A000001, step=2)) for i in range(1500)]
+    assert calls(ipset, *commands[:1450]) == 2
+    before = ipset.calls
+    told = ipset.run(commands[1450:], numbered=True)
+    assert ipset.calls - before == 3
+    before = ipset.calls
+    numbers = ipset.numbers()
+    assert ipset.calls - before <= 2 * (3 + 1500 // 128)
+    before = ipset.calls
+    assert ipset.numbers() == numbers
+    assert ipset.calls - before == 1 + -(-1501 // 128)
+    assert told == {name: number for name, number in numbers.items() if name in told}
+    assert len(told) == 50
+    assert len(set(numbers.values())) == len(numbers) == 1500
+    assert numbers == {name: header.index for name, header in ipset.headers().items()}
+
+
 def test_an_add_of_nothing_is_answered(ipset: IpsetSocket) -> None:
     """An empty set, and a command without members, are fine."""
     ipset.run([Create("s", "hash:net", 6), Add("s", "hash:net", 6, b"")])

@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -98,6 +98,24 @@ def test_a_failure_of_every_message_is_one_failed_command(ipset: IpsetSocket) ->
     with pytest.raises(KernelError, match=r"member 10\.0\.0\.5: the set is full[^(]*\([^(]*\)$") as caught:
         ipset.run([Add("full", "hash:ip", 4, HOSTS[:16000])])
     assert (caught.value.code, caught.value.op, caught.value.object, caught.value.member) == (HASH_FULL, "ipset add", "full", "10.0.0.5")
+
+
+def test_errors_in_a_stream_of_many_sets(ipset: IpsetSocket) -> None:
+    """Of 500 new sets in one buffer one has a member that cannot be, and one is there already: the first is told to the member, and all
+    others are as they should be."""
+    commands: list[Command] = [
+        Create(f"s{i:03}", "hash:net", 6) if i % 7 == 0 else Create(f"s{i:03}", "hash:ip", 4, HOSTS[:40]) for i in range(500)
+    ]
+    commands[250], commands[400] = Create("s250", "hash:net", 4, NETS[:12] + bytes(6) + NETS[12:]), commands[10]
+    with pytest.raises(KernelError) as caught:
+        ipset.run(commands, numbered=True)
+    assert (caught.value.op, caught.value.object, caught.value.member) == ("ipset create", "s250", "0.0.0.0/0")
+    assert str(caught.value).endswith("(and 1 other of 500 commands failed)")
+    found = ipset.headers()
+    assert {f"s{i:03}" for i in range(500)} - found.keys() == {"s400"}
+    assert all(found[f"s{i:03}"].entries == (10 if i % 7 else 0) for i in range(500) if i not in (250, 400))
+    with pytest.raises(KernelError, match=r"ipset create s499.*: a set of this name exists already[^(]*$"):
+        ipset.run([commands[499], Create("new", "hash:ip", 4, HOSTS[:4])], numbered=True)
 
 
 def test_errors_that_the_kernel_threw_away(ipset: IpsetSocket) -> None:
@@ -242,21 +260,37 @@ def played(ipset: IpsetSocket) -> Iterator[tuple[IpsetSocket, socket.socket, int
         yield ipset, ours, ipset._seq
 
 
-def test_an_interrupted_dump_is_read_again(played: tuple[IpsetSocket, socket.socket, int]) -> None:
+@pytest.fixture
+def answer(played: tuple[IpsetSocket, socket.socket, int], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Gives the played kernel datagrams for one request more: they are there when that request is sent, and not before."""
+    ipset, kernel, _ = played
+    answers: list[tuple[bytes, ...]] = []
+    number = ipset._next
+
+    def numbered(count: int) -> int:
+        first = number(count)
+        for datagram in answers.pop(0) if answers else ():
+            kernel.send(datagram)
+        return first
+
+    monkeypatch.setattr(ipset, "_next", numbered)
+    return lambda *datagrams: answers.append(datagrams)
+
+
+def test_an_interrupted_dump_is_read_again(played: tuple[IpsetSocket, socket.socket, int], answer: Callable[..., None]) -> None:
     """Only the dump that nothing interrupted counts; left-overs of an older one are passed over."""
-    ipset, kernel, seq = played
-    kernel.send(listing(seq - 1, b"older", False))
-    kernel.send(listing(seq, b"first", True))
-    kernel.send(listing(seq + 1, b"second", True) + listing(seq + 1, b"more", False))
-    kernel.send(listing(seq + 2, b"third", False))
+    ipset, _, seq = played
+    answer(listing(seq - 1, b"older", False), listing(seq, b"first", True))
+    answer(listing(seq + 1, b"second", True) + listing(seq + 1, b"more", False))
+    answer(listing(seq + 2, b"third", False))
     assert list(ipset.headers()) == ["third"]
 
 
-def test_a_dump_that_is_always_interrupted(played: tuple[IpsetSocket, socket.socket, int]) -> None:
+def test_a_dump_that_is_always_interrupted(played: tuple[IpsetSocket, socket.socket, int], answer: Callable[..., None]) -> None:
     """After a bounded number of tries it is somebody else's fault, and said so."""
-    ipset, kernel, seq = played
+    ipset, _, seq = played
     for i in range(module.DUMP_TRIES):
-        kernel.send(listing(seq + i, b"s", True))
+        answer(listing(seq + i, b"s", True))
     with pytest.raises(Contended, match=r"ipset list s: the sets changed while they were read, 8 times in a row"):
         ipset.members("s")
 
@@ -290,14 +324,35 @@ def test_answers_to_an_older_run_are_passed_over(played: tuple[IpsetSocket, sock
     ipset.run([Destroy("ips")])
 
 
-def test_a_number_is_the_answer_to_its_own_question(played: tuple[IpsetSocket, socket.socket, int]) -> None:
+def number(seq: int, value: int) -> bytes:
+    """The answer about a set's number."""
+    return message(6 << 8 | 14, 0, seq, bytes(4) + attribute(11 | 1 << 14, struct.pack(">H", value)))
+
+
+def acknowledged(seq: int, error: int = 0) -> bytes:
+    return message(2, 0, seq, struct.pack("=i", error) + bytes(16))
+
+
+def test_a_number_is_the_answer_to_its_own_question(played: tuple[IpsetSocket, socket.socket, int], answer: Callable[..., None]) -> None:
     """Answers to what was given up before are passed over here, too: one of them would shift all later ones by one."""
-    ipset, kernel, seq = played
-    answers = [message(6 << 8 | 14, 0, seq + i, bytes(4) + attribute(11 | 1 << 14, struct.pack(">H", 7 + i))) for i in range(2)]
-    kernel.send(message(2, 0, seq - 1, struct.pack("=i", -errno.EBUSY) + bytes(16)))
-    for answer in answers:
-        kernel.send(answer)
+    ipset, _, seq = played
+    answer(acknowledged(seq - 1, -errno.EBUSY), number(seq - 1, 6), number(seq, 7), acknowledged(seq + 1))
+    answer(number(seq, 7), number(seq + 2, 8), acknowledged(seq + 3))
     assert [ipset.number("ips"), ipset.number("nets")] == [7, 8]
+
+
+def test_new_sets_tell_their_own_numbers(played: tuple[IpsetSocket, socket.socket, int], answer: Callable[..., None]) -> None:
+    """In whatever order they come; one that does not come, or that nobody asked for, is no answer."""
+    ipset, _, seq = played
+    commands: list[Command] = [Create("a", "hash:ip", 4, bytes(4)), Destroy("b"), Create("c", "hash:ip", 4)]
+    answer(number(seq + 2, 9), number(seq, 65535), acknowledged(seq + 3))
+    assert ipset.run(commands, numbered=True) == {"a": 65535, "c": 9}
+    answer(number(seq + 4, 7), acknowledged(seq + 7))
+    with pytest.raises(MalformedKernelData, match="on a, b, c: the kernel left out the number of a set"):
+        ipset.run(commands, numbered=True)
+    answer(number(seq + 8, 7), acknowledged(seq + 11))
+    with pytest.raises(MalformedKernelData, match="an answer of the kernel has no such form"):
+        ipset.run(commands)
 
 
 def test_answers_of_nonsense_or_none(played: tuple[IpsetSocket, socket.socket, int]) -> None:

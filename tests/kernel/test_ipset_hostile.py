@@ -67,9 +67,12 @@ def parse_records(data: bytes) -> int:
 
 
 def parse_answers(data: bytes) -> int:
-    outcome = ffi.new("struct np_ipset_outcome *", {"first": SEQ, "commands": 2})
+    numbers = ffi.new("uint32_t[]", [0, 0, 0xA5A5A5A5])
+    outcome = ffi.new("struct np_ipset_outcome *", {"first": SEQ, "commands": 2, "numbers": numbers})
     code = int(lib.np_ipset_parse_answers(copy(data), len(data), outcome))
     assert code in (0, -errno.EBADMSG)
+    assert max(numbers[0], numbers[1]) <= 1 << 16
+    assert numbers[2] == 0xA5A5A5A5
     assert outcome.failures == 0 or (outcome.code > 0 and outcome.command < 2)
     return code
 
@@ -80,18 +83,11 @@ def parse_version(data: bytes) -> int:
     return code
 
 
-def parse_number(data: bytes) -> int:
-    code = int(lib.np_ipset_parse_number(copy(data), len(data), SEQ))
-    assert -65535 <= code < 1 << 16
-    return code
-
-
 PARSERS: dict[str, Callable[[bytes], int]] = {
     "dump": parse_dump,
     "records": parse_records,
     "answers": parse_answers,
     "version": parse_version,
-    "number": parse_number,
 }
 
 
