@@ -98,6 +98,20 @@ class Cluster:
                     if self._holders.get(address) is pod:
                         yield address, pod
 
+    def addresses(self, query: Query, width: int) -> list[Address]:
+        """The same without the pods: addresses of so many bytes."""
+        found: list[Address] = []
+        holders = self._holders
+        for profile in self.index.selected(query):
+            pods = self._pods[profile.namespace]
+            found += [
+                address
+                for pod in map(pods.__getitem__, profile.names)
+                for address in pod.addresses
+                if len(address) == width and holders.get(address) is pod
+            ]
+        return found
+
     # -- events --------------------------------------------------------------------------------------------------------
 
     def put(self, object: Object) -> Change:

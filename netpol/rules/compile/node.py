@@ -10,6 +10,7 @@ Only what concerns this node's isolated pods is in it: a policy that selects no 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -22,8 +23,12 @@ from netpol.rules.compile.tree import scope, tree
 from netpol.rules.ruleset import Chain, Ruleset, Set
 
 Key = tuple[str, str]
+_Resolution = tuple[tuple[tuple[int, str], tuple[int, ...]], ...]  # named ports, and their numbers
 _Targets = tuple[dict[Address, str | None], tuple[Network, ...]]  # the chain of each address, and the ranges of unknown ones
-_Leaves = dict[tuple[Family, Direction], dict[Address, ClassChain | None]]
+_Place = tuple[Family, Direction]
+_Found = dict[Address, ClassChain | None]
+_Leaves = dict[_Place, _Found]
+_Distinct = dict[_Place, dict[int, ClassChain]]  # the chains in them, each once
 
 
 class _ClassKey(Struct, frozen=True):
@@ -31,7 +36,7 @@ class _ClassKey(Struct, frozen=True):
 
     direction: Direction
     policies: frozenset[Key]
-    resolution: tuple[tuple[tuple[int, str], tuple[int, ...]], ...]
+    resolution: _Resolution
 
 
 class _Isolation(Struct, frozen=True):
@@ -39,6 +44,16 @@ class _Isolation(Struct, frozen=True):
 
     policies: Mapping[Direction, frozenset[Key]]
     names: tuple[tuple[int, str], ...]
+
+
+class _Ways(NamedTuple):
+    """The chains of a pod by direction, the directions in which it is free, and what follows from that."""
+
+    queries: frozenset[Query]
+    isolation: _Isolation
+    resolution: _Resolution
+    chains: tuple[tuple[Direction, dict[Family, ClassChain]], ...]
+    free: tuple[Direction, ...]
 
 
 class _LiveSet:
@@ -61,9 +76,11 @@ class NodeState:
         self._locals: dict[Key, Pod] = {}
         self._subjects: dict[Query, set[Key]] = {}
         self._classes: dict[_ClassKey, dict[Family, ClassChain]] = {}
+        self._ways: dict[Key, _Ways] = {}
         self._isolations: dict[frozenset[Query], _Isolation] = {}
-        self._trees: dict[tuple[Family, Direction], tuple[_Targets, dict[str, Chain]]] = {}
-        self._applied_trees: dict[tuple[Family, Direction], tuple[_Targets, dict[str, Chain]]] = {}
+        self._leaves: _Leaves = {}  # of which the trees are
+        self._trees: dict[_Place, tuple[_Targets, dict[str, Chain]]] = {}
+        self._applied_trees: dict[_Place, tuple[_Targets, dict[str, Chain]]] = {}
         self._sets: dict[str, _LiveSet] = {}
         self._leaving: dict[str, _LiveSet] = {}
         self._users: dict[Query, set[_LiveSet]] = {}
@@ -74,6 +91,8 @@ class NodeState:
         """Addresses of this node's pods that some rule is about; the rest are free."""
         self._applied: Mapping[Family, Mapping[str, Chain]] = {}
         self._stale = True
+        self._changed: set[Key] | None = None  # pods of which the ways are to be found again; None: all
+        self._denied: tuple[Network, ...] = ()  # the ranges of unknown addresses, as the leaves have them
         for policy in cluster.policies.values():
             self._add_subject(policy)
         for pod in cluster.all_pods():
@@ -104,12 +123,12 @@ class NodeState:
             # Another pod, of any node, may take or give back the address of one of ours.
             holders = {standing.pod.key for standing in (move.before, move.after) if standing is not None}
             if not holders.isdisjoint(self._locals):
-                self._stale = True
+                self._stale, self._changed = True, None
         for before, after in change.pods:
             if (before is not None and self._is_local(before)) or (after is not None and self._is_local(after)):
                 self._replace_local(before, after)
         if any(self._is_local(pod) for pod in change.regrouped):
-            self._stale = True
+            self._stale, self._changed = True, None
         for old, new in change.policies:
             self._replace_policy(old, new)
         if any(self.node == node.name for pair in change.nodes for node in pair if node is not None):
@@ -135,11 +154,11 @@ class NodeState:
                 self._locals.pop(pod.key, None)
         if after is not None and self._is_local(after):
             self._locals[after.key] = after
-        self._stale = True
+        self._stale, self._changed = True, None
 
     def _replace_policy(self, before: Policy | None, after: Policy | None) -> None:
         """Registers the new subject before the old one goes, so that one that stays is not searched for again."""
-        concerned = before is not None and self._concerns(before)
+        concerned = self._concerned(before) if before is not None else set()
         if before is not None:
             self._forget_isolations(before.subject)
             for key in [key for key in self._classes if before.key in key.policies]:
@@ -147,11 +166,14 @@ class NodeState:
         if after is not None:
             self._add_subject(after)
             self._forget_isolations(after.subject)
-            concerned = concerned or self._concerns(after)
+            if before is None or before.subject != after.subject:
+                concerned |= self._concerned(after)
         if before is not None:
             self._drop_subject(before, keep=after is not None and after.subject == before.subject)
         first_or_last = (before is None or after is None) and len(self.cluster.policies) <= 1
-        self._stale = self._stale or concerned or first_or_last
+        self._stale = self._stale or bool(concerned) or first_or_last
+        if self._changed is not None:
+            self._changed |= concerned
 
     def _forget_isolations(self, subject: Query) -> None:
         for queries in [queries for queries in self._isolations if subject in queries]:
@@ -169,8 +191,10 @@ class NodeState:
             if not keys:
                 del self._subjects[policy.subject]
 
-    def _concerns(self, policy: Policy) -> bool:
-        return any(policy.subject in self.cluster.queries(pod) for pod in self._locals.values())
+    def _concerned(self, policy: Policy) -> set[Key]:
+        """The pods of this node that a policy selects."""
+        subject, queries = policy.subject, self.cluster.queries
+        return {key for key, pod in self._locals.items() if subject in queries(pod)}
 
     def _is_local(self, pod: Pod) -> bool:
         return pod.node == self.node and not pod.host_network and not pod.finished
@@ -246,33 +270,38 @@ class NodeState:
         """Computes classes, chains and the sets they need again, after something that can change them."""
         if not self._stale:
             return
-        self._stale = False
+        changed, self._stale, self._changed = self._changed, False, set()
         unknown = self._unknown()
-        leaves: _Leaves = {(family, direction): {} for family in FAMILIES for direction in DIRECTIONS}
-        used: set[_ClassKey] = set()
-        isolations: dict[frozenset[Query], _Isolation] = {}
-        for pod in self._locals.values():
-            queries = self.cluster.queries(pod)
-            isolation = isolations.get(queries)
-            if isolation is None:
-                isolation = isolations[queries] = self._isolations.get(queries) or self._isolation(queries)
-            for direction in DIRECTIONS:
-                chains: Mapping[Family, ClassChain] | None = None
-                if isolation.policies[direction]:
-                    key = _class_key(direction, isolation, pod)
-                    used.add(key)
-                    chains = self._class(key)
-                elif not unknown:
-                    continue
-                for address in pod.addresses:
-                    if self.cluster.holder(address) is pod:
-                        leaves[family_of(address), direction][address] = chains[family_of(address)] if chains is not None else None
-        self._isolations = isolations
-        self._classes = {key: self._classes[key] for key in used}
-        self._chains = {family: self._family_chains(family, leaves, unknown) for family in FAMILIES}
-        self._isolated = frozenset(a for found in leaves.values() for a, chain in found.items() if chain is not None)
+        if changed is None or unknown != self._denied:
+            leaves: _Leaves = {(family, direction): {} for family in FAMILIES for direction in DIRECTIONS}
+            ways: dict[Key, _Ways] = {}
+            pods = self._locals
+        else:
+            leaves = {place: found.copy() for place, found in self._leaves.items()}
+            ways, pods = self._ways.copy(), {key: self._locals[key] for key in changed}
+        for key, pod in pods.items():
+            found = ways[key] = self._way(key, pod)
+            for address in pod.addresses:
+                if self.cluster.holder(address) is pod:
+                    family = family_of(address)
+                    for direction, chains in found.chains:
+                        leaves[family, direction][address] = chains[family]
+                    for direction in found.free:
+                        if unknown:
+                            leaves[family, direction][address] = None
+                        else:
+                            leaves[family, direction].pop(address, None)
+        self._ways, self._denied = ways, unknown
+        self._isolations = {found.queries: found.isolation for found in ways.values()}
+        used = {id(chains) for found in ways.values() for _, chains in found.chains}
+        if len(used) < len(self._classes):
+            self._classes = {key: chains for key, chains in self._classes.items() if id(chains) in used}
+        distinct = {place: {id(chain): chain for chain in found.values() if chain is not None} for place, found in leaves.items()}
+        self._chains = {family: self._family_chains(family, leaves, distinct, unknown) for family in FAMILIES}
+        self._leaves = leaves
+        self._isolated = frozenset([a for found in leaves.values() for a, chain in found.items() if chain is not None])
         self.judged = frozenset().union(*leaves.values())
-        self._use_sets(leaves)
+        self._use_sets(distinct)
 
     def _unknown(self) -> tuple[Network, ...]:
         """The ranges whose unknown addresses are denied now (SEMANTICS 29)."""
@@ -292,6 +321,23 @@ class NodeState:
         found = {d: frozenset(key for key in keys if policies[key].rules(d) is not None) for d in DIRECTIONS}
         return _Isolation(found, named_ports(policies[key] for key in found["ingress"]))
 
+    def _way(self, key: Key, pod: Pod) -> _Ways:
+        """Of one pod, which has the key: what was found before, where that still holds."""
+        queries, known = self.cluster.queries(pod), self._ways.get(key)
+        isolation = self._isolations.get(queries)
+        if isolation is None:
+            isolation = self._isolations[queries] = self._isolation(queries)
+        resolution = tuple([(name, _numbers(pod, name)) for name in isolation.names]) if isolation.names else ()
+        if known is not None and known.isolation is isolation and known.resolution == resolution:
+            return known
+        chains: list[tuple[Direction, dict[Family, ClassChain]]] = []
+        for direction in DIRECTIONS:
+            if isolation.policies[direction]:
+                numbers = resolution if direction == "ingress" else ()
+                chains.append((direction, self._class(_ClassKey(direction, isolation.policies[direction], numbers))))
+        free = tuple(direction for direction in DIRECTIONS if not isolation.policies[direction])
+        return _Ways(queries, isolation, resolution, tuple(chains), free)
+
     def _class(self, key: _ClassKey) -> dict[Family, ClassChain]:
         found = self._classes.get(key)
         if found is None:
@@ -299,26 +345,28 @@ class NodeState:
             found = self._classes[key] = {f: class_chain(key.direction, f, policies, dict(key.resolution)) for f in FAMILIES}
         return found
 
-    def _family_chains(self, family: Family, leaves: _Leaves, unknown: tuple[Network, ...]) -> dict[str, Chain]:
-        classes = [found for direction in DIRECTIONS for found in leaves[family, direction].values() if found is not None]
+    def _family_chains(self, family: Family, leaves: _Leaves, distinct: _Distinct, unknown: tuple[Network, ...]) -> dict[str, Chain]:
+        classes = [found for direction in DIRECTIONS for found in distinct[family, direction].values()]
         ranges = tuple(net for net in unknown if net.family == family)
         within = {direction: scope(leaves[family, direction].keys(), ranges) for direction in DIRECTIONS}
         chains = skeleton(family, self.settings, bool(classes), within["egress"], within["ingress"])
         chains |= {found.chain.name: found.chain for found in classes}
         for direction in DIRECTIONS:
-            targets = {address: found.chain.name if found is not None else None for address, found in leaves[family, direction].items()}
-            kept, branches = self._trees.get((family, direction), (None, {}))
-            if kept is None or kept != (targets, ranges):
-                branches = tree(direction, targets, ranges)
-                self._trees[family, direction] = ((targets, ranges), branches)
+            place = family, direction
+            kept, branches = self._trees.get(place, (None, {}))
+            if kept is None or kept[1] != ranges or self._leaves[place] != leaves[place]:
+                targets = {address: found.chain.name if found is not None else None for address, found in leaves[place].items()}
+                if kept is None or kept != (targets, ranges):
+                    branches = tree(direction, targets, ranges)
+                    self._trees[place] = ((targets, ranges), branches)
             chains |= branches
         return chains
 
-    def _use_sets(self, leaves: _Leaves) -> None:
+    def _use_sets(self, distinct: _Distinct) -> None:
         needed = {
             name: (selection, family)
-            for (family, _), by_address in leaves.items()
-            for found in {id(found): found for found in by_address.values() if found is not None}.values()
+            for (family, _), classes in distinct.items()
+            for found in classes.values()
             for name, selection in found.selections.items()
         }
         for name in self._sets.keys() - needed.keys():
@@ -349,11 +397,6 @@ class NodeState:
                     found.discard(live)
                     if not found:
                         del users[query]
-
-
-def _class_key(direction: Direction, isolation: _Isolation, pod: Pod) -> _ClassKey:
-    names = isolation.names if direction == "ingress" else ()
-    return _ClassKey(direction, isolation.policies[direction], tuple((name, _numbers(pod, name)) for name in names))
 
 
 def _numbers(pod: Pod, name: tuple[int, str]) -> tuple[int, ...]:

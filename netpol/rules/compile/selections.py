@@ -83,7 +83,8 @@ def members(selection: Selection, family: Family, cluster: Cluster) -> frozenset
     if isinstance(selection, BlockSelection):
         return frozenset(net_member(net, nomatch) for net, nomatch in selection.prefixes)
     if isinstance(selection, PodSelection):
-        return frozenset(address for address, _ in _addresses(cluster, selection.queries, family))
+        width = 4 if family == 4 else 16
+        return frozenset().union(*[cluster.addresses(query, width) for query in selection.queries])
     everywhere = queries_of(selection)
     return frozenset(
         member
