@@ -225,7 +225,7 @@ class Kernel:
         what is looked at too is as the live set; what does not count is as if nobody asked."""
         sets, found = self._standing
         if sets is not self._sets:
-            small = [(number, live) for name, number in self._sets.pairs if (live := beside_what(name)) is not None]
+            small = [(number, live) for name, number in self._sets.pairs if name[7:8] != "-" and (live := beside_what(name)) is not None]
             found = {number: self._sets.get(live) if letter == "a" else None for number, (live, letter) in small}
             self._standing = self._sets, found
         return found
