@@ -43,6 +43,7 @@ def apply(
 
     from netpol.agent.enforcer import Enforcer
     from netpol.agent.saved import save
+    from netpol.cli import isolation
     from netpol.cli.files import node_name
     from netpol.kernel.apply import Kernel
     from netpol.kube.manifests import load
@@ -63,6 +64,7 @@ def apply(
         if state is not None and report.steps:
             save(Path(state), enforcer.state.wanted())
         _tell(report)
+        isolation.tell(enforcer.state)
 
 
 def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str], state: str | None, cut_flows: bool) -> None:

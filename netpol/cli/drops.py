@@ -45,7 +45,8 @@ def drops(file: str, follow: bool, namespace: str | None, pod: str | None) -> No
             if _wanted(line, namespace, pod):
                 click.echo(words)
     except OSError as error:
-        raise click.ClickException(f"{file}: {error.strerror or error}") from None
+        hint = ": an agent writes it where it runs with --drop-log" if isinstance(error, FileNotFoundError) else ""
+        raise click.ClickException(f"{file}: {error.strerror or error}{hint}") from None
     except KeyboardInterrupt:
         pass
     if unreadable:

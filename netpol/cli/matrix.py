@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from netpol.cli.connections import Connection, Engine, Judgement, Service
 
+MARKS, ASCII = "●✗·", "ox."
+"""Allowed, denied, not asked: as `netpol demo` has them."""
 ENGINES: tuple[Engine, ...] = ("spec", "rules", "packets")
 
 
@@ -59,7 +61,7 @@ def matrix(files: tuple[str, ...], node: str | None, ports: tuple[str, ...], by:
         click.echo(msgspec.json.format(msgspec.json.encode({"by": by, "flows": flows})).decode())
     else:
         console = Console(highlight=False)
-        for part in tables(asked, said[engines[0]]):
+        for part in tables(asked, said[engines[0]], MARKS if console.encoding.startswith("utf") else ASCII):
             console.print(part, overflow="ignore", no_wrap=True, crop=False)
     wrong = judging.disagreements(asked, said)
     for sentence in wrong:
@@ -106,7 +108,7 @@ def _flow(connection: Connection, judgement: Judgement) -> dict[str, object]:
 # -- for people --------------------------------------------------------------------------------------------------------
 
 
-def tables(asked: Sequence[Connection], said: Sequence[Judgement]) -> list[Text]:
+def tables(asked: Sequence[Connection], said: Sequence[Judgement], marks: str = MARKS) -> list[Text]:
     """A grid for each family and set of ports that behave alike: rows are sources, columns destinations by the rows' numbers."""
     from rich.text import Text
 
@@ -127,11 +129,17 @@ def tables(asked: Sequence[Connection], said: Sequence[Judgement]) -> list[Text]
             names = ", ".join(f"{port}/{PROTOCOL_NAMES[protocol]}" for protocol, port in found)
             allowed = sum(value for _, value in cells)
             title = f"{names}" + (" over IPv6" if number == 6 else "")
-            parts += [Text.assemble((title, "bold"), f"   {allowed} of {len(cells)} connections allowed"), *_grid(dict(cells)), Text("")]
-    return parts or [Text("no pods with addresses, or no ports: nothing to show")]
+            parts += [
+                Text.assemble((title, "bold"), f"   {allowed} of {len(cells)} connections allowed"),
+                *_grid(dict(cells), marks),
+                Text(""),
+            ]
+    if not parts:
+        return [Text("no pods with addresses, or no ports: nothing to show")]
+    return [*parts, Text(f"{marks[0]} allowed   {marks[1]} denied   {marks[2]} not asked", style="dim")]
 
 
-def _grid(cells: dict[tuple[str, str], bool]) -> list[Text]:
+def _grid(cells: dict[tuple[str, str], bool], marks: str) -> list[Text]:
     from rich.text import Text
 
     pods = sorted({pod for pair in cells for pod in pair})
@@ -153,6 +161,7 @@ def _grid(cells: dict[tuple[str, str], bool]) -> list[Text]:
         for column, destination in enumerate(pods):
             line.append(gap(column))
             allowed = cells.get((source, destination))
-            line.append(" " if allowed is None else "·" if allowed else "x", style="green" if allowed else "bold red")
+            mark, style = (marks[2], "dim") if allowed is None else (marks[0], "green") if allowed else (marks[1], "bold red")
+            line.append(mark, style=style)
         lines.append(line)
     return lines

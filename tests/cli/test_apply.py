@@ -68,6 +68,40 @@ def test_bad_manifests_change_nothing(tmp_path: Path) -> None:
     assert sorted(run("ipset", "save").splitlines()) == sorted(before.splitlines())
 
 
+@pytest.mark.parametrize(
+    ("text", "node", "words"),
+    [
+        pytest.param(PODS, "n", "node n: 0 of 2 pods isolated, 0 policies in all", id="no policy"),
+        pytest.param(f"{PODS}---\n{POLICY % 'a'}", "n", "node n: 1 of 2 pods isolated, 1 policy in all", id="one of two"),
+        pytest.param(POLICY % "a", "n", "netpol: nothing is isolated on node n: the manifests hold no pod", id="no pod"),
+        pytest.param(
+            f"{PODS}---\n{POLICY % 'a'}",
+            "m",
+            "netpol: nothing is isolated on node m: 2 pods of the manifests are on node n (spec.nodeName)",
+            id="another node",
+        ),
+        pytest.param(
+            f"{PODS}---\n{POLICY % 'c'}",
+            "n",
+            "netpol: nothing is isolated on node n: no policy selects any of its 2 pods",
+            id="other labels",
+        ),
+        pytest.param(
+            f"{PODS.replace('10.0.0.1', '')}---\n{POLICY % 'a'}",
+            "n",
+            "netpol: nothing is isolated on node n: 1 of its 2 pods without an address (status.podIP), and no policy selects another",
+            id="no address",
+        ),
+    ],
+)
+def test_whom_it_isolates_is_said(tmp_path: Path, text: str, node: str, words: str) -> None:
+    """How many pods; or that it is none, which is easily a mistake in the manifests, with what is missing."""
+    (tmp_path / "all.yaml").write_text(text)
+    result = netpol("apply", "-f", str(tmp_path), "--node", node)
+    assert result.exit_code == 0
+    assert words in (result.stderr if words.startswith("netpol:") else result.stdout).splitlines()
+
+
 def eventually(holds: Callable[[], bool]) -> bool:
     """Whether it comes true within ten seconds."""
     end = time.monotonic() + 10

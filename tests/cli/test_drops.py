@@ -101,7 +101,7 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_file(tmp_path: Path) -> None:
     """A word, and no traceback."""
     done = CliRunner().invoke(main, ["drops", str(tmp_path / "none")])
-    assert (done.exit_code, "No such file or directory" in done.stderr) == (1, True)
+    assert (done.exit_code, "No such file or directory: an agent writes it where it runs with --drop-log" in done.stderr) == (1, True)
 
 
 def test_following(tmp_path: Path) -> None:

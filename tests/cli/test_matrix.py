@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ from netpol.cli import connections
 from netpol.cli.main import main
 from netpol.model import SCTP, TCP, UDP
 
-EXAMPLE = str(Path(__file__).parents[2] / "examples" / "kubernetes-docs.yaml")
+ROOT = Path(__file__).parents[2]
+EXAMPLE = str(ROOT / "examples" / "kubernetes-docs.yaml")
 CORNERS = """
 apiVersion: v1
 kind: List
@@ -152,5 +156,20 @@ def test_grids_group_ports_that_behave_alike_and_stay_narrow(tmp_path: Path) -> 
     assert len(rows) == 50
     assert max(map(len, lines)) <= 130
     row = next(line for line in rows if line.startswith("ns0/p00"))
-    assert row.split()[2:] == ["·"] * 30 + ["x"] * 10 + ["·"] * 10
+    assert row.split()[2:] == ["●"] * 30 + ["✗"] * 10 + ["●"] * 10
     assert sum(line == "" for line in lines) >= 5
+    assert lines[-1] == "● allowed   ✗ denied   · not asked"
+
+
+def test_marks_are_ascii_where_the_terminal_shows_no_more() -> None:
+    """Letters that differ without colours; no mark is lost."""
+    done = subprocess.run(
+        [sys.executable, "-m", "netpol.cli.main", "matrix", "-f", EXAMPLE, "--port", "6379"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "o allowed   x denied   . not asked"
+    assert {mark for line in lines if line.startswith("default/") for mark in line.split()[2:]} == {"o", "x"}

@@ -1,0 +1,59 @@
+"""Whom policies isolate on a node, in words. That it is nobody is easily a mistake in the manifests, and without a word it looks well."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from netpol.model import Pod
+    from netpol.policy.cluster import Cluster
+    from netpol.rules.compile import NodeState
+
+MOST = 3
+"""Nodes that are named."""
+
+
+def tell(state: NodeState) -> None:
+    """Says how many of the node's pods are isolated; on standard error, and why, where there are policies and it is none."""
+    from netpol.model import DIRECTIONS
+
+    here = _here(state.cluster, state.node)
+    count = sum(bool(pod.addresses) and any(state.isolating(pod, direction) for direction in DIRECTIONS) for pod in here)
+    policies = _counted(len(state.cluster.policies), "policy", "policies")
+    if not count and state.cluster.policies:
+        warn(state.cluster, state.node)
+    else:
+        click.echo(f"{_named(state.node)}: {count} of {_counted(len(here), 'pod', 'pods')} isolated, {policies} in all")
+
+
+def warn(cluster: Cluster, node: str) -> None:
+    """Says that nothing is isolated on the node, and why."""
+    click.echo(f"netpol: nothing is isolated on {_named(node)}: {_why(cluster, node)}", err=True)
+
+
+def _why(cluster: Cluster, node: str) -> str:
+    pods, here = list(cluster.all_pods()), _here(cluster, node)
+    if not pods:
+        return "the manifests hold no pod"
+    if not here:
+        names = sorted({pod.node for pod in pods})
+        places = ", ".join(map(_named, names[:MOST])) + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
+        return f"{_counted(len(pods), 'pod of the manifests is', 'pods of the manifests are')} on {places} (spec.nodeName)"
+    if bare := sum(not pod.addresses for pod in here):
+        return f"{bare} of its {_counted(len(here), 'pod', 'pods')} without an address (status.podIP), and no policy selects another"
+    return f"no policy selects any of its {_counted(len(here), 'pod', 'pods')}"
+
+
+def _here(cluster: Cluster, node: str) -> list[Pod]:
+    """The pods of a node that can be isolated."""
+    return [pod for pod in cluster.all_pods() if pod.node == node and not pod.host_network and not pod.finished]
+
+
+def _named(node: str) -> str:
+    return f"node {node}" if node else "the node without a name"
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
