@@ -112,8 +112,9 @@ mutants: $(NATIVE) $(VENV)/.mutants  ## Break policy/ and rules/ in 4,000 ways, 
 	@NETPOL_HYPOTHESIS_PROFILE=mutants $(BIN)/mutmut run $(ARGS)
 	@$(BIN)/python -m tests.mutants
 
+# Which Python builds is .ci/wheel's to choose, unless somebody said.
 wheel:  ## Build the sdist and a wheel from it into dist/, check both, and run the demo from it on each Python here
-	@.ci/wheel
+	@$(if $(filter file,$(origin PYTHON)),env -u PYTHON) .ci/wheel
 
 lowest:  ## Test with each dependency at its lower bound, in build/lowest (ARGS="tests/policy")
 	@.ci/lowest $(ARGS)

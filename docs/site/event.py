@@ -42,7 +42,7 @@ COLOURS = {
     "csrc": "#6a3d9a",
 }
 STYLE = ".call{fill:none;stroke-width:1.5}.lane{stroke:#c5cae9;stroke-width:1}.dim{fill:#667}.what{font-weight:bold;font-size:13px}"
-LANE, ROW, MARGIN, HEAD, TITLE = 188, 22, 28, 30, 34
+LANE, ROW, MARGIN, HEAD, TITLE = 132, 22, 20, 30, 34
 OTHER_POD = ("a pod of another node starts, and a policy's peers select it", PODS)
 POLICY = ("a policy is created that isolates a pod of this node", POLICIES)
 

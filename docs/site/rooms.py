@@ -36,7 +36,7 @@ PLACES = {
     "netpol.model": (6, 0, 2),
     "netpol.errors": (6, 2, 1),
 }
-COLUMN, ACROSS, DOWN, MARGIN = 330, 60, 46, 28
+COLUMN, ACROSS, DOWN, MARGIN = 222, 42, 46, 20
 COLOURS = {"pure": "#00796b", "shell": "#3f51b5", "c": "#6a3d9a"}
 STYLE = ".use{fill:none;stroke-width:1.5}.dim{fill:#667}.label{fill:#667;text-anchor:middle}"
 C_WORDS = "C: messages and tables made and read, every length checked. np_sys.c alone makes system calls."
