@@ -21,6 +21,7 @@ from netpol.agent.files import KINDS
 from netpol.agent.loop import Loop
 from netpol.bench import peers
 from netpol.bench.measure import BenchError, Case, Contender, Contest
+from netpol.bench.tables import put_foreign
 from netpol.kernel import namespaces
 from netpol.kernel.apply import Kernel
 from netpol.kernel.encode import encode_chain
@@ -42,7 +43,7 @@ from netpol.model import (
     Requirement,
     Selector,
 )
-from netpol.rules.ruleset import DENY, RETURN, ROOT, Chain, Multiport, ReplaceTable, Rule, TableName, Tcp
+from netpol.rules.ruleset import DENY, RETURN, ROOT, Chain, ReplaceTable, Rule, TableName, Tcp
 
 NODE = "node"
 TABLE: TableName = "mangle"
@@ -292,11 +293,8 @@ def _expect_waited(outcome: object) -> None:
 
 @contextmanager
 def _hold(foreign: int, directory: Path) -> Iterator[Contest]:
-    chains = [f"KUBE-{number:05}" for number in range(max(1, foreign // 10))]
-    rules = tuple(Rule(RETURN, (Tcp(), Multiport(((80, 80), (443, 443)))), protocol=TCP) for _ in range(10))
     with Kernel(TABLE) as kernel, TableSocket(4) as socket:
-        theirs = {name: encode_chain(Chain(name, rules), 4) for name in chains}
-        socket.change(TABLE, theirs, False, lambda name: name.startswith("KUBE-"))
+        put_foreign(foreign)
         versions = [Chain(ROOT, (Rule(RETURN, (Tcp(destination=(port, port)),), protocol=TCP),)) for port in (1, 2)]
         encoded = [{ROOT: encode_chain(chain, 4)} for chain in versions]
         file = directory / "rules"

@@ -11,13 +11,14 @@ from netpol.bench.members import networks, pod_addresses, scattered_addresses
 
 MEMBERS, FEW = 60_000, 1_000
 RULES = (1_000, 10_000)
-POLICIES, ISOLATED = 1_000, (10, 250, 2_000)
+POLICIES, ISOLATED, PEERS = 1_000, (10, 250, 2_000), (10, 1_000, 60_000)
 CLUSTER = (10_000, 1_000, 250)  # pods, policies, pods on our node
 LARGE = (100_000, 1_000, 250)
 
 FILL_GOALS = {sets.RESTORE: 10.0, sets.RIGHT_SIZED: 9.0}
 LOAD_GOAL = 7.0
-# A new flow may cost so many times what it costs beside the peer; an event in a cluster of 8 times the size, too.
+# A flow's packet may cost so many times what it costs beside the peer; an event in a cluster of 8 times the size, too.
+KNOWN_GOAL = 1 / 1.05
 POLICIES_GOAL, DISPATCH_GOAL, FREE_GOAL, FLAT_GOAL, LINEAR_GOAL = 1 / 1.3, 1 / 1.05, 1 / 1.05, 1 / 1.2, 1 / (8 * 1.2)
 
 AUDIT = (10_000, 1_000)  # members and rules, both families together
@@ -28,6 +29,8 @@ SWEEP_GOAL, FEW_GOAL = 1 / 1.2, 1.5
 
 FILLS, DELTAS, SETS = (10_000, 250_000), (100, 10_000), (250, 1_000, 5_000)
 LOADS, CHANGED = (100, 50_000), (100, 1_000, 10_000, 50_000)
+BESIDE, OTHERS = (100, 1_000, 10_000), 10_000  # rules of ours beside so many of others
+PYROUTE2 = 10_000  # members that it adds in a few seconds, a call each: more are no more to learn from
 CLUSTERS = (1_000, 10_000, 100_000)
 EXEC_GOAL = 100.0  # at 10,000 pods and more
 
@@ -43,6 +46,7 @@ def cases(
     rules: tuple[int, ...] = RULES,
     policies: int = POLICIES,
     isolated: tuple[int, ...] = ISOLATED,
+    peers: tuple[int, ...] = PEERS,
     cluster: tuple[int, int, int] = CLUSTER,
     audit: tuple[int, int] = AUDIT,
     foreign: tuple[int, ...] = FOREIGN,
@@ -55,6 +59,8 @@ def cases(
         *(scale_cases(members) if members == MEMBERS else ()),
         *leaving_cases(members),
         *packet_cases(policies, isolated),
+        *known_cases(policies, isolated),
+        packets.peers_in_a_set(f"new flow, a set of {short(peers[-1])} peers", peers, 21, {}),
         *change_cases(*cluster),
         *audit_cases(*audit, foreign),
         *flow_cases(running, cluster),
@@ -74,6 +80,15 @@ def packet_cases(policies: int, isolated: tuple[int, ...]) -> tuple[Case, ...]:
         packets.policies_on_one_pod(f"new flow, {short(policies)} policies", policies, 21, {"1 policy": POLICIES_GOAL}),
         packets.isolated_pods(f"new flow, {many} isolated pods", isolated, 21, {f"{isolated[0]} pods": DISPATCH_GOAL}),
         packets.free_pod(f"new flow, free among {many}", isolated[-1], 21, {"gate only": FREE_GOAL}),
+    )
+
+
+def known_cases(policies: int, isolated: tuple[int, ...]) -> tuple[Case, ...]:
+    """What a packet of an established flow pays, whatever there is."""
+    many = short(isolated[-1])
+    return (
+        packets.known_by_policies(f"established flow, {short(policies)} policies", policies, 21, {"1 policy": KNOWN_GOAL}),
+        packets.known_by_pods(f"established flow, {many} isolated pods", isolated, 21, {f"{isolated[0]} pods": KNOWN_GOAL}),
     )
 
 
@@ -147,15 +162,27 @@ def scale_cases(
     many: tuple[int, ...] = SETS,
     loads: tuple[int, ...] = LOADS,
     changed: tuple[int, ...] = CHANGED,
+    beside: tuple[int, ...] = BESIDE,
+    others: int = OTHERS,
     clusters: tuple[int, ...] = CLUSTERS,
 ) -> tuple[Case, ...]:
     """How the main rows go on below and above the usual sizes, and a policy change by exec."""
     return (
-        *(sets.fill(f"{short(count)} members into hash:ip", "hash:ip", pod_addresses, count, 7, {}) for count in fills),
+        *(
+            sets.fill(f"{short(count)} members into hash:ip", "hash:ip", pod_addresses, count, 7, {}, pyroute2=count <= PYROUTE2)
+            for count in fills
+        ),
         *(sets.grow(f"{short(count)} members added to {short(members)}", members, count, 9) for count in deltas),
         *(sets.make_many(f"{short(count)} sets of 10 made", count, 5 if count <= 1_000 else 2) for count in many),
         *(tables.load(f"{short(count)} rules into a table", count, 4, 5, LOAD_GOAL) for count in loads),
         *(tables.append(f"1 rule appended in a table of {short(count)} rules", count, 9 if count <= 1_000 else 5) for count in changed),
+        *(
+            tables.change(f"1 chain changed in a table of {short(n)} rules", n, 9 if n <= 1_000 else 5)
+            for n in changed
+            if n not in RULES[:1]
+        ),
+        *(tables.load_beside(f"{short(n)} rules into a table with {short(others)} foreign ones", n, others, 7) for n in beside),
+        *(tables.change(f"1 chain changed in {short(n)} rules beside {short(others)} foreign ones", n, 7, others) for n in beside),
         *(
             execs.policy_change(
                 f"policy change, {short(pods)} pods",

@@ -97,25 +97,26 @@ def _flows(count: int, share: float, ours: list[Address], others: list[Address])
 # -- entries made by hand ----------------------------------------------------------------------------------------------
 
 
-def create(flows: list[Flow]) -> None:
-    """Makes IPv4 TCP connections that are established and last an hour."""
+def create(flows: list[Flow], protocol: int = TCP) -> None:
+    """Makes IPv4 connections, TCP or UDP, that are established and last an hour."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as made:
         for start in range(0, len(flows), 200):
-            made.send(b"".join(_message(flow) for flow in flows[start : start + 200]))
+            made.send(b"".join(_message(flow, protocol) for flow in flows[start : start + 200]))
 
 
-def _message(flow: Flow) -> bytes:
+def _message(flow: Flow, protocol: int) -> bytes:
     source, destination, client, server = flow
     body = struct.pack("=BBH", socket.AF_INET, 0, 0)
-    body += _tuple(1, source, destination, client, server) + _tuple(2, destination, source, server, client)
+    body += _tuple(1, source, destination, client, server, protocol) + _tuple(2, destination, source, server, client, protocol)
     body += _attribute(3, struct.pack("!I", _STATUS)) + _attribute(7, struct.pack("!I", 3600))
-    body += _attribute(4, _attribute(1, _attribute(1, bytes((_ESTABLISHED,)))))
+    if protocol == TCP:
+        body += _attribute(4, _attribute(1, _attribute(1, bytes((_ESTABLISHED,)))))
     return struct.pack("=IHHII", 16 + len(body), _CREATE, _REQUEST, 1, 0) + body
 
 
-def _tuple(kind: int, source: Address, destination: Address, client: int, server: int) -> bytes:
+def _tuple(kind: int, source: Address, destination: Address, client: int, server: int, protocol: int) -> bytes:
     ends = _attribute(1, source) + _attribute(2, destination)
-    ports = _attribute(1, bytes((TCP,))) + _attribute(2, client.to_bytes(2, "big")) + _attribute(3, server.to_bytes(2, "big"))
+    ports = _attribute(1, bytes((protocol,))) + _attribute(2, client.to_bytes(2, "big")) + _attribute(3, server.to_bytes(2, "big"))
     return _attribute(kind, _attribute(1, ends) + _attribute(2, ports))
 
 

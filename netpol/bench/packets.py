@@ -1,8 +1,10 @@
-"""What a packet of a new flow pays: the same packets through the same node, under one ruleset and another in turn.
+"""What a packet of a new flow pays, and one of an established flow: the same packets through the same node, under one ruleset and another
+in turn.
 
-A client sends UDP packets from prepared bytes, each the first of a flow, through a node to a network that throws them away. What a run
-takes is the sender's time, which is the whole way of the packet through the node. Tracked flows are flushed before each run,
-outside the clock. The rules are those of the compiler, for clusters made for the question.
+A client sends UDP packets from prepared bytes through a node to a network that throws them away: each the first of a flow, or all of few
+flows that are tracked as established, and that a new flow could not be. What a run takes is the sender's time, which is the whole way
+of the packet through the node. Tracked flows are flushed before each run, and made, outside the clock. The rules are those of the
+compiler, for clusters made for the question.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from netpol.bench.flows import create
 from netpol.bench.measure import BenchError, Case, Contender, Contest
 from netpol.kernel.apply import Kernel
 from netpol.lab import Host, Lab
@@ -41,7 +45,9 @@ from netpol.rules.ruleset import RETURN, ROOT, Chain, Rule, Ruleset
 
 NODE = "node"
 PACKETS = 8_000
-PORT = 80
+KNOWN_FLOWS = 500
+PATIENCE = 20  # looks, a hundredth of a second apart
+PORT, DENIED_PORT = 80, 81
 CLIENT, SINK = parse_address("172.20.0.2"), parse_address("172.20.0.3")
 PODS, PREFIX = 0x0AF50000, "10.245.0.0"  # 10.245.0.0/16, behind the sink
 PEERS = 0x0AF60000
@@ -50,12 +56,12 @@ NOTHING = Ruleset({}, {})
 
 
 class Question(NamedTuple):
-    """A ruleset, and the packets to send through it: `passes` is whether they get through."""
+    """A ruleset, and the packets to send through it; `known` are those of established flows, on a port that is denied to new ones."""
 
     ruleset: Ruleset
     source: Address
     destination: Address
-    passes: bool = True
+    known: bool = False
 
 
 def policies_on_one_pod(row: str, count: int, pairs: int, goals: Mapping[str, float]) -> Case:
@@ -75,6 +81,29 @@ def free_pod(row: str, count: int, pairs: int, goals: Mapping[str, float]) -> Ca
     """A pod without policy among so many isolated ones, beside the gate alone."""
     questions: dict[str, Callable[[], Question]] = {row: partial(_free_among, count), "gate only": _gate_only}
     return Case(row, pairs, partial(_contest, questions, row), goals)
+
+
+def known_by_policies(row: str, count: int, pairs: int, goals: Mapping[str, float]) -> Case:
+    """An established flow to a pod that `count` policies select, beside one policy, and the gate alone."""
+    questions: dict[str, Callable[[], Question]] = {_policies(n): partial(_known, partial(_with_policies, n)) for n in (count, 1)}
+    questions |= {"gate only": partial(_known, _gate_only), "no rules": partial(_known, _no_rules)}
+    return Case(row, pairs, partial(_contest, questions, _policies(count)), goals)
+
+
+def known_by_pods(row: str, counts: tuple[int, ...], pairs: int, goals: Mapping[str, float]) -> Case:
+    """An established flow to the last of so many isolated pods, beside fewer."""
+    questions: dict[str, Callable[[], Question]] = {_pods(n): partial(_known, partial(_among, n)) for n in counts}
+    return Case(row, pairs, partial(_contest, questions, _pods(counts[-1])), goals)
+
+
+def peers_in_a_set(row: str, counts: tuple[int, ...], pairs: int, goals: Mapping[str, float]) -> Case:
+    """A new flow to a pod whose one policy allows so many peers, which are one set; the sender is the last of them. Beside fewer."""
+    questions = {_peers(n): partial(_with_peers, n) for n in counts}
+    return Case(row, pairs, partial(_contest, questions, _peers(counts[-1])), goals)
+
+
+def _peers(count: int) -> str:
+    return f"{count} peers"
 
 
 def _policies(count: int) -> str:
@@ -111,6 +140,19 @@ def _with_policies(count: int) -> Question:
     rules = [PolicyRule((Query("bench", EVERYTHING, _selector("peer", str(i))),), (NumberedPort(UDP, PORT, PORT),)) for i in range(count)]
     policies = [Policy("bench", f"policy-{i}", _selector("app", "target"), (rule,), None) for i, rule in enumerate(rules)]
     return Question(_compiled(*pods, *policies), _address(PEERS, count - 1), _address(PODS, 0))
+
+
+def _with_peers(count: int) -> Question:
+    """One policy and one set, of pods elsewhere."""
+    pods = [Pod("bench", "target", (("app", "target"),), NODE, (_address(PODS, 0),))]
+    pods += [Pod("bench", f"peer-{i}", (("app", "peer"),), "elsewhere", (_address(PEERS, i),)) for i in range(count)]
+    rule = PolicyRule((Query("bench", EVERYTHING, _selector("app", "peer")),), (NumberedPort(UDP, PORT, PORT),))
+    policy = Policy("bench", "policy", _selector("app", "target"), (rule,), None)
+    return Question(_compiled(*pods, policy), _address(PEERS, count - 1), _address(PODS, 0))
+
+
+def _known(ask: Callable[[], Question]) -> Question:
+    return ask()._replace(known=True)
 
 
 def _among(count: int, but: int | None = None) -> Question:
@@ -169,14 +211,18 @@ class _Run:
 
     def __init__(self, lab: Lab, kernel: Kernel, raw: socket.socket, question: Question) -> None:
         self.lab, self.kernel, self.raw, self.question = lab, kernel, raw, question
-        self.packets = [_packet(question.source, question.destination, 1024 + i) for i in range(PACKETS)]
+        source, destination, port = question.source, question.destination, DENIED_PORT if question.known else PORT
+        self.flows = [(source, destination, 1024 + i, port) for i in range(KNOWN_FLOWS if question.known else PACKETS)]
+        self.packets = [_packet(*flow) for flow in self.flows] * (PACKETS // len(self.flows))
 
     def prepare(self) -> None:
         with self.lab.entered():
             found = self.kernel.read()
             self.kernel.apply(diff(self.question.ruleset, found))
             _flush_flows()
-            self.forwarded = _sent_to_sink()
+            if self.question.known:
+                create(self.flows, UDP)
+        self.received = self._received()
         self.raw.connect((format_address(self.question.destination), 0))
 
     def send(self) -> None:
@@ -186,24 +232,28 @@ class _Run:
 
     def verify(self, outcome: object) -> None:
         with self.lab.entered():
-            passed = _sent_to_sink() - self.forwarded
             if self.kernel.read().chains != self.question.ruleset.chains:
                 raise BenchError("the rules are not those of the question")
+        passed = self._received() - self.received
+        for _ in range(PATIENCE):  # the kernel may hand the last ones on a little later
+            if passed >= PACKETS:
+                break
+            time.sleep(0.01)
+            passed = self._received() - self.received
         if passed < PACKETS or passed > PACKETS + 100:
             raise BenchError(f"{passed} of {PACKETS} packets went through")
 
+    def _received(self) -> int:
+        """Packets that came to the sink. What the node counts as forwarded has not met its rules yet."""
+        with self.lab.entered("sink"), open("/proc/thread-self/net/snmp") as file:
+            names, values = (line.split() for line in file if line.startswith("Ip:"))
+        return int(values[names.index("InReceives")])
 
-def _packet(source: Address, destination: Address, source_port: int) -> bytes:
+
+def _packet(source: Address, destination: Address, source_port: int, port: int) -> bytes:
     """IPv4 and UDP headers; the kernel fills in the checksum of the first, and 0 is none for the second."""
     header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 28, 0, 0, 64, UDP, 0, source, destination)
-    return header + struct.pack("!HHHH", source_port, PORT, 8, 0)
-
-
-def _sent_to_sink() -> int:
-    """Packets that the node has forwarded."""
-    with open("/proc/thread-self/net/snmp") as file:
-        names, values = (line.split() for line in file if line.startswith("Ip:"))
-    return int(values[names.index("ForwDatagrams")])
+    return header + struct.pack("!HHHH", source_port, port, 8, 0)
 
 
 def _flush_flows() -> None:

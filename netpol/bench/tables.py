@@ -16,13 +16,16 @@ from pathlib import Path
 from netpol.bench import peers
 from netpol.bench.measure import BenchError, Case, Contender, Contest, forget
 from netpol.kernel.apply import Kernel
+from netpol.kernel.encode import encode_chains
 from netpol.kernel.ipset import Create, IpsetSocket
+from netpol.kernel.xtables import TableSocket
 from netpol.model import TCP, Family
 from netpol.rules.ruleset import HOOK, RETURN, ROOT, Chain, Jump, Multiport, ReplaceTable, Rule, Ruleset, SetMatch, TableName, Tcp
 
 TABLE: TableName = "mangle"
 SETS = 10
 CHAIN_LENGTH = 10
+FOREIGN = "KUBE"
 BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 
 
@@ -31,9 +34,16 @@ def load(row: str, rules: int, family: Family, pairs: int, goal: float) -> Case:
     return Case(row, pairs, partial(_load, rules, family), {peers.RESTORE[family]: goal})
 
 
-def change(row: str, rules: int, pairs: int) -> Case:
-    """One chain of a table of so many rules gets other rules; all other rules have counted packets, and go on from there."""
-    return Case(row, pairs, partial(_change, rules))
+def load_beside(row: str, rules: int, foreign: int, pairs: int) -> Case:
+    """So many rules into a table in which others have `foreign`, which stay; the program's file does not flush."""
+    return Case(row, pairs, partial(_load_beside, rules, foreign))
+
+
+def change(row: str, rules: int, pairs: int, foreign: int = 0) -> Case:
+    """One chain of a table of so many rules gets other rules; all other rules of ours have counted packets, and go on from there.
+
+    foreign -- rules of others beside them."""
+    return Case(row, pairs, partial(_change, rules, foreign))
 
 
 def append(row: str, rules: int, pairs: int) -> Case:
@@ -86,6 +96,22 @@ def _chains(rules: int) -> dict[str, Chain]:
     return {chain.name: chain for chain in (root, *chains)}
 
 
+def put_foreign(rules: int) -> None:
+    """So many rules of others in the IPv4 table, in chains of ten."""
+    ten = tuple(Rule(RETURN, (Tcp(), Multiport(((80, 80), (443, 443)))), protocol=TCP) for _ in range(10))
+    chains = [Chain(f"{FOREIGN}-{number:05}", ten) for number in range(max(1, rules // 10))] if rules else []
+    with TableSocket(4) as socket:
+        theirs = {chain.name: encoded for chain, encoded in zip(chains, encode_chains(chains, 4), strict=True)}
+        socket.change(TABLE, theirs, False, lambda name: name.startswith(FOREIGN))
+
+
+def _expect_foreign(rules: int) -> None:
+    with TableSocket(4) as socket:
+        found = sum(span.entries - 2 for span in socket.read(TABLE).spans if span.name.startswith(FOREIGN))
+    if found != rules:
+        raise BenchError(f"the others' {rules} rules are {found}")
+
+
 def _text(rules: int, counted: bool = False) -> str:
     """The whole table for `iptables-restore`; `counted` as if each rule of it had seen packets, for its option --counters."""
     names = [chain_name(number) for number in range(rules // CHAIN_LENGTH)]
@@ -135,6 +161,35 @@ def _load(rules: int, family: Family, directory: Path) -> Iterator[Contest]:
         yield Contest(Contender(prepare, ours, verify), others, lambda: fresh.kernel.calls)
 
 
+@contextmanager
+def _load_beside(rules: int, foreign: int, directory: Path) -> Iterator[Contest]:
+    chains = _chains(rules)
+    file = directory / "rules"
+    file.write_text("".join(line for line in _text(rules).splitlines(True) if not line.startswith(tuple(f":{name} " for name in BUILT_IN))))
+    with _sets(4), Kernel(TABLE) as janitor, _Fresh() as fresh:
+        put_foreign(foreign)
+
+        def empty() -> None:
+            janitor.apply([_step(4, {}, hooked=False)])
+
+        def prepare() -> None:
+            empty()
+            forget()
+            fresh.renew()
+
+        def ours() -> None:
+            fresh.kernel.apply([_step(4, chains)])
+
+        def verify(outcome: object) -> None:
+            _expect(janitor.read(), 4, chains)
+            _expect_foreign(foreign)
+
+        program = peers.find(peers.RESTORE[4])
+        run = partial(peers.execute, str(program), "--noflush", str(file))
+        others = {f"{peers.RESTORE[4]} --noflush": Contender(empty, run, verify)} if program else {}
+        yield Contest(Contender(prepare, ours, verify), others, lambda: fresh.kernel.calls)
+
+
 class _Fresh:
     """A `Kernel` that has kept nothing, one after another; a context manager that closes the last one."""
 
@@ -153,7 +208,7 @@ class _Fresh:
 
 
 @contextmanager
-def _change(rules: int, directory: Path) -> Iterator[Contest]:
+def _change(rules: int, foreign: int, directory: Path) -> Iterator[Contest]:
     file = directory / "rules"
     with _sets(4), Kernel(TABLE) as kernel:
         contest = _Changing(rules, kernel, file)
@@ -161,6 +216,8 @@ def _change(rules: int, directory: Path) -> Iterator[Contest]:
         if restore:
             file.write_text(_text(rules, counted=True))
             peers.execute(restore, "--counters", str(file))
+        if foreign:
+            put_foreign(foreign)
         contest.prepare()
         contest.ours()
         others = {}

@@ -14,8 +14,19 @@ from pathlib import Path
 import pytest
 
 from netpol.bench import Case, Result, Session, cases, measure
-from netpol.bench.cases import audit_cases, change_cases, flow_cases, kernel_cases, leaving_cases, packet_cases, read_cases, scale_cases
+from netpol.bench.cases import (
+    audit_cases,
+    change_cases,
+    flow_cases,
+    kernel_cases,
+    known_cases,
+    leaving_cases,
+    packet_cases,
+    read_cases,
+    scale_cases,
+)
 from netpol.bench.measure import BenchError, Contender
+from netpol.bench.packets import peers_in_a_set
 from netpol.bench.report import from_json, run_of, table, to_json
 from netpol.kernel.apply import Kernel
 from netpol.rules.ruleset import ReplaceTable
@@ -27,13 +38,15 @@ TINY = kernel_cases(MEMBERS, FEW, RULES)
 # These have no programs as peers, but our own work in other circumstances.
 OURS = (
     *packet_cases(10, (1, 5, 30)),
+    *known_cases(10, (1, 5, 30)),
+    peers_in_a_set("new flow, a set of 50 peers", (3, 50), 1, {}),
     *change_cases(100, 20, 10),
     *audit_cases(200, 60, (20, 30)),
     *flow_cases(200, (100, 20, 10)),
     *read_cases(30),
     *leaving_cases(300),
 )
-SCALED = scale_cases(300, (40,), (7,), (30,), (50,), (50,), (200,))
+SCALED = scale_cases(300, (40,), (7,), (30,), (50,), (50,), (30, 60), 90, (200,))
 EVERY_CASE = pytest.mark.parametrize("case", TINY, ids=lambda case: case.row)
 EVERY_OTHER = pytest.mark.parametrize("case", OURS, ids=lambda case: case.row)
 
@@ -117,7 +130,7 @@ def test_every_row_has_a_name_of_its_own() -> None:
     assert len(set(rows)) == len(rows)
     assert rows[0] == "60k members into hash:ip"
     assert {case.row for case in TINY} == set(PEERS)
-    tiny = cases(MEMBERS, FEW, RULES, 10, (1, 5, 30), (100, 20, 10), (200, 60), (20, 30), 30, 200)
+    tiny = cases(MEMBERS, FEW, RULES, 10, (1, 5, 30), (3, 50), (100, 20, 10), (200, 60), (20, 30), 30, 200)
     assert {case.row for case in tiny} == {case.row for case in (*TINY, *OURS)}
 
 
