@@ -57,6 +57,17 @@ class Contended(KernelError):
     """Somebody else kept changing a table or holding its lock; the bounded number of tries ran out."""
 
 
+class InUse(NetpolError):
+    """Another thread is in the middle of a call of the same handle; this call did nothing.
+
+    handle -- the class, such as "IpsetSocket"; method -- what was refused.
+    """
+
+    def __init__(self, handle: str, method: str) -> None:
+        self.handle, self.method = handle, method
+        super().__init__(f"{handle}.{method}: another thread is using this {handle}: each needs its own, or a lock")
+
+
 class MalformedKernelData(NetpolError):
     """Bytes read from the kernel do not have the form its ABI promises; nothing was changed on their account."""
 

@@ -30,6 +30,7 @@ from netpol.kernel.ipset import Add, Command, Create, Delete, Destroy, IpsetSock
 from netpol.kernel.ipset_errors import BUSY, HASH_FULL, REFERENCED
 from netpol.kernel.proofs import Look, SetProofs
 from netpol.kernel.table import Shape
+from netpol.kernel.turns import Handle, exclusive, last
 from netpol.kernel.xtables import Counts, Ours, Proof, TableSocket, holds, read_ours
 from netpol.model import FAMILIES, Family
 from netpol.rules.ruleset import (
@@ -82,10 +83,11 @@ class _Written(NamedTuple):
         return {name: encoded[name] for name, chain in chains.items() if known.get(name) == chain and encoded[name].is_of(sets)}
 
 
-class Kernel:
+class Kernel(Handle):
     """The sets and tables of the calling thread's network namespace. For one thread at a time; a context manager."""
 
     def __init__(self, table: TableName = "mangle") -> None:
+        super().__init__()
         self.table: TableName = table
         self._ipset = IpsetSocket()
         self._sockets: dict[Family, TableSocket] = {}
@@ -111,6 +113,7 @@ class Kernel:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    @last
     def close(self) -> None:
         """Closes the sockets; what was programmed stays in force."""
         self._ipset.close()
@@ -129,6 +132,7 @@ class Kernel:
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
+    @exclusive
     def apply(self, steps: Sequence[Step]) -> tuple[str, ...]:
         """Does the steps. KernelError names what failed; the steps before it are in force.
 
@@ -232,6 +236,7 @@ class Kernel:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
+    @exclusive
     def read(self) -> Ruleset:
         """What of ours the kernel holds: all sets by name, and the chains of both families. Creates nothing."""
         self._ask_numbers()
@@ -242,6 +247,7 @@ class Kernel:
         chains = {family: ours.chains for family, ours in tables.items() if ours.chains}
         return Ruleset(chains, sets, frozenset(family for family, ours in tables.items() if ours.is_hooked), self.table)
 
+    @exclusive
     def sizes(self) -> dict[str, int]:
         """How many members each of our sets has, as the kernel counts them."""
         return {
@@ -249,15 +255,18 @@ class Kernel:
             for record in self._ipset.records(self._ipset.names(ROOT), headers_only=True).decoded()
         }
 
+    @exclusive
     def counted(self, family: Family) -> tuple[Mapping[str, Chain], Counters]:
         """Our chains, and (packets, bytes) of each of their rules."""
         ours, _ = self._read_table(family)
         return ours.chains, ours.counters
 
+    @exclusive
     def counters(self, family: Family) -> Counters:
         """(packets, bytes) of each rule of our chains, by chain."""
         return self._read_table(family)[0].counters
 
+    @exclusive
     def dropped(self) -> int:
         """Packets that NETPOL-DENY dropped or rejected, both families, as long as the chain has been there."""
         total = 0
@@ -294,6 +303,7 @@ class Kernel:
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
+    @exclusive
     def touched(self) -> bool:
         """The cheap look: whether somebody changed a table or, where ours are few, a set since it was written, read or looked at last.
 
@@ -313,6 +323,7 @@ class Kernel:
             return False
         return not self._set_proofs.agree(self._ipset.records(sorted(self._set_proofs.names), headers_only=True))
 
+    @exclusive
     def look(self) -> Look:
         """The whole look. What differs stays different until `reread`, or `read`, or until it is written."""
         # Of sets that are not ours no more than the names is asked for; see `IpsetSocket.names`.
@@ -325,6 +336,7 @@ class Kernel:
         sets, strangers = self._set_proofs.differing(records)
         return Look(frozenset(family for family in FAMILIES if not self._is_as_written(family)), sets, strangers)
 
+    @exclusive
     def reread(self, written: Ruleset, look: Look) -> Ruleset:
         """What the kernel holds, given what it should hold: what the look found to differ is read again."""
         names = look.sets | look.strangers | (self._set_proofs.names - written.sets.keys())

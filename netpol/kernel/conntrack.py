@@ -11,8 +11,8 @@ Invariants
 - Nothing is ever waited for: netlink answers within the call.
 - A dump of a table that never rests is no snapshot: an entry that is made meanwhile may be missing.
 
-A socket belongs to the network namespace in which it was opened, and to one thread at a time. Entries that no packet has confirmed
-yet (their first one is still on its way) appear in no dump. Nothing here creates or deletes entries.
+A socket belongs to the network namespace in which it was opened, and to one thread at a time (`netpol.kernel.turns`). Entries that no
+packet has confirmed yet (their first one is still on its way) appear in no dump. Nothing here creates or deletes entries.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from types import TracebackType
 from netpol.errors import KernelError, MalformedKernelData, NotPermitted, Unsupported
 from netpol.kernel._native import ffi, lib
 from netpol.kernel.judge import Sorting
+from netpol.kernel.turns import CLOSED, Handle, exclusive, last
 from netpol.model import FAMILIES, Address, Family, family_of, format_address
 from netpol.rules.flows import SIZE, unpack
 
@@ -44,6 +45,7 @@ _WORDS: dict[tuple[int, str], str] = {
     (errno.EPROTONOSUPPORT, "open"): f"this kernel has no netfilter netlink (CONFIG_NETFILTER_NETLINK); {_NO_CTNETLINK}",
     (errno.EOPNOTSUPP, "mark"): "this kernel keeps no marks: use one built with CONFIG_NF_CONNTRACK_MARK",
     (errno.EOPNOTSUPP, "unmark"): "this kernel keeps no marks: use one built with CONFIG_NF_CONNTRACK_MARK",
+    (errno.EBADF, ""): CLOSED,
     (errno.ENOMEM, ""): "the kernel is out of memory",
     (errno.ENOBUFS, ""): "so many updates failed that the kernel threw their errors away: sweep again",
     (errno.ENODATA, ""): "the kernel did not answer all of it: sweep again",
@@ -62,13 +64,14 @@ def translate(code: int, op: str, object: str, note: str = "") -> KernelError:
     return kind(code, f"conntrack {op}", object, words + note)
 
 
-class ConntrackSocket:
+class ConntrackSocket(Handle):
     """A netlink socket for connection tracking in the calling thread's network namespace.
 
     Opening it asks for the number of entries once: Unsupported without ctnetlink, NotPermitted without CAP_NET_ADMIN.
     """
 
     def __init__(self, protocol: int = _NETLINK_NETFILTER) -> None:
+        super().__init__()
         self._buffer = _allocate("uint8_t[]", _BUFFER)
         self._area = _allocate("struct np_ct_flow[]", _FLOWS)
         self._native = ffi.new("struct np_ct *", {"buffer": self._buffer, "room": _BUFFER, "fd": -1})
@@ -94,6 +97,7 @@ class ConntrackSocket:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    @last
     def close(self) -> None:
         """Closes the socket; a second time does nothing."""
         if self._native.fd >= 0:
@@ -108,6 +112,7 @@ class ConntrackSocket:
         """System calls so far, those of opening and closing included."""
         return int(self._native.calls)
 
+    @exclusive
     def count(self, family: Family | None = None) -> int:
         """How many entries the namespace has; those of one family are counted one by one."""
         if family is None:
@@ -145,6 +150,7 @@ class ConntrackSocket:
 
     # -- reading --
 
+    @exclusive
     def flows(self, ends: Iterable[Address], bits: int = 0, sorting: Sorting | None = None) -> bytes:
         """Packed entries of both families with an end among these addresses, or with one of `bits` in their mark, in one dump of all.
 
@@ -152,6 +158,7 @@ class ConntrackSocket:
         """
         return self._dump(lib.NP_CT_ALL, ends, bits, sorting=sorting)
 
+    @exclusive
     def flows_at(self, addresses: Collection[Address], sorting: Sorting | None = None) -> bytes:
         """Packed entries with an end among these addresses, of which there are few: the kernel filters. An entry may come twice.
 
@@ -165,6 +172,7 @@ class ConntrackSocket:
             return self.flows(addresses, sorting=sorting)
         return found + (self._dump(lib.NP_CT_ALL, six, 0, 6, sorting=sorting) if six else b"")
 
+    @exclusive
     def marked(self, bits: int) -> bytes:
         """Packed entries of both families with one of `bits` in their mark; the kernel filters where `bits` is one bit."""
         single = bits.bit_count() == 1
@@ -227,6 +235,7 @@ class ConntrackSocket:
 
     # -- writing --
 
+    @exclusive
     def mark(self, flows: bytes, bit: int) -> int:
         """Sets a bit, or several, in the marks of packed entries; how many of them were still there.
 
@@ -234,6 +243,7 @@ class ConntrackSocket:
         """
         return self._update("mark", flows, bit, bit)
 
+    @exclusive
     def unmark(self, flows: bytes, bit: int) -> int:
         """Clears a bit, or several, in the marks of packed entries; how many of them were still there. Errors as `mark`."""
         return self._update("unmark", flows, 0, bit)

@@ -15,8 +15,8 @@ Invariants
 Members are numbered in the messages themselves, so that an error says which one failed. It costs 8 bytes a member and 2 to 4 % of a
 bulk add. Numbering only when the failed message is sent again would cost nothing, but could undo what later commands of the run did.
 
-A socket belongs to the network namespace in which it was opened, and to one thread at a time. Set types, counters, time-outs and
-comments that netpol does not use are not written; sets of other types appear in `headers` only.
+A socket belongs to the network namespace in which it was opened, and to one thread at a time (`netpol.kernel.turns`). Set types,
+counters, time-outs and comments that netpol does not use are not written; sets of other types appear in `headers` only.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from netpol.kernel.ipset_values import (
     pack,
     unpack,
 )
+from netpol.kernel.turns import Handle, exclusive, in_use, last
 from netpol.model import Family, format_address
 from netpol.rules.ruleset import Set, SetKind, member_size
 
@@ -99,13 +100,14 @@ def room(count: int) -> int:
     return max(65536, 2 * _power(count))
 
 
-class IpsetSocket:
+class IpsetSocket(Handle):
     """A netlink socket for ipset in the calling thread's network namespace.
 
     Opening it asks for the protocol once: Unsupported without ip_set, NotPermitted without CAP_NET_ADMIN.
     """
 
     def __init__(self, protocol: int = _NETLINK_NETFILTER) -> None:
+        super().__init__()
         self._buffer = _allocate("uint8_t[]", _BUFFER)
         self._native = ffi.new("struct np_ipset *", {"buffer": self._buffer, "room": _BUFFER, "fd": -1})
         self._scratch = _allocate("uint8_t[]", 2 * _SCRATCH)
@@ -132,6 +134,7 @@ class IpsetSocket:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    @last
     def close(self) -> None:
         """Closes the socket; a second time does nothing."""
         if self._native.fd >= 0:
@@ -165,6 +168,15 @@ class IpsetSocket:
         KernelError (Unsupported, NotPermitted) names the first that failed and says how many others did, when all were answered. An error
         of the socket itself is raised at once; what was sent before it holds.
         """
+        turn = self._turn
+        if not turn.acquire(False):
+            raise in_use(self, "run")
+        try:
+            return self._run(commands, numbered)
+        finally:
+            turn.release()
+
+    def _run(self, commands: Sequence[Command], numbered: bool) -> dict[str, int]:
         if not commands:
             return {}
         first = self._next(len(commands) + 1)
@@ -233,33 +245,40 @@ class IpsetSocket:
 
     # -- dumps --
 
+    @exclusive
     def headers(self) -> dict[str, Header]:
         """All sets of the namespace, anyone's, by name, in one dump."""
         return {record.header.name: record.header for record in self._records([None], "", lib.NP_IPSET_HEADERS).decoded()}
 
+    @exclusive
     def numbers(self) -> dict[str, int]:
         """The numbers by which rules refer to sets: of all of the namespace, anyone's, by name, in one dump."""
         return self._records([None], "", lib.NP_IPSET_HEADERS).numbers()
 
+    @exclusive
     def number(self, name: str) -> int:
         """The number by which rules refer to a set. A listing of all sets walks every bucket of each; this does not."""
         return self.run([Number(name)])[name]
 
+    @exclusive
     def members(self, name: str) -> bytes:
         """The packed members of a set, sorted. Unsupported where netpol does not read its type."""
         return self._members(name)[1]
 
+    @exclusive
     def read(self, name: str) -> Set:
         """A set as a value."""
         header, members = self._members(name)
         kind, family = cast(SetKind, header.kind), cast(Family, header.family)
         return Set(name, kind, family, frozenset(unpack(members, member_size(kind, family))))
 
+    @exclusive
     def names(self, prefix: str) -> list[str]:
         """The names that begin with the prefix. No set is looked into, anyone's: that would keep its owner, for the moment, from swapping
         or destroying it."""
         return [record.header.name for record in self._records([None], prefix, lib.NP_IPSET_NAMES).decoded()]
 
+    @exclusive
     def records(self, names: Iterable[str], headers_only: bool = False) -> Records:
         """Headers of sets and the digests of their members, set by set; one that is not there has no record.
 

@@ -10,6 +10,7 @@ import errno
 import os
 
 from netpol.errors import KernelError, NotPermitted, Unsupported
+from netpol.kernel.turns import CLOSED
 
 # enum ipset_errno of linux/netfilter/ipset/ip_set.h, and the hash types' own of ip_set_hash.h.
 PROTOCOL, FIND_TYPE, MAX_SETS, BUSY, EXIST_SETNAME2, TYPE_MISMATCH, EXIST = range(4097, 4104)
@@ -28,6 +29,7 @@ _WORDS: dict[tuple[int, str], str] = {
     (errno.EACCES, ""): f"not permitted: {_GRANT}",
     (errno.EPROTONOSUPPORT, "open"): f"this kernel has no netfilter netlink (CONFIG_NETFILTER_NETLINK); {_NO_IP_SET}",
     (errno.EINVAL, "open"): _NO_IP_SET,
+    (errno.EBADF, ""): CLOSED,
     (errno.ENOENT, ""): _NO_SET,
     (errno.ENOENT, "swap"): "there is no set of the first name",
     (errno.EEXIST, "create"): "a set of this name exists already; if its type and family are the same, it has the new members now",

@@ -18,6 +18,7 @@ from typing import Any
 from msgspec import Struct
 
 from netpol.kernel._native import ffi, lib
+from netpol.kernel.turns import Handle, exclusive
 from netpol.model import FAMILIES, ICMPV6, SCTP, TCP, UDP, Address, Family, Network, family_of
 from netpol.rules.flows import SIZE
 from netpol.rules.ruleset import (
@@ -77,16 +78,18 @@ class _Side(Struct, frozen=True):
     ranges: tuple[Network, ...]
 
 
-class Sorting:
+class Sorting(Handle):
     """Packed flows as they are judged: those that are to get the bit, to lose it, and those to ask about; `judged` counts all."""
 
     def __init__(self, native: Any, alive: object, bit: int) -> None:
         """`native` is a struct np_judge; `alive` holds all that it points to."""
+        super().__init__()
         self._native, self._alive, self._bit = native, alive, bit
         self.judged = 0
         self._kept: dict[int, list[bytes]] = {_PASS: [], _DENY: [], _ASK: []}
         self._verdicts = ffi.new("uint8_t[]", 0)
 
+    @exclusive
     def take(self, flows: Any, count: int) -> None:
         """Judges an array of struct np_ct_flow, which is changed."""
         self.judged += count
@@ -113,16 +116,21 @@ class Sorting:
         return b"".join(self._kept[_ASK])
 
 
-class Index:
-    """The rules in force, taken apart: `build` again whenever they, the pods or the node's own addresses changed. For one thread."""
+class Index(Handle):
+    """The rules in force, taken apart: `build` again whenever they, the pods or the node's own addresses changed.
+
+    For one thread at a time.
+    """
 
     def __init__(self) -> None:
+        super().__init__()
         self._sets: dict[str, tuple[Set, Any, tuple[Any, ...]]] = {}
         self._classes: dict[Chain, tuple[_Allowed, ...] | None] = {}
         self._sides: dict[Family, tuple[Mapping[str, Chain], tuple[_Side, ...]]] = {}
         self._native: Any = None
         self._alive: tuple[Any, ...] = ()
 
+    @exclusive
     def build(self, ruleset: Ruleset, pods: Collection[Address], local: Collection[Address]) -> bool:
         """Takes a ruleset apart; False where it has another form than what netpol writes."""
         self._native = None
@@ -132,6 +140,7 @@ class Index:
             return False
         return True
 
+    @exclusive
     def sorting(self, bit: int) -> Sorting:
         """Ready to judge by what was built last, given the bit of the flows that are cut."""
         return Sorting(self._native, self._alive, bit)

@@ -8,7 +8,7 @@ Invariants
 - Nothing is ever waited for: whoever wants to wait polls `fileno`.
 
 A group belongs to one socket of its network namespace; a socket belongs to the namespace in which it was opened, and to one thread at a
-time.
+time (`netpol.kernel.turns`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from netpol.errors import KernelError, MalformedKernelData, NotPermitted, Unsupported
 from netpol.kernel._native import ffi, lib
+from netpol.kernel.turns import CLOSED, Handle, exclusive, last
 from netpol.model import Address
 
 _NETLINK_NETFILTER = 12
@@ -43,6 +44,7 @@ _WORDS = {
     errno.EPERM: f"another program reads this group (--log-group chooses another one), or this process may not: {_GRANT}",
     errno.EINVAL: _NO_NFLOG,
     errno.EPROTONOSUPPORT: _NO_NFLOG,
+    errno.EBADF: CLOSED,
     errno.ENODATA: "the kernel did not answer",
     errno.EBADMSG: "the kernel's answer has no such form",
 }
@@ -76,13 +78,14 @@ class Counts(NamedTuple):
     unreadable: int
 
 
-class NflogSocket:
+class NflogSocket(Handle):
     """A group's socket in the calling thread's network namespace; a context manager.
 
     NotPermitted where the group is somebody else's, or without CAP_NET_ADMIN; Unsupported without NFLOG.
     """
 
     def __init__(self, group: int, prefix: str, protocol: int = _NETLINK_NETFILTER) -> None:
+        super().__init__()
         self.group = group
         self._buffer = ffi.new("uint8_t[]", _BUFFER)
         self._packets, self._prefix = ffi.new("struct np_nflog_packet[]", _PACKETS), ffi.new("char[]", prefix.encode())
@@ -101,6 +104,7 @@ class NflogSocket:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    @last
     def close(self) -> None:
         """Gives the group back; a second time does nothing."""
         if self._native.fd >= 0:
@@ -119,6 +123,7 @@ class NflogSocket:
     def counts(self) -> Counts:
         return Counts(int(self._batch.lost), int(self._batch.strangers), int(self._batch.unreadable))
 
+    @exclusive
     def receive(self) -> bytes | None:
         """The packets of one datagram, packed (which may be none); None when no datagram waits.
 

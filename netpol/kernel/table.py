@@ -87,10 +87,11 @@ class Snapshot:
     bytes) of every entry. MalformedKernelData when the bytes do not have the form that every writer of tables gives them.
     """
 
-    def __init__(self, family: Family, table: str, info: Any, native: Any) -> None:
-        """`info` is a struct np_xt_info, `native` the entries that belong to it, as an array, which is changed here and kept."""
+    def __init__(self, family: Family, table: str, info: Any, array: Any, start: int = 0) -> None:
+        """`info` is a struct np_xt_info, `array` the entries that belong to it, from `start` on, which are changed here and kept."""
         self.family, self.table, self.shape = family, table, shape_of(info)
-        self.valid_hooks, self.entries, self.size = int(info.valid_hooks), int(info.num_entries), len(native)
+        self.valid_hooks, self.entries, self.size = int(info.valid_hooks), int(info.num_entries), len(array) - start
+        self._array, native = array, array + start  # a pointer keeps nothing alive
         if self.entries * (ENTRY[family] + HEADER.size) > self.size:
             raise self._malformed("more entries than bytes")
         layout = ffi.new("struct np_xt_table *", {"valid_hooks": info.valid_hooks, "entries": info.num_entries})
@@ -105,13 +106,13 @@ class Snapshot:
         counters = bytearray(self.entries * COUNTER)
         lib.np_xt_normalise(native, self.size, family, ffi.from_buffer(counters), self.entries)
         self.counters = bytes(counters)
-        self.native, self.blob = native, ffi.buffer(native)
+        self.native, self.blob = native, ffi.buffer(native, self.size)
         raw = ffi.buffer(self.chains, found * _CHAIN.size)
         self.spans = tuple([_span(*fields) for fields in _CHAIN.iter_unpack(raw)])
         self.by_name = {span.name: span for span in self.spans}
         names = [span.name for span in self.spans]
         arrays = Arrays(ffi.cast("uint8_t *", native), self.size, self.chains, self.jumps, self.jump_count)
-        self.block = Block(family, names, names, NO_SETS, arrays, self.native)
+        self.block = Block(family, names, names, NO_SETS, arrays, array)
         if len(self.by_name) != len(self.spans):
             raise self._malformed("two chains of one name")
 

@@ -10,7 +10,7 @@ Rules (each a trap that someone fell into)
 - A replace zeroes all counters; the old ones, as of the instant of the swap, are added to the new table's.
 - What is already there is not written.
 
-A socket belongs to the network namespace in which it was opened, and to one thread at a time.
+A socket belongs to the network namespace in which it was opened, and to one thread at a time (`netpol.kernel.turns`).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from netpol.kernel.blocks import EncodedChain, SetNumbers, gathered, without_ver
 from netpol.kernel.digests import Digest, digest
 from netpol.kernel.entries import Known, decode_chain, extensions, used_sets
 from netpol.kernel.table import COUNTER, NOBODY, Layout, Shape, Snapshot, Span, shape_of, splice
+from netpol.kernel.turns import CLOSED, Handle, alone, exclusive, last
 from netpol.model import Family
 from netpol.rules.ruleset import Chain, OpaqueTarget, Rule, TableName, is_ours
 
@@ -58,6 +59,7 @@ _GRANT = "run netpol as root, or with CAP_NET_ADMIN in the user namespace that o
 
 _allocate = ffi.new_allocator(should_clear_after_alloc=False)
 _WORDS = {
+    (errno.EBADF, ""): CLOSED,
     (errno.EINVAL, "replace"): "the kernel refuses a rule, and says in its log (dmesg) which; REJECT is legal in the filter table only",
     (errno.ELOOP, "replace"): "its chains jump in a circle",
 }
@@ -68,13 +70,14 @@ def lock_path() -> str:
     return os.environ.get("XTABLES_LOCKFILE") or "/run/xtables.lock"
 
 
-class TableSocket:
+class TableSocket(Handle):
     """A socket for the tables of one family in the calling thread's network namespace.
 
     wait_ms -- how long at most it waits for iptables' lock.
     """
 
     def __init__(self, family: Family, wait_ms: int = LOCK_WAIT_MS) -> None:
+        super().__init__()
         self.family, self._wait_ms = family, wait_ms
         self._calls = ffi.new("uint64_t *")
         self.longest_hold = 0.0
@@ -91,6 +94,7 @@ class TableSocket:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    @last
     def close(self) -> None:
         """Closes the socket; a second time does nothing."""
         if self._fd >= 0:
@@ -115,10 +119,12 @@ class TableSocket:
         except OSError:
             return False
 
+    @exclusive
     def read(self, table: str) -> Snapshot:
         """The table as it is now; read again while somebody changes it, `TRIES` times at most."""
         return self.entries(table).snapshot()
 
+    @exclusive
     def entries(self, table: str) -> Entries:
         """The same, not taken apart yet."""
         for _ in range(TRIES):
@@ -129,11 +135,12 @@ class TableSocket:
             ffi.memmove(request, HEADER.pack(table.encode(), info.size), HEADER.size)
             code = lib.np_sys_getsockopt(self._fd, LEVEL[self.family], GET_ENTRIES, request, size, self._calls)
             if code == 0:
-                return Entries(self.family, table, info, ffi.from_buffer("uint8_t[]", memoryview(ffi.buffer(request))[HEADER.size :]))
+                return Entries(self.family, table, info, request, HEADER.size)
             if code != -errno.EAGAIN:
                 raise self._error(-code, "read", table)
         raise Contended(errno.EAGAIN, self._op("read"), table, f"somebody changed it {TRIES} times while it was being read")
 
+    @exclusive
     def shape(self, table: str) -> Shape:
         """What the kernel says about a table at once, in one system call."""
         return shape_of(self._info(table))
@@ -151,6 +158,10 @@ class TableSocket:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """iptables' lock is ours inside the block. Contended when someone keeps it for as long as this socket waits."""
+        with alone(self, "locked"):
+            yield from self._locked()
+
+    def _locked(self) -> Iterator[None]:
         path = lock_path()
         fd = int(lib.np_sys_lock(os.fsencode(path), self._wait_ms, self._calls))
         if fd == -errno.EAGAIN:
@@ -164,6 +175,7 @@ class TableSocket:
             lib.np_sys_close(fd, self._calls)
             self.longest_hold = max(self.longest_hold, time.monotonic() - since)
 
+    @exclusive
     def change(
         self,
         table: TableName,
@@ -175,6 +187,7 @@ class TableSocket:
         """As `write`; whether anything had to be written."""
         return self.write(table, chains, hooked, owns, stands_for).is_new
 
+    @exclusive
     def write(
         self,
         table: TableName,
@@ -233,16 +246,18 @@ class TableSocket:
 
     # -- errors --------------------------------------------------------------------------------------------------------
 
+    @exclusive
     def has_revision(self, name: str, revision: int, is_target: bool = False) -> bool:
         """Whether the kernel has a match or target of that name in that revision (it may load a module for it)."""
         request = ffi.new("struct np_xt_revision *", {"name": name.encode(), "revision": revision})
         size = ffi.new("uint32_t *", ffi.sizeof("struct np_xt_revision"))
         option = GET_REVISION[self.family][is_target]
         code = int(lib.np_sys_getsockopt(self._fd, LEVEL[self.family], option, request, size, self._calls))
-        if code in (-errno.EPERM, -errno.ENOPROTOOPT):
+        if code in (-errno.EPERM, -errno.ENOPROTOOPT, -errno.EBADF):
             raise self._error(-code, "ask for", name)
         return code == 0
 
+    @exclusive
     def missing_revisions(self) -> tuple[str, ...]:
         """What netpol may write and this kernel lacks, as "match set revision 4"."""
         other = "icmp" if self.family == 6 else "icmp6"
@@ -276,27 +291,32 @@ class TableSocket:
         if code in (errno.ENOPROTOOPT, errno.ENOENT):
             tool, option = ("ip", "IP_NF_IPTABLES_LEGACY") if self.family == 4 else ("ip6", "IP6_NF_IPTABLES_LEGACY")
             return Unsupported(code, op, object, _NO_XTABLES.format(tool=tool, option=option, table=object))
-        return KernelError(code, op, object, _WORDS.get((code, verb), os.strerror(code)))
+        return KernelError(code, op, object, _WORDS.get((code, verb)) or _WORDS.get((code, "")) or os.strerror(code))
 
 
 class Entries(NamedTuple):
-    """A table as bytes, as the kernel handed it out: `info` is a struct np_xt_info, `native` an array."""
+    """A table as bytes, as the kernel handed it out: `info` is a struct np_xt_info, `native` an array, of which the first bytes are none.
+
+    Not a view of the rest: `ffi.from_buffer` of a memoryview ends the process when the garbage collector finds both in a circle, and the
+    traceback of any error may be one.
+    """
 
     family: Family
     table: str
     info: Any
     native: Any
+    start: int = 0
 
     def snapshot(self) -> Snapshot:
         """Taken apart into chains; the bytes are the snapshot's from then on."""
-        return Snapshot(self.family, self.table, self.info, self.native)
+        return Snapshot(self.family, self.table, self.info, self.native, self.start)
 
     def proof(self) -> Proof | None:
         """What two tables with the same rules have in common, and no other; clears the counters. None for bytes that are no table."""
-        size = len(self.native)
-        if lib.np_xt_normalise(self.native, size, self.family, ffi.NULL, self.info.num_entries) != self.info.num_entries:
+        entries, size = self.native + self.start, len(self.native) - self.start
+        if lib.np_xt_normalise(entries, size, self.family, ffi.NULL, self.info.num_entries) != self.info.num_entries:
             return None
-        return shape_of(self.info), digest(self.native, size)
+        return shape_of(self.info), digest(entries, size)
 
 
 class Ours(NamedTuple):

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import socket as sockets
+import sys
 import threading
 from pathlib import Path
 from typing import cast
@@ -44,6 +45,7 @@ from netpol.rules.ruleset import (
     Verdict,
 )
 from tests.kernel.iptables import restore, saved
+from tests.referees import run
 
 SETS = SetNumbers({"here": 1})
 GOOD = Rule(RETURN)
@@ -333,5 +335,23 @@ def test_closing_twice() -> None:
     socket.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
-    with pytest.raises(KernelError, match="Bad file descriptor"):
+    with pytest.raises(KernelError, match="it is closed"):
         socket.read("mangle")
+
+
+CIRCLE = """
+import gc
+from netpol.kernel.xtables import TableSocket
+
+with TableSocket(4) as socket:
+    for found in (socket.entries("mangle"), socket.read("mangle")):
+        circle = [found]
+        circle.append(circle)
+        del found, circle
+        gc.collect()
+"""
+
+
+def test_a_table_in_a_circle_is_collected(netns: int) -> None:
+    """What was read of a table may be garbage in a circle, as the traceback of an error makes: it is freed, and that is all."""
+    run(sys.executable, "-c", CIRCLE)

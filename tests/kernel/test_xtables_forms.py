@@ -93,8 +93,7 @@ def whole(family: Family, chains: Sequence[EncodedChain | Loose] | None = None) 
 def snapshot(family: Family, made: Made) -> Snapshot:
     info = ffi.new("struct np_xt_info *", {key: value for key, value in made.numbers.items() if not isinstance(value, list)})
     info.hook_entry, info.underflow = made.numbers["hook_entry"], made.numbers["underflow"]
-    block = ffi.new("uint8_t[]", bytes(made.blob) + b"\0")
-    return Snapshot(family, "mangle", info, ffi.from_buffer("uint8_t[]", memoryview(ffi.buffer(block))[: len(made.blob)]))
+    return Snapshot(family, "mangle", info, ffi.new("uint8_t[]", list(made.blob)))
 
 
 Break = Callable[[Made, Family], object]
