@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/membarrier.h>
 #include <linux/netlink.h>
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -11,6 +12,7 @@
 #include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -211,6 +213,17 @@ int np_sys_unshare(int flags)
 int np_sys_setns(int fd, int type)
 {
     return setns(fd, type) < 0 ? -errno : 0;
+}
+
+/* Waits, some milliseconds, until whatever packet is on its way through this host's hooks now has gone its way: it goes from hook to hook
+ * under the lock of RCU, and this call waits for a grace period. Returns 0, or -errno where the kernel has no such call, or does not wait
+ * in it (nohz_full). */
+int np_sys_grace_period(uint64_t *calls)
+{
+    long result = 0;
+
+    NP_RETRY(result, calls, syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0));
+    return (int)result;
 }
 
 /* All threads share one heap from now on, where the C library would give each its own. Returns 1, or 0 where it has no such setting. */

@@ -24,6 +24,7 @@ int np_sys_inotify_open(uint64_t *calls);
 int np_sys_inotify_watch(int fd, const char *path, uint64_t *calls);
 int np_sys_unshare(int flags);
 int np_sys_setns(int fd, int type);
+int np_sys_grace_period(uint64_t *calls);
 int np_sys_one_heap(void);
 /* cdef: end */
 

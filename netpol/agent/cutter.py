@@ -2,8 +2,8 @@
 
 One `sweep` makes the marks of the connection tracking table agree with the rules in force, once. When to sweep is the caller's
 business: after a change that narrowed or widened something, or that moved an address, at most once a second; once more a second
-later, for entries that no packet had confirmed yet; one of everything at start; and off the thread that applies rules, for a sweep of
-100,000 entries takes as long as the kernel needs to send them.
+later, for entries that no packet had confirmed yet, unless `settle` has waited for those; one of everything at start; and off the
+thread that applies rules, for a sweep of 100,000 entries takes as long as the kernel needs to send them.
 
 Flows are judged in C where the rules in force have the form that netpol gives them (`netpol.kernel.judge`), which costs less than a tenth
 of what the kernel needs to send them; what is not, by the interpreter of rules (`netpol.rules.cut`), which costs more than a dump.
@@ -20,7 +20,7 @@ from types import TracebackType
 from msgspec import Struct
 
 from netpol.kernel.addresses import local_addresses
-from netpol.kernel.conntrack import ConntrackSocket
+from netpol.kernel.conntrack import ConntrackSocket, filtered_dumps
 from netpol.kernel.judge import Index, Sorting
 from netpol.model import Address
 from netpol.rules.cut import Judge
@@ -28,7 +28,10 @@ from netpol.rules.flows import SIZE
 from netpol.rules.ruleset import Ruleset
 
 FILTERED = 3
-"""Up to so many addresses, dumps that the kernel filters cost less than one of everything."""
+"""Up to so many addresses, dumps that the kernel filters cost less than one of everything, where there are many entries."""
+WALK = 5_000
+"""So many entries cost as much, in a dump of everything, as one more dump costs that finds nothing: each walks over all of the kernel's
+table, whose size follows from the machine's memory and not from what is in it."""
 
 
 class Report(Struct, frozen=True):
@@ -64,6 +67,10 @@ class Cutter:
         """Closes the socket; marks stay."""
         self._socket.close()
 
+    def settle(self) -> bool:
+        """Waits for packets under way, whose entries a sweep would miss; False where it may miss some all the same."""
+        return self._socket.settle()
+
     def sweep(self, ruleset: Ruleset, pods: Collection[Address], touched: Collection[Address] | None = None) -> Report:
         """Marks what is now denied and un-marks what is not.
 
@@ -91,8 +98,10 @@ class Cutter:
     def _read(self, pods: Collection[Address], touched: Collection[Address] | None, sorting: Sorting | None) -> bytes:
         if touched is None:
             return self._socket.flows(pods, self._bit, sorting)
+        if len(touched) > FILTERED or self._socket.count() <= WALK * (filtered_dumps(touched) - 1):
+            return self._socket.flows(touched, 0, sorting)
         # A flow between two of them may be read twice; then it is marked twice, with the same bit.
-        return self._socket.flows(touched, 0, sorting) if len(touched) > FILTERED else self._socket.flows_at(touched, sorting)
+        return self._socket.flows_at(touched, sorting)
 
     def _ready(self, ruleset: Ruleset, pods: frozenset[Address], local: frozenset[Address]) -> Judge:
         """The last judge, where it would judge everything as a new one."""

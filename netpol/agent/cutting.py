@@ -6,7 +6,8 @@ but that. The thread knows what the kernel holds from the steps that it was told
 When it sweeps (`Ration`)
 - At once after a change that can concern a flow, and on average at most once in `PERIOD` seconds: what changes meanwhile is gathered.
   After a cheap sweep another one may come at once, `BURST` in a row: a flow that was cut and is allowed again is to live again soon.
-- Once more a `PERIOD` later, for entries that no packet had confirmed yet.
+- First it waits some milliseconds for the packets that are under way: no flow of theirs is to be missed. Where that cannot be waited for
+  it sweeps once more a `PERIOD` later, for entries that no packet had confirmed yet.
 - Once everything when it begins, and whenever nobody can say whose flows a change concerns.
 - After a failure, again: soon at first, then less often. An error is told once, until it is another one.
 
@@ -63,15 +64,18 @@ class Ration:
             return self._last if self._cheap and self._saved >= 1 else self._rested
         return self._rested if self._once != NOBODY else None
 
-    def take(self, now: float) -> Touched:
-        """Whose flows the sweep that begins now has to look at."""
+    def take(self, now: float, settled: bool = False) -> Touched:
+        """Whose flows the sweep that begins now has to look at. `settled`: it will miss none of them, and no second look is needed."""
         if now < self._rested:
             # Too soon for the second look at what was looked at once: that waits for a period from now.
             self._saved -= 1
-            found, self._once = self._fresh, _both(self._once, self._fresh)
+            found, again = self._fresh, _both(self._once, self._fresh)
         else:
             self._saved = min(self._saved + max(0.0, now - self._rested) / self._period, BURST - 1.0)
-            found, self._once = _both(self._fresh, self._once), self._fresh
+            found, again = _both(self._fresh, self._once), self._fresh
+        if settled:
+            found, again = _both(self._fresh, self._once), NOBODY
+        self._once = again
         self._fresh, self._cheap = NOBODY, False
         self._last, self._rested = now, now + self._period
         return found
@@ -82,8 +86,9 @@ class Ration:
         self._cheap = seconds <= CHEAP
 
     def failed(self, touched: Touched, now: float) -> None:
-        """The sweep that was taken for these is to be done again."""
+        """The sweep that was taken for these is to be done again; nobody, where none could be taken."""
         self.tell(touched)
+        self._cheap = False
         self._failures += 1
         self._rested = now + min(self._period * 2 ** (self._failures - 1), self._patience)
 
@@ -140,9 +145,13 @@ class Sweeper:
         due = self._ration.due()
         if due is None or due > now or self._replay is None:
             return due if self._replay is not None else None
-        touched = self._ration.take(now)
+        touched: Touched = NOBODY  # as long as none are taken
         try:
-            done = self._sweep(self._replay, touched)
+            ready = self._ready()
+            settled = self._cut and ready.settle()
+            now = self._clock()
+            touched = self._ration.take(now, settled)
+            done = ready.sweep(self._replay.ruleset(), self._pods, touched) if self._cut else ready.forget()
         except Exception as error:  # whatever it is, rules are in force without cutting, and it may work next time
             self._ration.failed(touched, self._clock())
             if str(error) != self._told:
@@ -155,10 +164,10 @@ class Sweeper:
             self._swept(done, seconds)
         return self._ration.due()
 
-    def _sweep(self, replay: Replay, touched: Touched) -> cutter.Report:
+    def _ready(self) -> Cutter:
         if self._cutter is None:
             self._cutter = self._stack.enter_context(self._open())
-        return self._cutter.sweep(replay.ruleset(), self._pods, touched) if self._cut else self._cutter.forget()
+        return self._cutter
 
 
 class Cutting:

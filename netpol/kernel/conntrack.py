@@ -50,6 +50,7 @@ _WORDS: dict[tuple[int, str], str] = {
     (errno.ENOBUFS, ""): "so many updates failed that the kernel threw their errors away: sweep again",
     (errno.ENODATA, ""): "the kernel did not answer all of it: sweep again",
 }
+_QUEUES = "/proc/thread-self/net/netfilter/nfnetlink_queue"
 _allocate = ffi.new_allocator(should_clear_after_alloc=False)
 
 
@@ -62,6 +63,23 @@ def translate(code: int, op: str, object: str, note: str = "") -> KernelError:
     elif op == "open" and code in (errno.EINVAL, errno.EPROTONOSUPPORT):
         kind = Unsupported
     return kind(code, f"conntrack {op}", object, words + note)
+
+
+def filtered_dumps(addresses: Collection[Address]) -> int:
+    """How many dumps `flows_at` takes for them."""
+    six = sum(family_of(address) == 6 for address in addresses)
+    return 2 * (len(addresses) - six) + (six > 0)
+
+
+def _queues() -> bool:
+    """Whether anybody listens on a queue of packets in the calling thread's network namespace."""
+    try:
+        with open(_QUEUES, "rb") as file:
+            return bool(file.read())
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
 
 
 class ConntrackSocket(Handle):
@@ -147,6 +165,14 @@ class ConntrackSocket(Handle):
             if code < 0 and code not in (-errno.ENOBUFS, -errno.EMSGSIZE):
                 self._dirty = code != -errno.EAGAIN
                 return
+
+    @exclusive
+    def settle(self) -> bool:
+        """Waits, some milliseconds, until no packet is under way that met the rules of before and has no entry yet.
+
+        False where that cannot be known: the kernel does not say, or somebody has packets wait in a queue (NFQUEUE) for his word.
+        """
+        return lib.np_sys_grace_period(ffi.addressof(self._native, "calls")) == 0 and not _queues()
 
     # -- reading --
 

@@ -124,8 +124,8 @@ def _read_list(raw: Raw, kind: type[T], path: str) -> list[T]:
 
 
 def _labels(labels: dict[str, str] | None) -> Labels:
-    # Few different ones in a whole cluster: each is kept once.
-    return tuple(sorted([(intern(key), intern(value)) for key, value in labels.items()])) if labels else ()
+    # Few different keys in a whole cluster: each is kept once. A value may be one pod's own.
+    return tuple(sorted([(intern(key), value) for key, value in labels.items()])) if labels else ()
 
 
 def _label_key(key: str, path: str) -> str:

@@ -21,6 +21,7 @@ from netpol.policy.selectors import lookup_keys, matches
 NOTHING: frozenset[Query] = frozenset()
 # Where a query looks: in one namespace by its name, or in those that a selector selects.
 Scope = str | Selector
+LabelPair = tuple[str, str]
 Filing = tuple[Scope, str, str | None]
 Held = Any  # None, one item, or a set of at least two
 
@@ -84,7 +85,7 @@ class QueryIndex:
 
     def __init__(self) -> None:
         self._spaces: dict[str, _Space] = {}
-        self._pairs: dict[tuple[str, str], Held] = {}  # label pair -> profiles
+        self._pairs: dict[LabelPair, Held] = {}  # label pair -> profiles
         self._uses: dict[Query, int] = {}
         self._filed: dict[Filing, Held] = {}  # scope and label pair -> queries
         self._selectors: dict[Selector, int] = {}  # namespace selectors -> queries with it
@@ -102,12 +103,20 @@ class QueryIndex:
         space = self._spaces.setdefault(namespace, _Space())
         profile = space.profiles.get(labels)
         if profile is None:
+            labels = tuple([self._known(pair) for pair in labels])
             profile = space.profiles[labels] = Profile(namespace, labels)
             for pair in labels:
                 self._pairs[pair] = _with(self._pairs.get(pair), profile)
             self._evaluate(space, profile)
         profile.add(name)
         return profile
+
+    def _known(self, pair: LabelPair) -> LabelPair:
+        """The pair as another profile has it already: many pods differ in one label of theirs, and each keeps only that one for itself."""
+        for profile in _each(self._pairs.get(pair)):
+            found: Profile = profile
+            return next(known for known in found.labels if known == pair)
+        return pair
 
     def profile(self, namespace: str, labels: Labels) -> Profile:
         """The profile of a pod that has joined."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -236,3 +239,20 @@ def test_what_cannot_be_an_update(conntrack: ConntrackSocket) -> None:
     for flows, bit in ((entry[:-1], BIT), (entry, 0), (entry, 1 << 32)):
         with pytest.raises(ValueError, match="whole packed entries"):
             conntrack.mark(flows, bit)
+
+
+def test_packets_under_way_are_waited_for_where_no_queue_holds_them(
+    conntrack: ConntrackSocket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One call. With a queue that somebody listens on, or whose list cannot be read, nobody knows how long a packet is under way."""
+    before = conntrack.calls
+    assert conntrack.settle()
+    assert conntrack.calls - before == 1
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as queue:
+        # NFQNL_MSG_CONFIG for queue 7: NFQA_CFG_CMD, to bind it for IPv4.
+        body = struct.pack("!BBHHHBBH", 0, 0, 7, socket.ntohs(8), socket.ntohs(1), 1, 0, 2)
+        queue.send(struct.pack("=IHHII", 16 + len(body), 3 << 8 | 2, 1, 1, 0) + body)
+        assert not conntrack.settle()
+    assert conntrack.settle()
+    monkeypatch.setattr(module, "_QUEUES", str(tmp_path))
+    assert not conntrack.settle()

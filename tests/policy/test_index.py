@@ -200,3 +200,18 @@ def test_at_how_many_profiles_a_query_looks(query: Query, looked_at: int) -> Non
         index.join(namespace, (("app", "rare"),), "pod")
     index.join("blue", (), "pod")
     assert len(list(index._candidates(query))) == looked_at
+
+
+def test_pods_that_differ_in_one_label_share_the_others() -> None:
+    """Each pod of a StatefulSet has a label of its own, decoded from bytes of its own: the rest is kept once for all of them."""
+    index = QueryIndex()
+    profiles = [index.join("ns", decode_labels(app="db", number=number), f"db-{number}") for number in ("0", "1", "2")]
+    assert len({id(profile) for profile in profiles}) == 3
+    assert len({id(profile.labels[0]) for profile in profiles}) == 1
+    index.leave(profiles[0], "db-0")
+    assert index.join("ns", decode_labels(app="db", number="3"), "db-3").labels[0] is profiles[1].labels[0]
+
+
+def decode_labels(**labels: str) -> Labels:
+    """Pairs that are nobody else's objects, sorted."""
+    return tuple(sorted((key, value) for key, value in labels.items()))
