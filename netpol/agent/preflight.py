@@ -162,7 +162,7 @@ def _forwarding(node: Node) -> Iterator[Finding]:
     paths = {4: "proc/sys/net/ipv4/ip_forward", 6: "proc/sys/net/ipv6/conf/all/forwarding"}
     found = {family: node.number(path) for family, path in paths.items()}
     if not any(found.values()):
-        words = "the kernel forwards no packets, so that pods' packets cross FORWARD on no way: sysctl -w net.ipv4.ip_forward=1"
+        words = "the kernel forwards no packets, so that pods' packets never cross FORWARD: sysctl -w net.ipv4.ip_forward=1"
         yield Finding("fail", words + " (and net.ipv6.conf.all.forwarding=1), unless the network plug-in is still to do it")
 
 

@@ -384,6 +384,11 @@ def _in_words(error: Exception) -> ApiError:
     """What urllib3 and the socket raise, of _FAILURES."""
     if isinstance(error, ApiException):  # what the package makes of urllib3's SSLError
         return ApiError(f"TLS: {str(error.reason).partition(chr(10))[2] or error.reason}")
+    if isinstance(error, urllib3.exceptions.NewConnectionError):  # its own words begin with the connection as Python shows it
+        why = error.__cause__.strerror if isinstance(error.__cause__, OSError) else None
+        return ApiError(f"no connection to {error.conn.host} port {error.conn.port}: {why or error}")
+    if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
+        return ApiError(str(error.args[-1]))
     if isinstance(error, urllib3.exceptions.ReadTimeoutError):
         return Silence("the API server said nothing for too long")
     if isinstance(error, urllib3.exceptions.ProtocolError | urllib3.exceptions.SSLError | urllib3.exceptions.DecodeError):

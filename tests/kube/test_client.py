@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import ssl
 import subprocess
 import sys
@@ -221,6 +222,30 @@ def test_nothing_is_tried_again_or_followed(server: FakeServer, tmp_path: Path) 
     with pytest.raises(Cut):
         ask(client)
     assert [one.path for one in server.asked] == [PATH] * 4
+
+
+def test_no_connection_is_told_in_words(server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where to and why: nobody listens there, the name is none, and nobody takes the connection. No object of Python's is in it."""
+    monkeypatch.setattr(module, "CONNECT", 0.2)
+    path = Path(server.kubeconfig(tmp_path))
+    config = json.loads(path.read_text())
+
+    def words(address: str) -> str:
+        config["clusters"][0]["cluster"]["server"] = address
+        path.write_text(json.dumps(config))
+        with pytest.raises(ApiError) as caught:
+            ask(Client(configured(str(path))))
+        return str(caught.value)
+
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as busy, socket.socket() as free, socket.socket() as one, socket.socket() as two:
+        free.bind(("127.0.0.1", 0))
+        nobody, full = free.getsockname()[1], busy.getsockname()[1]
+        for waiting in (one, two):
+            waiting.setblocking(False)
+            waiting.connect_ex(("127.0.0.1", full))
+        assert words(f"http://127.0.0.1:{nobody}") == f"no connection to 127.0.0.1 port {nobody}: Connection refused"
+        assert words("http://no.such.host.invalid:80").startswith("no connection to no.such.host.invalid port 80: ")
+        assert words(f"http://127.0.0.1:{full}").startswith("Connection to 127.0.0.1 timed out.")
 
 
 def test_a_connection_is_used_again(server: FakeServer, tmp_path: Path) -> None:
