@@ -91,6 +91,8 @@ static int flush(struct np_ipset *ipset)
         }
         if (result < 0)
             break;
+        ipset->messages += np_nl_count(data, size);
+        ipset->bytes += size;
         sent += size;
     }
     ipset->used = 0;

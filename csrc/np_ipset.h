@@ -1,5 +1,7 @@
 /* ipset over netlink: commands are gathered in one buffer, sent with one acknowledgement at the end, and answered; dumps are parsed.
  *
+ * `messages` and `bytes` are what was sent so far.
+ *
  * A run is any number of np_ipset_create, _members, _ask_number, _destroy and _swap, then np_ipset_finish. Each command has a sequence number
  * of its own, which all its messages carry and by which an error is known; np_ipset_finish has the number after the last one.
  * Packed members, A being 4 or 16 bytes of address, are the form in which members cross:
@@ -34,6 +36,8 @@ struct np_ipset {
     size_t used;
     size_t limit;
     uint64_t calls;
+    uint64_t messages;
+    uint64_t bytes;
     int fd;
 };
 

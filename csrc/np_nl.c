@@ -129,6 +129,16 @@ size_t np_nl_whole(const uint8_t *data, size_t size, size_t limit)
     return whole;
 }
 
+/* How many messages there are in `size` bytes of whole ones that we wrote. */
+size_t np_nl_count(const uint8_t *data, size_t size)
+{
+    size_t count = 0;
+
+    for (size_t at = 0, whole = 0; (whole = np_nl_whole(data + at, size - at, 0)) > 0; at += whole)
+        count++;
+    return count;
+}
+
 /* Takes the next message. Returns 1, 0 at the end, or -EBADMSG for a length that cannot be. */
 int np_nl_next_message(struct np_nl_in *in, struct np_nl_message *message)
 {

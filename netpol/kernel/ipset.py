@@ -149,6 +149,11 @@ class IpsetSocket(Handle):
         """System calls so far, those of opening and closing included."""
         return int(self._native.calls)
 
+    @property
+    def sent(self) -> tuple[int, int]:
+        """(netlink messages, their bytes) so far."""
+        return int(self._native.messages), int(self._native.bytes)
+
     def _next(self, count: int) -> int:
         """The first of `count` sequence numbers that no message of this socket had lately; nothing waits to be received then."""
         if self._dirty:
