@@ -28,7 +28,7 @@ THOUSANDS = {
     "np_xt_encode": 1601,  # written once
     "np_xt_split": 1110,  # taken apart, before each replace and when it is read
     "np_xt_normalise": 654,
-    "np_xt_link": 9,
+    "np_xt_link": 10,
     "np_ct_parse_dump": 1365,  # 1,000 flows read
     "np_judge_sort": 211,  # and judged
 }
