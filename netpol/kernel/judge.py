@@ -5,7 +5,8 @@ is a hundred thousand times: here the same rules are taken apart once, by the ad
 index does not cover (ICMPv6, a pod that speaks to itself, rules of another form than netpol's) is handed back unjudged.
 
 Invariants: whatever is judged here is judged as `Judge` judges it; where the rules as a whole have another form, there is no index
-(None). Sets and chains that did not change since the last index are not taken apart again. It reads no kernel and changes no mark.
+(None). Sets and chains that did not change since the last index are not taken apart again; where only sets changed nothing else is even
+looked at. It reads no kernel and changes no mark.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Collection, Iterable, Mapping
 from struct import Struct as Packing
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 
@@ -78,6 +79,27 @@ class _Side(Struct, frozen=True):
     ranges: tuple[Network, ...]
 
 
+# A chain of a tree, and the network by which it is reached.
+_Place = tuple[Chain, Network]
+
+
+class _Branch(NamedTuple):
+    """What a chain of a tree does, as `_Side` says it, and the chains that it goes on to, with their networks."""
+
+    leaves: Mapping[Address, str]
+    below: tuple[tuple[str, Network], ...]
+    denied: tuple[Network, ...]
+
+
+class _About(NamedTuple):
+    """What all but the sets of an index follows from; chains are the very same ones, or others."""
+
+    hooked: list[Family]
+    chains: list[Mapping[str, Chain]]
+    pods: frozenset[Address]
+    local: frozenset[Address]
+
+
 class Sorting(Handle):
     """Packed flows as they are judged: those that are to get the bit, to lose it, and those to ask about; `judged` counts all."""
 
@@ -125,8 +147,11 @@ class Index(Handle):
     def __init__(self) -> None:
         super().__init__()
         self._sets: dict[str, tuple[Set, Any, tuple[Any, ...]]] = {}
-        self._classes: dict[Chain, tuple[_Allowed, ...] | None] = {}
+        self._arrays = _Arrays()
+        self._branches: dict[_Place, _Branch] = {}
         self._sides: dict[Family, tuple[Mapping[str, Chain], tuple[_Side, ...]]] = {}
+        self._about: _About | None = None
+        self._parts: dict[str, Any] = {}
         self._native: Any = None
         self._alive: tuple[Any, ...] = ()
 
@@ -153,26 +178,63 @@ class Index(Handle):
             return known[1]
         scopes = _scopes(_chain(chains, ROOT).rules)
         _check_deny(_chain(chains, DENY).rules, family)
-        sides = tuple(_side(chains, root, family, scope) for root, scope in zip(_SIDES, scopes, strict=True))
+        sides = tuple(self._side(chains, root, family, scope) for root, scope in zip(_SIDES, scopes, strict=True))
         self._sides[family] = (chains, sides)
         return sides
 
-    def _class(self, chain: Chain) -> tuple[_Allowed, ...] | None:
-        if chain not in self._classes:
-            self._classes[chain] = _allowed(chain.rules)
-        return self._classes[chain]
+    def _side(self, chains: Mapping[str, Chain], root: str, family: Family, scope: Network | None) -> _Side:
+        """Walks a tree. It is about no address outside its scope, and all its chains deny the same ranges at their ends."""
+        scope = scope or Network(bytes(4 if family == 4 else 16), 0)
+        found: dict[Address, str] = {}
+        ranges: set[tuple[Network, ...]] = set()
+        waiting = [(root, scope)]
+        while waiting:
+            name, within = waiting.pop()
+            place = _chain(chains, name), within
+            branch = self._branches.get(place)
+            if branch is None:
+                branch = self._branches[place] = _branch(place[0].rules, root, within)
+            if not found.keys().isdisjoint(branch.leaves):
+                raise _OtherForm
+            found |= branch.leaves
+            waiting += branch.below
+            ranges.add(branch.denied)
+        if len(ranges) != 1:
+            raise _OtherForm
+        denied = ranges.pop()
+        if any(net.length < scope.length or net.address not in scope for net in denied):
+            raise _OtherForm
+        return _Side(found, denied)
 
     # -- what they ask for -> arrays -----------------------------------------------------------------------------------
 
     def _put_together(self, ruleset: Ruleset, pods: frozenset[Address], local: frozenset[Address]) -> None:
         hooked = [family for family in FAMILIES if family in ruleset.hooked]
-        arrays = _Arrays()
+        chains = [ruleset.chains.get(family, {}) for family in hooked]
+        if not self._arrays.names.keys() <= ruleset.sets.keys() or len(self._arrays.codes) > 2 * sum(map(len, chains)):
+            self._arrays, self._about = _Arrays(), None  # most of what they hold, or some of their sets, are of a time gone by
+        known, about = self._about, _About(hooked, chains, pods, local)
+        if known is None or known[:1] + known[2:] != about[:1] + about[2:] or list(map(id, known.chains)) != list(map(id, chains)):
+            self._about = None
+            self._parts = self._take_apart(ruleset, hooked, pods, local)
+            self._about = about
+        sets, keep = self._use_sets(ruleset.sets, self._arrays.names)
+        slots = ffi.new("uint32_t[]", _slots(self._parts["end_count"]))
+        native = ffi.new(
+            "struct np_judge *",
+            {**self._parts, "sets": sets, "slots": slots, "set_count": len(self._arrays.names), "slot_count": len(slots)},
+        )
+        if lib.np_judge_index(native) < 0:
+            raise _OtherForm
+        self._native, self._alive = native, (sets, slots, self._parts, keep)
+
+    def _take_apart(self, ruleset: Ruleset, hooked: list[Family], pods: frozenset[Address], local: frozenset[Address]) -> dict[str, Any]:
+        """All of a struct np_judge but its sets."""
+        arrays = self._arrays
         ends: dict[Address, list[int]] = {address: [_PASS, _PASS] for address in pods | local}
         ranges: list[bytes] = []
-        chains: set[Chain] = set()
         for family in hooked:
             by_name = ruleset.chains.get(family, {})
-            chains |= set(by_name.values())
             sides = self._sides_of(by_name, family)
             for side in sides:
                 ends |= {address: [_PASS, _PASS] for address in side.chains.keys() - ends.keys()}
@@ -185,39 +247,24 @@ class Index(Handle):
                 classes: dict[str, int] = {"": _PASS}
                 for address, name in side.chains.items():
                     if name not in classes:
-                        classes[name] = arrays.add(self._class(_chain(by_name, name)))
+                        classes[name] = arrays.code(_chain(by_name, name))
                     ends[address][number] = classes[name]
-        self._classes = {chain: found for chain, found in self._classes.items() if chain in chains}
-        sets, keep = self._use_sets(ruleset.sets, arrays.names)
+        there = {chain for family in hooked for chain in ruleset.chains.get(family, {}).values()}
+        self._branches = {place: branch for place, branch in self._branches.items() if place[0] in there}
         raw_ends = b"".join([_END.pack(a, *codes, family_of(a), _POD * (a in pods) | _LOCAL * (a in local)) for a, codes in ends.items()])
-        parts = {
-            "rules": ("struct np_judge_rule[]", b"".join(arrays.rules)),
-            "ports": ("uint16_t[]", arrays.ports.tobytes()),
-            "classes": ("struct np_judge_class[]", b"".join(arrays.classes)),
-            "ends": ("struct np_judge_end[]", raw_ends),
-            "ranges": ("struct np_judge_range[]", b"".join(ranges)),
+        return {
+            "rules": ffi.from_buffer("struct np_judge_rule[]", b"".join(arrays.rules)),
+            "ports": ffi.from_buffer("uint16_t[]", arrays.ports.tobytes()),
+            "classes": ffi.from_buffer("struct np_judge_class[]", b"".join(arrays.classes)),
+            "ends": ffi.from_buffer("struct np_judge_end[]", raw_ends),
+            "ranges": ffi.from_buffer("struct np_judge_range[]", b"".join(ranges)),
+            "rule_count": len(arrays.rules),
+            "port_count": len(arrays.ports),
+            "class_count": len(arrays.classes),
+            "end_count": len(ends),
+            "range_count": len(ranges),
+            "families": sum(1 << family for family in hooked),
         }
-        pointers = {name: ffi.from_buffer(kind, raw) for name, (kind, raw) in parts.items()}
-        slots = ffi.new("uint32_t[]", _slots(len(ends)))
-        native = ffi.new(
-            "struct np_judge *",
-            {
-                **pointers,
-                "sets": sets,
-                "slots": slots,
-                "set_count": len(arrays.names),
-                "rule_count": len(arrays.rules),
-                "port_count": len(arrays.ports),
-                "class_count": len(arrays.classes),
-                "end_count": len(ends),
-                "slot_count": len(slots),
-                "range_count": len(ranges),
-                "families": sum(1 << family for family in hooked),
-            },
-        )
-        if lib.np_judge_index(native) < 0:
-            raise _OtherForm
-        self._native, self._alive = native, (sets, slots, pointers, parts, keep)
 
     def _use_sets(self, sets: Mapping[str, Set], names: Iterable[str]) -> tuple[Any, list[Any]]:
         used = list(names)
@@ -234,16 +281,23 @@ class Index(Handle):
 
 
 class _Arrays:
-    """Rules and classes as they are packed; `names` are the sets they use, by the numbers they got."""
+    """Rules and classes as they are packed; `names` are the sets they use, by the numbers they got. What is there stays."""
 
     def __init__(self) -> None:
         self.rules: list[bytes] = []
         self.classes: list[bytes] = []
         self.ports = array("H")
         self.names: dict[str, int] = {}
+        self.codes: dict[Chain, int] = {}
 
-    def add(self, rules: tuple[_Allowed, ...] | None) -> int:
+    def code(self, chain: Chain) -> int:
         """The code of a class; one that cannot be taken apart is asked about."""
+        found = self.codes.get(chain)
+        if found is None:
+            found = self.codes[chain] = self._add(_allowed(chain.rules))
+        return found
+
+    def _add(self, rules: tuple[_Allowed, ...] | None) -> int:
         if rules is None:
             return int(_ASK)
         first = len(self.rules)
@@ -319,43 +373,32 @@ def _check_deny(rules: tuple[Rule, ...], family: Family) -> None:
         raise _OtherForm
 
 
-def _side(chains: Mapping[str, Chain], root: str, family: Family, scope: Network | None) -> _Side:
-    """Walks a tree. It is about no address outside its scope; its chains test networks that do not overlap, or addresses, inside that
-    network by which they are reached."""
-    found: dict[Address, str] = {}
-    ranges: set[tuple[Network, ...]] = set()
-    scope = scope or Network(bytes(4 if family == 4 else 16), 0)
-    waiting: list[tuple[str, Network]] = [(root, scope)]
-    width = 32 if family == 4 else 128
-    while waiting:
-        name, within = waiting.pop()
-        tested: list[Network] = []
-        denied: list[Network] = []
-        for rule in _chain(chains, name).rules:
-            own, target = _dispatch(rule, root)
-            is_leaf = target is None or rule.not_source or rule.not_destination
-            if target == DENY and not is_leaf:
-                if own.length < scope.length or own.address not in scope:
-                    raise _OtherForm
-                denied.append(own)
-                continue
-            if target is None and found.get(own.address) and own.length == width:
-                continue  # an isolated pod that speaks to itself
-            if denied or target == DENY or own.length < within.length or own.address not in within:
-                raise _OtherForm
-            if is_leaf != (own.length == width) or any(own.address in net or net.address in own for net in tested):
-                raise _OtherForm
-            tested.append(own)
-            if is_leaf:
-                found[own.address] = target or ""
-            elif target is not None and own.length > within.length:
-                waiting.append((target, own))
-            else:
-                raise _OtherForm
-        ranges.add(tuple(denied))
-    if len(ranges) != 1:
-        raise _OtherForm
-    return _Side(found, ranges.pop())
+def _branch(rules: tuple[Rule, ...], root: str, within: Network) -> _Branch:
+    """One chain of a tree: it tests networks that do not overlap, or addresses, inside that network by which it is reached."""
+    width = len(within.address) * 8
+    leaves: dict[Address, str] = {}
+    below: list[tuple[str, Network]] = []
+    denied: list[Network] = []
+    for rule in rules:
+        own, target = _dispatch(rule, root)
+        is_leaf = target is None or rule.not_source or rule.not_destination
+        if target == DENY and not is_leaf:
+            denied.append(own)
+            continue
+        if target is None and leaves.get(own.address) and own.length == width:
+            continue  # an isolated pod that speaks to itself
+        if denied or target == DENY or own.length < within.length or own.address not in within:
+            raise _OtherForm
+        overlaps = any(address in own for address in leaves) or any(own.address in net or net.address in own for _, net in below)
+        if is_leaf != (own.length == width) or overlaps:
+            raise _OtherForm
+        if is_leaf:
+            leaves[own.address] = target or ""
+        elif target is not None and own.length > within.length:
+            below.append((target, own))
+        else:
+            raise _OtherForm
+    return _Branch(leaves, tuple(below), tuple(denied))
 
 
 def _dispatch(rule: Rule, root: str) -> tuple[Network, str | None]:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from netpol.kernel import judge as module
 from netpol.kernel._native import ffi, lib
 from netpol.kernel.judge import Index
 from netpol.model import ICMP, ICMPV6, SCTP, TCP, UDP, Address, Family, Network, NumberedPort, Object, network
@@ -347,7 +348,7 @@ def test_a_sorting_outlives_its_index() -> None:
     """Whoever goes on judging by it has the rules that there were, also when the index was built again or is gone."""
     index, (ruleset, _) = Index(), db()
     assert index.build(ruleset, frozenset({A}), frozenset())
-    pointed = [weakref.ref(found) for found in (*index._alive[2].values(), index._alive[1])]
+    pointed = [weakref.ref(found) for found in (*index._parts.values(), index._alive[1]) if isinstance(found, ffi.CData)]
     sorting = index.sorting(BIT)
     assert index.build(closed(GATE, (network(A, 24),)), frozenset({A, OUT}), frozenset())
     del index
@@ -356,3 +357,38 @@ def test_a_sorting_outlives_its_index() -> None:
     packed = pack([call(OUT, A), call(C, A)])
     sorting.take(ffi.from_buffer("struct np_ct_flow[]", bytearray(packed)), 2)
     assert parts(sorting.mark) == parts(pack([call(OUT, A)]))
+
+
+def test_what_is_taken_apart_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing where only sets changed; of a pod that is isolated among 60 its class, and the chains of the tree on the way to it."""
+    taken: list[str] = []
+
+    def counted(name: str, made: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            taken.append(name)
+            return made(*arguments)
+
+        return call
+
+    for name in ("_branch", "_allowed"):
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
+    pods = [pod(f"db{n}", bytes((10, 0, 0, n)), label="lone" if n == 7 else "") for n in range(4, 64)]
+    watched = Watched(*pods, policy("p", "db", peers(own("web"), ports=(NumberedPort(TCP, 80, 80),))), pod("web", C, node="there"))
+    index, found = Index(), Replay(watched.wanted())
+    watched.state.applied()
+
+    def follow(*events: Object) -> list[str]:
+        taken.clear()
+        for event in events:
+            watched.put(event)
+        found.follow(diff(*watched.state.pending()))
+        watched.state.applied()
+        assert index.build(found.ruleset(), watched.state.judged, frozenset())
+        return sorted(taken)
+
+    assert follow().count("_branch") > 20
+    assert follow(pod("web2", bytes((10, 1, 0, 1)), node="there")) == []
+    again = follow(policy("one", "lone"))
+    assert again.count("_allowed") == 1
+    assert 1 <= again.count("_branch") <= 7
+    assert follow() == []
