@@ -60,10 +60,11 @@ docs: $(VENV)/.docs  ## Build the documentation into build/site, and look for de
 settings: $(NATIVE)  ## Write docs/settings.md anew from the commands
 	@$(BIN)/python -m docs.site.settings
 
-pictures: $(NATIVE) $(VENV)/.dev  ## Draw the pictures of docs/ anew from the code
+pictures: $(NATIVE) $(VENV)/.dev  ## Draw the pictures of docs/ anew from the code (FIGURES=bench-results.json: with the figures of a new run)
 	@$(BIN)/python -m docs.site.chains
 	@$(BIN)/python -m docs.site.rooms
 	@$(BIN)/python -m docs.site.event
+	@$(BIN)/python -m docs.site.figures $(FIGURES)
 
 recording: $(NATIVE)  ## Record netpol demo in a terminal anew, as the picture of the README
 	@$(BIN)/python -m docs.site.recording

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from netpol.bench import Result
-from netpol.bench.report import FILE, run_of, table, to_json
+from netpol.bench.report import FILE, added, from_json, run_of, table, to_json
 from netpol.kernel import namespaces
 
 if os.geteuid() != 0:
@@ -25,6 +25,10 @@ if os.geteuid() != 0:
 LEAST_WIDTH = 120  # where there is no terminal, too
 
 RESULTS = pytest.StashKey[list[Result]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--add", action="store_true", help=f"keep the other rows of {FILE}, where they are of this machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,6 +46,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not rows:
         return
     path = Path(config.invocation_params.dir) / FILE
+    if config.getoption("--add") and path.exists():
+        rows = added(from_json(path.read_bytes()), rows)
     path.write_bytes(to_json(run_of(rows)))
     width = max(LEAST_WIDTH, shutil.get_terminal_size().columns)
     terminalreporter.write_line("")

@@ -40,6 +40,17 @@ def run_of(results: Sequence[Result]) -> Run:
     return Run(machine(), *_memory(results), missing(), tuple(results))
 
 
+def added(run: Run, results: Sequence[Result]) -> list[Result]:
+    """The rows of an earlier run, those of the same name in the place of theirs, and the others behind them.
+
+    ValueError where it was made on another machine, which no ratio would tell.
+    """
+    if run.machine != machine():
+        raise ValueError(f"the rows are of another machine: {run.machine}")
+    now = {result.row: result for result in results}
+    return [now.pop(result.row, result) for result in run.rows] + list(now.values())
+
+
 def _memory(results: Sequence[Result]) -> tuple[float, float]:
     """The least and the most of the rows' processes, or of this one where it measured them all."""
     least = [result.least_mebibytes for result in results if result.least_mebibytes is not None]

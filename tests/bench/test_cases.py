@@ -199,3 +199,18 @@ def test_the_face_of_pytest_writes_the_file(tmp_path: Path) -> None:
     assert benchmark["extra_info"]["result"] == json.loads(to_json(run))["rows"][0]
     assert benchmark["stats"]["rounds"] == result.pairs
     assert benchmark["extra_info"]["operations"] > 1
+
+
+def test_rows_are_added_to_the_file_where_that_is_asked_for(tmp_path: Path) -> None:
+    """`--add` keeps the rows that are there; without it the file is of one run."""
+    require("ipset")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    found = []
+    for words, more in (("swapped", ()), ("destroyed", ("--add",)), ("swapped", ())):
+        command = [sys.executable, "-m", "pytest", str(ROOT / "bench"), "-k", words, *more, "-p", "no:cacheprovider", "--benchmark-quiet"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found.append([row.row for row in from_json((tmp_path / "bench-results.json").read_bytes()).rows])
+    swapped, both, again = found
+    assert both == [*swapped, "a set of 1k destroyed"]
+    assert again == swapped

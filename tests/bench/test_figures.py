@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
-from netpol.bench.report import from_json, run_of, table, to_json
+from netpol.bench.report import added, from_json, run_of, table, to_json
 from netpol.bench.result import Figure, Result, percentile, waits
 
 
@@ -47,3 +48,17 @@ def test_a_row_of_waits_goes_through_the_file_and_the_table() -> None:
     assert "<= 5 ms met" in drawn
     assert "p99: 30.0 ms" in drawn
     assert "<= 25 ms missed" in drawn
+
+
+def test_rows_are_added_to_an_earlier_run() -> None:
+    """One of the same name takes the place of the old one, the others stay where they are, new ones come last."""
+    run = run_of([Result("a", 1.0, {}, 1, 1), Result("b", 2.0, {}, 1, 1)])
+    rows = added(run, [Result("c", 3.0, {}, 1, 1), Result("a", 4.0, {}, 1, 1)])
+    assert [(result.row, result.ms) for result in rows] == [("a", 4.0), ("b", 2.0), ("c", 3.0)]
+
+
+def test_rows_of_another_machine_are_not_added_to() -> None:
+    """One file is of one machine: its rows are read beside each other."""
+    run = replace(run_of([Result("a", 1.0, {}, 1, 1)]), machine="another one")
+    with pytest.raises(ValueError, match="another one"):
+        added(run, [])
