@@ -97,7 +97,7 @@ class Selector(Struct, frozen=True, order=True, gc=False):
 EVERYTHING = Selector()
 
 
-class Query(Struct, frozen=True, order=True, gc=False):
+class Query(Struct, frozen=True, order=True, gc=False, cache_hash=True):
     """Which pods: those whose labels match `pods`, in the one namespace named, or else in all that `namespaces` selects.
 
     `namespace` is "" exactly when `namespaces` counts. Host-network pods are never selected.

@@ -210,8 +210,8 @@ class Kernel(Handle):
         if len(made) > MANY:
             self._ask_numbers()
         elif there:
-            kept = {name: number for name, number in self._sets.pairs if name not in there}
-            self._sets = SetNumbers(kept | {name: numbers[name] if name in numbers else self._ipset.number(name) for name in made})
+            new = {name: numbers[name] if name in numbers else self._ipset.number(name) for name in made}
+            self._sets = self._sets.changed(there, new)
 
     def _replace(self, step: ReplaceTable) -> None:
         socket = self._sockets[step.family]

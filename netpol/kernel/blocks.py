@@ -35,6 +35,10 @@ class Arrays(NamedTuple):
     jump_count: int
 
 
+def _raw(pair: tuple[str, int]) -> bytes:
+    return pair[0].encode(*_RAW)
+
+
 class SetNumbers:
     """The kernel's numbers of the sets, by name, in the form in which C looks them up. It does not change.
 
@@ -44,9 +48,28 @@ class SetNumbers:
     def __init__(self, numbers: Mapping[str, int]) -> None:
         self._numbers = dict(numbers)
         self.names = {number: name for name, number in numbers.items()}
-        packed = sorted((name.encode(*_RAW), name, number) for name, number in numbers.items())
-        self.pairs = tuple((name, number) for _, name, number in packed)
-        self.native = ffi.from_buffer("struct np_xt_set[]", b"".join(_SET.pack(raw, number) for raw, _, number in packed))
+        self.pairs = tuple(sorted(numbers.items(), key=_raw))
+        self._packed = b"".join([_SET.pack(_raw(pair), pair[1]) for pair in self.pairs])
+        self.native = ffi.from_buffer("struct np_xt_set[]", self._packed)
+
+    def changed(self, gone: Iterable[str], new: Mapping[str, int]) -> SetNumbers:
+        """The same without some of them, and then with others that are not among the rest. Costs what changes, and a copy."""
+        found = SetNumbers.__new__(SetNumbers)
+        numbers, names, pairs, packed = self._numbers.copy(), self.names.copy(), list(self.pairs), bytearray(self._packed)
+        for name in gone:
+            number = numbers.pop(name, None)
+            if number is not None:
+                place = bisect_left(pairs, _raw((name, 0)), key=_raw)
+                del names[number], pairs[place], packed[place * _SET.size : (place + 1) * _SET.size]
+        for pair in new.items():
+            place = bisect_left(pairs, _raw(pair), key=_raw)
+            pairs.insert(place, pair)
+            packed[place * _SET.size : place * _SET.size] = _SET.pack(_raw(pair), pair[1])
+        numbers.update(new)
+        found._numbers, found.names, found.pairs, found._packed = numbers, names, tuple(pairs), bytes(packed)
+        found.names.update((number, name) for name, number in new.items())
+        found.native = ffi.from_buffer("struct np_xt_set[]", found._packed)
+        return found
 
     def get(self, name: str) -> int | None:
         return self._numbers.get(name)

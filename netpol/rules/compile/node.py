@@ -194,7 +194,7 @@ class NodeState:
     def _concerned(self, policy: Policy) -> set[Key]:
         """The pods of this node that a policy selects."""
         subject, queries = policy.subject, self.cluster.queries
-        return {key for key, pod in self._locals.items() if subject in queries(pod)}
+        return {key for key, pod in self._locals.items() if key[0] == subject.namespace and subject in queries(pod)}
 
     def _is_local(self, pod: Pod) -> bool:
         return pod.node == self.node and not pod.host_network and not pod.finished
