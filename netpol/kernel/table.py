@@ -19,7 +19,7 @@ import errno
 from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from heapq import merge
 from struct import Struct as Packing
 from types import MappingProxyType
@@ -58,6 +58,10 @@ _HOOK_RULE = {
 Shape = tuple[int, ...]
 
 
+def _let_go(array: Any, pointer: Any) -> None:
+    """Nothing: that it knows the array is what it is for."""
+
+
 def shape_of(native: Any, size: int | None = None) -> Shape:
     """What the kernel says about a table at once: size, number of entries, and where its built-in chains begin and end.
 
@@ -91,7 +95,8 @@ class Snapshot:
         """`info` is a struct np_xt_info, `array` the entries that belong to it, from `start` on, which are changed here and kept."""
         self.family, self.table, self.shape = family, table, shape_of(info)
         self.valid_hooks, self.entries, self.size = int(info.valid_hooks), int(info.num_entries), len(array) - start
-        self._array, native = array, array + start  # a pointer keeps nothing alive
+        # A pointer keeps nothing alive but what lets go of it, and a buffer only its pointer.
+        native = ffi.gc(array + start, partial(_let_go, array))
         if self.entries * (ENTRY[family] + HEADER.size) > self.size:
             raise self._malformed("more entries than bytes")
         layout = ffi.new("struct np_xt_table *", {"valid_hooks": info.valid_hooks, "entries": info.num_entries})
@@ -112,7 +117,7 @@ class Snapshot:
         self.by_name = {span.name: span for span in self.spans}
         names = [span.name for span in self.spans]
         arrays = Arrays(ffi.cast("uint8_t *", native), self.size, self.chains, self.jumps, self.jump_count)
-        self.block = Block(family, names, names, NO_SETS, arrays, array)
+        self.block = Block(family, names, names, NO_SETS, arrays, native)
         if len(self.by_name) != len(self.spans):
             raise self._malformed("two chains of one name")
 
