@@ -2,7 +2,7 @@
 
 The declarations are not written twice: they are the parts of csrc/*.h between `/* cdef: begin */` and `/* cdef: end */`, so that
 what Python believes about a struct is what the compiler was told. `#define NAME value` becomes `#define NAME ...` (cffi asks the compiler).
-NETPOL_WERROR=1 turns warnings of our own files into errors; NETPOL_SANITIZE=1 builds with ASan and UBSan.
+NETPOL_WERROR=1 turns warnings of our own files into errors; NETPOL_SANITIZE=1 builds with ASan and UBSan; NETPOL_COVERAGE=1 counts lines.
 """
 
 import os
@@ -41,6 +41,9 @@ if os.environ.get("NETPOL_SANITIZE") == "1":
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     compile_args = [arg for arg in compile_args if "FORTIFY" not in arg] + [*sanitizers, "-g", "-O1"]
     link_args += sanitizers
+if os.environ.get("NETPOL_COVERAGE") == "1":
+    compile_args = [arg for arg in compile_args if "FORTIFY" not in arg] + ["--coverage", "-O0"]
+    link_args.append("--coverage")
 
 # The generated wrapper is not our own file: its conversions are cffi's.
 prologue = '#pragma GCC diagnostic ignored "-Wconversion"\n#pragma GCC diagnostic ignored "-Wsign-conversion"\n'
