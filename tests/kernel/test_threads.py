@@ -86,6 +86,7 @@ CASES: dict[str, Case] = {
             "names": ("t",),
             "records": (["t1"],),
         },
+        ("calls", "fileno", "sent"),
     ),
     "TableSocket": Case(
         table_socket,
@@ -102,7 +103,15 @@ CASES: dict[str, Case] = {
     ),
     "ConntrackSocket": Case(
         lambda _: ConntrackSocket(),
-        {"count": (), "flows": ((ADDRESS,),), "flows_at": ((ADDRESS,),), "marked": (1,), "mark": (b"", 1), "unmark": (b"", 1)},
+        {
+            "count": (),
+            "settle": (),
+            "flows": ((ADDRESS,),),
+            "flows_at": ((ADDRESS,),),
+            "marked": (1,),
+            "mark": (b"", 1),
+            "unmark": (b"", 1),
+        },
     ),
     "NflogSocket": Case(lambda _: NflogSocket(77, "netpol"), {"receive": ()}, ("calls", "fileno", "counts")),
     "Kernel": Case(
@@ -227,7 +236,7 @@ def test_closing_waits_for_the_call(name: str, netns: int, tmp_path: Path) -> No
     others = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC) for _ in before]
     try:
         for later, args in case.calls.items():
-            if later in ("touched", "mark", "unmark"):  # which have nothing to ask the kernel here
+            if later in ("touched", "settle", "mark", "unmark"):  # which have nothing to ask the kernel here
                 continue
             with pytest.raises(KernelError, match="it is closed") as error:
                 getattr(handle, later)(*args)
