@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from netpol.cli import options
+from netpol.cli.counted import counted
 
 if TYPE_CHECKING:
     from netpol.agent.enforcer import Enforcer, Report
@@ -129,7 +130,7 @@ def _sweep(enforcer: Enforcer, cut_flows: bool) -> None:
         click.echo(f"netpol: running flows are not cut: {error}", err=True)
         return
     if report.marked or report.unmarked:
-        click.echo(f"{report.marked} running flows cut, {report.unmarked} given back")
+        click.echo(f"{counted(report.marked, 'running flow')} cut, {report.unmarked} given back")
 
 
 def _warn(report: Report) -> None:
@@ -138,5 +139,5 @@ def _warn(report: Report) -> None:
 
 
 def _tell(report: Report) -> None:
-    done = f"{len(report.steps)} steps" if report.steps else "nothing to change"
-    click.echo(f"{done}, {report.system_calls} system calls")
+    done = counted(len(report.steps), "step") if report.steps else "nothing to change"
+    click.echo(f"{done}, {counted(report.system_calls, 'system call')}")

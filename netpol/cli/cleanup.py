@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from netpol.cli.counted import counted
+
 
 @click.command()
 def cleanup() -> None:
@@ -19,4 +21,8 @@ def cleanup() -> None:
         steps = clean(mangle, filtered)
     tables = sum(isinstance(step, ReplaceTable) for step in steps)
     sets = sum(isinstance(step, DestroySet) for step in steps)
-    click.echo(f"removed netpol's chains from {tables} tables, and {sets} sets" if tables or sets else "nothing of netpol's is here")
+    click.echo(
+        f"removed netpol's chains from {counted(tables, 'table')}, and {counted(sets, 'set')}"
+        if tables or sets
+        else "nothing of netpol's is here"
+    )

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from netpol.cli.counted import counted
+
 if TYPE_CHECKING:
     from netpol.model import Pod
     from netpol.policy.cluster import Cluster
@@ -21,11 +23,11 @@ def tell(state: NodeState) -> None:
 
     here = _here(state.cluster, state.node)
     count = sum(bool(pod.addresses) and any(state.isolating(pod, direction) for direction in DIRECTIONS) for pod in here)
-    policies = _counted(len(state.cluster.policies), "policy", "policies")
+    policies = counted(len(state.cluster.policies), "policy", "policies")
     if not count and state.cluster.policies:
         warn(state.cluster, state.node)
     else:
-        click.echo(f"{_named(state.node)}: {count} of {_counted(len(here), 'pod', 'pods')} isolated, {policies} in all")
+        click.echo(f"{_named(state.node)}: {count} of {counted(len(here), 'pod')} isolated, {policies} in all")
 
 
 def warn(cluster: Cluster, node: str) -> None:
@@ -40,10 +42,10 @@ def _why(cluster: Cluster, node: str) -> str:
     if not here:
         names = sorted({pod.node for pod in pods})
         places = ", ".join(map(_named, names[:MOST])) + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
-        return f"{_counted(len(pods), 'pod of the manifests is', 'pods of the manifests are')} on {places} (spec.nodeName)"
+        return f"{counted(len(pods), 'pod of the manifests is', 'pods of the manifests are')} on {places} (spec.nodeName)"
     if bare := sum(not pod.addresses for pod in here):
-        return f"{bare} of its {_counted(len(here), 'pod', 'pods')} without an address (status.podIP), and no policy selects another"
-    return f"no policy selects any of its {_counted(len(here), 'pod', 'pods')}"
+        return f"{bare} of its {counted(len(here), 'pod')} without an address (status.podIP), and no policy selects another"
+    return f"of its {counted(len(here), 'pod')} none is selected by a policy"
 
 
 def _here(cluster: Cluster, node: str) -> list[Pod]:
@@ -53,7 +55,3 @@ def _here(cluster: Cluster, node: str) -> list[Pod]:
 
 def _named(node: str) -> str:
     return f"node {node}" if node else "the node without a name"
-
-
-def _counted(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from netpol.cli import options
+from netpol.cli.counted import counted
 
 if TYPE_CHECKING:
     from netpol.rules.compile import Settings
@@ -55,4 +56,5 @@ def restore(state: str, boot: str, cidrs: tuple[str, ...], settings: Settings) -
     with Kernel(wanted.table) as kernel:
         steps = diff(wanted, kernel.read())
         kernel.apply(steps)
-    click.echo(f"restored {sum(len(chains) for chains in wanted.chains.values())} chains and {len(wanted.sets)} sets in {len(steps)} steps")
+    chains = counted(sum(map(len, wanted.chains.values())), "chain")
+    click.echo(f"restored {chains} and {counted(len(wanted.sets), 'set')} in {counted(len(steps), 'step')}")

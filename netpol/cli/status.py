@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from netpol.cli import options
+from netpol.cli.counted import counted
 from netpol.cli.restore import STATE
 
 if TYPE_CHECKING:
@@ -95,9 +96,10 @@ def _show(table: str, found: Ruleset, dropped: int, chains: Sequence[Row], sets:
         console.print(f"Nothing of netpol's is programmed in the table {table} of this network namespace.")
     else:
         families = ", ".join(f"IPv{family}" for family in sorted(found.hooked)) or "no family"
-        console.print(f"Table {table}: FORWARD begins with netpol for {families}; {dropped} packets dropped.")
+        console.print(f"Table {table}: FORWARD begins with netpol for {families}; {counted(dropped, 'packet')} dropped.")
         rules, members = sum(row["rules"] for row in chains), sum(row["members"] for row in sets)
-        console.print(f"{len(chains)} chains with {rules} rules, {len(sets)} sets with {members} members.")
+        held = f"{counted(len(sets), 'set')} with {counted(members, 'member')}"
+        console.print(f"{counted(len(chains), 'chain')} with {counted(rules, 'rule')}, {held}.")
     if saved is not None:
         for line in _words(saved):
             console.print(line, markup=False)

@@ -83,7 +83,7 @@ def test_bad_manifests_change_nothing(tmp_path: Path) -> None:
         pytest.param(
             f"{PODS}---\n{POLICY % 'c'}",
             "n",
-            "netpol: nothing is isolated on node n: no policy selects any of its 2 pods",
+            "netpol: nothing is isolated on node n: of its 2 pods none is selected by a policy",
             id="other labels",
         ),
         pytest.param(
@@ -179,7 +179,7 @@ def test_running_flows_are_cut_and_given_back(tmp_path: Path) -> None:
     (tmp_path / "all.yaml").write_text(PODS + "---\n" + POLICY % "a")
     ends = ["-s", "192.0.2.1", "-d", "10.0.0.1", "-p", "tcp", "--sport", "40000", "--dport", "80"]
     run("conntrack", "-I", *ends, "--state", "ESTABLISHED", "-u", "SEEN_REPLY,ASSURED", "-t", "99")
-    assert "1 running flows cut, 0 given back" in netpol("apply", "-f", str(tmp_path), "--cut-bit", "0x20000000").output
+    assert "1 running flow cut, 0 given back" in netpol("apply", "-f", str(tmp_path), "--cut-bit", "0x20000000").output
     assert f"mark={0x20000000}" in run("conntrack", "-L")
     assert "0 running flows cut, 1 given back" in netpol("apply", "-f", str(tmp_path), "--cut-bit", "0x20000000", "--no-cut-flows").output
     assert "mark=0 " in run("conntrack", "-L")

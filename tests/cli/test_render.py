@@ -95,6 +95,6 @@ def test_bad_input_exits_2_and_renders_nothing(tmp_path: Path, arguments: tuple[
 def test_a_node_on_which_nothing_is_isolated_is_a_word_to_standard_error(two_nodes: str) -> None:
     """The text is for the real tools all the same; where a pod is isolated nothing is said."""
     other = render("-f", two_nodes, "--node", "n2")
-    assert other.stderr == "netpol: nothing is isolated on node n2: no policy selects any of its 1 pod\n"
+    assert other.stderr == "netpol: nothing is isolated on node n2: of its 1 pod none is selected by a policy\n"
     assert "-A FORWARD -j NETPOL" in other.stdout
     assert render("-f", two_nodes, "--node", "n1").stderr == ""

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from netpol.cli.counted import counted
 from netpol.cli.demonstration.run import FREE, Report, Row, outcome
 from netpol.cli.demonstration.scene import Connection, Scene
 from netpol.cli.demonstration.trace import CLASS_CHAINS, short_names
@@ -36,10 +37,6 @@ def some(items: Sequence[str], most: int) -> str:
     """The first few of them, and how many more there are."""
     more = len(items) - most
     return ", ".join(items[:most]) + (f" and {more} more" if more > 0 else "")
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def _columns(*names: str, right: str = "", gives: str = "") -> Table:
