@@ -103,7 +103,7 @@ analyze:  ## Look through the C files with gcc's analyzer and cppcheck; no findi
 	@echo "gcc -fanalyzer, cppcheck: $(words $(OUR_C)) C files without a finding"
 
 .PHONY: fuzz
-fuzz: $(NATIVE) $(VENV)/.dev  ## Run each fuzz target of the C files for a minute (FUZZ_SECONDS=60) and count executions
+fuzz: $(NATIVE) $(VENV)/.dev  ## Run each fuzz target, C and Python, for a minute (FUZZ_SECONDS=60) and count executions
 	@.ci/needs fuzz
 	@$(BIN)/python -m tests.fuzz
 

@@ -6,6 +6,20 @@ boundary translates each failure once, into a `KernelError` whose words name the
 
 from __future__ import annotations
 
+LONGEST = 500  # characters of a text that others wrote, in one of our messages
+
+
+def printable(text: str, longest: int | None = None) -> str:
+    """A text that others wrote as it may stand in a log or on a terminal: what is not printable is escaped, what is long is cut.
+
+    Line ends are escaped too, and what turns the direction of writing; surrogates, so that the result can be encoded.
+    """
+    if longest is not None and len(text) > longest:
+        text = f"{text[:longest]}..."
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
 
 class NetpolError(Exception):
     """Base of every error that netpol raises on purpose."""
@@ -15,13 +29,13 @@ class InvalidObject(NetpolError):
     """A value in an API object that cannot be valid.
 
     object -- "NetworkPolicy default/web" and the like; field -- a path such as "spec.ingress[0].ports[1].port";
-    reason -- what is wrong with it; source -- the file it came from, where there is one.
+    reason -- what is wrong with it; source -- the file it came from, where there is one. All are printable, and none is long.
     """
 
     def __init__(self, object: str, field: str, reason: str, source: str | None = None) -> None:
-        self.object, self.field, self.reason, self.source = object, field, reason, source
-        where = f"{source}: " if source else ""
-        super().__init__(f"{where}{object}: {field}: {reason}" if field else f"{where}{object}: {reason}")
+        self.object, self.field, self.reason = (printable(text, LONGEST) for text in (object, field, reason))
+        self.source = printable(source) if source is not None else None
+        super().__init__(": ".join(text for text in (self.source, self.object, self.field, self.reason) if text))
 
 
 class InvalidManifests(NetpolError):

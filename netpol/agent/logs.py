@@ -14,6 +14,8 @@ from typing import IO, Literal
 
 import msgspec
 
+from netpol.errors import printable
+
 Form = Literal["text", "json"]
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -63,8 +65,8 @@ class Lines(logging.Formatter):
         if self._form == "json":
             data = {"time": moment, "level": record.levelname.lower(), "logger": record.name, "message": message}
             return msgspec.json.encode(data | ({"omitted": omitted} if omitted else {})).decode()
-        # One record is one line, whatever names an object has.
-        message = message.replace("\n", "\n  ")
+        # One record is one line, whatever names an object has, and none of them moves a terminal's cursor.
+        message = "\n  ".join(map(printable, message.split("\n")))
         return f"{moment} {record.levelname.lower():7} {message}" + (f" ({omitted} more like this were left out)" if omitted else "")
 
 

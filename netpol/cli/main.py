@@ -11,13 +11,12 @@ What a command does, and its options, are its own module's business.
 from __future__ import annotations
 
 import importlib
-import textwrap
 from typing import Any
 
 import click
 
 from netpol import __version__
-from netpol.errors import InvalidManifests, InvalidObject, NetpolError
+from netpol.errors import InvalidManifests, InvalidObject, NetpolError, printable
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "agent": ("netpol.cli.agent", "Follow an API server, and enforce its policies on this node."),
@@ -59,7 +58,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except NetpolError as error:
-            click.echo(textwrap.indent(str(error), "netpol: "), err=True)
+            click.echo("\n".join(f"netpol: {printable(line)}" for line in str(error).split("\n")), err=True)
             ctx.exit(2 if isinstance(error, (InvalidObject, InvalidManifests)) else 1)
 
 

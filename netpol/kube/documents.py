@@ -27,6 +27,7 @@ except ImportError:  # PyYAML without libyaml: slower, the same
 # Deeper than any object of Kubernetes; and how many times its own size a file may come to when its aliases are put in.
 MAX_DEPTH = 100
 MAX_EXPANSION = 10
+MAX_BITS = 1024  # of an integer: as large as a JSON number is, where it is a double
 TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels"
 
 
@@ -82,9 +83,14 @@ def _json_documents(text: str) -> Iterator[Document]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise Unreadable(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice in one mapping")
+        raise Unreadable(f"the key {_second(pairs)!r} is given twice in one mapping")
     return found
+
+
+def _second(pairs: list[tuple[str, Any]]) -> str:
+    """The first key that was there before."""
+    seen: set[str] = set()
+    return next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # its None is the no
 
 
 def _no_constant(text: str) -> float:
@@ -123,7 +129,7 @@ class _Scalars(SafeConstructor, Resolver):
                 return bool(self.construct_yaml_bool(node))
             # 1:20 would be a number to the base of 60. Nobody means that; and an IPv6 address can look like one.
             if kind == "int" and ":" not in text:
-                return int(self.construct_yaml_int(node))
+                return _bounded(int(self.construct_yaml_int(node)))
             if kind == "float" and ":" not in text:
                 return float(self.construct_yaml_float(node))
         except (ValueError, LookupError):
@@ -131,6 +137,13 @@ class _Scalars(SafeConstructor, Resolver):
         if kind in ("str", "int", "float", "timestamp", "binary", "value", "merge"):
             return text
         raise Unreadable(f"the tag {tag!r} is not known", _line(event))
+
+
+def _bounded(number: int) -> int:
+    """The number; ValueError where it is beyond what JSON has numbers for: hexadecimal ones can be so large that none can be printed."""
+    if number.bit_length() > MAX_BITS:
+        raise ValueError(number.bit_length())
+    return number
 
 
 class _YAML:
@@ -202,7 +215,8 @@ class _YAML:
             if not all(isinstance(base, dict) for base in merged):
                 raise Unreadable("only mappings can be merged with <<", _line(key))
         for base in merged:
-            own = {**base, **own}
+            for name, value in base.items():
+                own.setdefault(name, value)
         return own
 
     def _until(self, end: type[yaml.Event]) -> Iterator[yaml.Event]:

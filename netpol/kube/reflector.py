@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from netpol.errors import InvalidObject, MalformedAnswer
+from netpol.errors import LONGEST, InvalidObject, MalformedAnswer, printable
 from netpol.kube.events import Event, Gone, Put, Synced
 from netpol.kube.watch import GONE, Bookmark, Change, Status, WatchStream, read_object, read_page, read_status
 from netpol.model import Namespace, Node, Object, Pod, Policy
@@ -214,14 +214,15 @@ class Reflector:
         self.figures.last_contact = self._clock()
         try:
             for event in self._stream.feed(data):
-                if not self.reading:
-                    break
                 if isinstance(event, Change):
                     self._take(event, heard)
                 elif isinstance(event, Bookmark):
                     self._bookmark(event, heard)
                 else:
                     self._refuse(event, event.code, event.retry_after, event=True)
+                # Before the next line is looked at: what nobody wants any more cannot be malformed.
+                if not self.reading:
+                    break
         except MalformedAnswer as error:
             self.malformed(error)
         return heard
@@ -385,14 +386,14 @@ class Reflector:
         longest = min(timing.last_wait, timing.first_wait * 2.0 ** min(self._failures, 16))
         self._failures += 1
         self._wait = max(longest * (0.5 + 0.5 * self._random()), min(retry_after or 0.0, timing.longest_retry_after))
-        self.trouble = Trouble(reason, message)
+        self.trouble = Trouble(reason, printable(message, LONGEST))
         if self.phase == "watch":
             self.phase = "look"
         self._stop_reading(reason)
 
     def _list_once(self, reason: Reason, message: str) -> None:
         """The server does not begin a watch with all objects: they are listed, at once."""
-        self.trouble = Trouble(reason, message)
+        self.trouble = Trouble(reason, printable(message, LONGEST))
         self.phase, self._continue = "list", ""
         self._stop_reading(reason)
 

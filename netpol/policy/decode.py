@@ -94,7 +94,11 @@ class _Invalid(Exception):
 
 def _split_message(error: Exception) -> tuple[str, str]:
     """msgspec's "Expected `int`, got `str` - at `$.a[0]`" as (".a[0]", reason)."""
-    reason, _, path = str(error).partition(" - at `$")
+    # From the end: the name of an unknown field stands before it, in backquotes, and may be anything.
+    text = str(error)
+    reason, found, path = text.rpartition(" - at `$")
+    if not found or (reason.startswith("Object contains unknown field") and not reason.endswith("`")):
+        return "", text
     return path.removesuffix("`").replace("[...]", "[*]"), reason
 
 

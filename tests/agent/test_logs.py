@@ -45,6 +45,13 @@ def test_text_is_one_line_with_time_and_level(scene: Scene) -> None:
     assert second.startswith("  2026")
 
 
+def test_text_moves_no_cursor(scene: Scene) -> None:
+    """What is not printable is escaped: a terminal's commands, a carriage return, what turns the direction of writing."""
+    scene.logger("text").warning("Pod %s", "a\x1b[2J\r\u202e\x9b\ud800é")
+    (line,) = scene.lines()
+    assert line.endswith(r"Pod a\x1b[2J\r\u202e\x9b\ud800é")
+
+
 def test_json_is_one_object_a_line(scene: Scene) -> None:
     """With an error's traceback inside the message."""
     log = scene.logger("json")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from netpol.kernel import namespaces
-from tests.fuzz import seeds, targets
+from tests.fuzz import readers, seeds, targets
 
 BUILD = Path("build/fuzz")
 
@@ -15,7 +15,8 @@ BUILD = Path("build/fuzz")
 def main() -> int:
     if os.geteuid() != 0:
         namespaces.enter_private_world()
-    limit = f"-max_total_time={os.environ.get('FUZZ_SECONDS') or 60}"
+    seconds = int(os.environ.get("FUZZ_SECONDS") or 60)
+    limit = f"-max_total_time={seconds}"
     targets.build(BUILD)
     seeds.write(BUILD / "seeds", BUILD / "xtables.lock")
     found = total = 0
@@ -31,6 +32,15 @@ def main() -> int:
             continue
         total += ran.executions
         print(f"{target:<12}{ran.executions:>12,}{ran.features:>10,}", flush=True)
+    for name, reader in readers.READERS.items():
+        try:
+            executions = readers.run(reader, BUILD / "found" / name, seconds=seconds)
+        except targets.Found as error:
+            found += 1
+            print(f"{name:<12}  broke: {error}")
+            continue
+        total += executions
+        print(f"{name:<12}{executions:>12,}{'':>10}", flush=True)
     print(f"{'all':<12}{total:>12,}")
     return 1 if found else 0
 

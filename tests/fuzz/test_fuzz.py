@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz import seeds, targets
+from tests.fuzz import readers, seeds, targets
 from tests.referees import require
 
-FOUND = sorted(targets.REGRESSIONS.glob("*/*"))
+FOUND = sorted(file for target in targets.TARGETS for file in (targets.REGRESSIONS / target).glob("*"))
+FOUND_BY_READERS = sorted(file for name in readers.READERS for file in (targets.REGRESSIONS / name).glob("*"))
 
 
 @pytest.fixture(scope="module")
@@ -34,3 +35,20 @@ def test_the_invariant_holds_for_a_while(built: Path, tmp_path: Path, target: st
 def test_what_was_found_stays_fixed(built: Path, file: Path) -> None:
     """An input that once broke an invariant breaks none."""
     targets.replay(built / file.parent.name, file)
+
+
+@pytest.mark.parametrize("name", readers.READERS)
+def test_the_invariant_of_a_reader_holds_for_a_while(tmp_path: Path, name: str) -> None:
+    """Some hundred inputs: always the same ones."""
+    assert readers.run(readers.READERS[name], tmp_path, examples=300) >= 300
+
+
+@pytest.mark.parametrize("file", FOUND_BY_READERS, ids=lambda file: f"{file.parent.name}-{file.name}")
+def test_what_a_reader_broke_at_stays_fixed(file: Path) -> None:
+    """An input that once broke an invariant breaks none."""
+    readers.READERS[file.parent.name].check(file.read_bytes())
+
+
+def test_every_input_that_was_found_is_replayed() -> None:
+    """Each folder of regressions is a target's."""
+    assert {folder.name for folder in targets.REGRESSIONS.iterdir()} <= {*targets.TARGETS, *readers.READERS}

@@ -324,6 +324,7 @@ HERE = "m.yaml: document at line 1: "
         ),
         pytest.param('{"a": NaN}', "m.yaml: file: NaN is no value of JSON", id="NaN"),
         pytest.param('{"a": 1e999}', HERE + "apiVersion: is missing, or is no text", id="a number that overflows"),
+        pytest.param("a: 0x" + "f" * 9000, f"m.yaml: line 1: '0x{'f' * 38}' is no int", id="a number that no text can be made of"),
         pytest.param("[a]: 1", "m.yaml: line 1: a key that is no text", id="a key that is a list"),
         pytest.param("<<: 5", "m.yaml: line 1: only mappings can be merged with <<", id="merging a number"),
         pytest.param("a: *b", "m.yaml: line 1: the alias 'b' has no anchor before it", id="an alias of nothing"),
@@ -353,6 +354,28 @@ HERE = "m.yaml: document at line 1: "
 def test_what_is_wrong_is_said(write: Write, text: str | bytes, expected: str) -> None:
     """One broken file: one error, which names file, object and field, or the line."""
     assert complaints(write(text)) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param(
+            '{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"},"x":{'
+            + "".join(f'"{i}":1,' for i in range(100_000))
+            + '"q":1,"q":2}}',
+            ["m.yaml: file: the key 'q' is given twice in one mapping"],
+            id="a key twice behind many",
+        ),
+        pytest.param(
+            "{" + "".join(f"a{i}: 1, " for i in range(50_000)) + "<<: [" + ", ".join(["{}"] * 50_000) + "]}",
+            [HERE + "apiVersion: is missing, or is no text"],
+            id="many merges into a large mapping",
+        ),
+    ],
+)
+def test_large_files_cost_what_they_are_long(write: Write, text: str, expected: list[str]) -> None:
+    """A reader whose work grew with the square of these would take minutes for each."""
+    assert complaints(write(text)) == expected
 
 
 def test_all_errors_of_all_files_come_together(write: Write) -> None:

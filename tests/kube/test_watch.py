@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -101,6 +102,20 @@ def test_the_limit_is_a_lines_own() -> None:
     assert [len(found) if isinstance(found, list) else found for found in events(*halves)] == [50, ""]
     assert "longer than 4096" in events(*[b"x" * 1000] * 5)[1]
     assert "longer than 4096" in events(b"x" * 5000)[1]
+
+
+def test_a_line_in_tiny_pieces_takes_no_more_than_the_line() -> None:
+    """Whoever sends two bytes at a time makes us keep them, and not an object for each."""
+    stream = WatchStream()
+    pieces = [bytes([i % 251 + 1, 65]).replace(b"\n", b"x") for i in range(1000)]
+    tracemalloc.start()
+    try:
+        for i in range(200_000):
+            list(stream.feed(bytes(pieces[i % 1000])[:1] + b"x"))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 2 * 400_000
 
 
 _OBJECTS = st.recursive(

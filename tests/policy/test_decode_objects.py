@@ -49,6 +49,15 @@ def test_an_object_without_a_name(data: bytes, expected: str) -> None:
         assert [str(error) for error in decoded.errors] == [kind + expected]
 
 
+def test_what_an_error_says_can_be_printed_and_is_short() -> None:
+    """No name or value moves a terminal's cursor, begins a line of a log, or fills it; a field's name does not pass for its path."""
+    spec = {"ingress": [{"\x1b[2J - at `$.spec": 1}, {"from": [{"ipBlock": {"cidr": "x" * 10**6}}]}]}
+    first, second = decode_policy(json.dumps({"metadata": {"name": "p\nforged"}, "spec": spec}).encode()).errors
+    assert str(first) == r"NetworkPolicy p\nforged: spec.ingress[0]: Object contains unknown field `\x1b[2J - at `$.spec`"
+    assert str(second).startswith(r"NetworkPolicy p\nforged: spec.ingress[1].from[0].ipBlock.cidr: 'xxx")
+    assert len(str(second)) < 1000
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
