@@ -1,9 +1,10 @@
 """What the loop does next, and when: decided from times that are passed in, without a clock, a thread or a kernel.
 
 The first change after quiet is due at once. Changes that come while the kernel is written wait, and are written together: after each
-write there is a pause as long as the write took, within bounds, so that a storm never keeps the kernel busy more than about half of
-the time. What the kernel refused is tried again after a pause that doubles, with jitter; a change that comes meanwhile does not wait
-for that, for it may have nothing to do with what is refused.
+write there is a pause as long as a processor was busy with it, within bounds, so that a storm never takes more than about half of one.
+Time in which a write only waited, for a processor or for iptables' lock, is no reason to have the next change wait too. What the kernel
+refused is tried again after a pause that doubles, with jitter; a change that comes meanwhile does not wait for that, for it may have
+nothing to do with what is refused.
 
 Invariants: nothing is written, audited or looked at before every kind is complete; once complete, always complete, whatever the source
 does; a change is never postponed by an audit that is due at the same time.
@@ -97,10 +98,10 @@ class Agenda:
             if not self.missing:
                 self._attempt = now
 
-    def applied(self, began: float, ended: float, changed: bool) -> None:
-        """The kernel is as wanted; `changed`: something had to be written for that."""
+    def applied(self, ended: float, took: float, changed: bool) -> None:
+        """The kernel is as wanted; took -- seconds of a processor; changed -- something had to be written for that."""
         least, most = self._pace.rest
-        self._rest_until = ended + min(max(ended - began, least), most)
+        self._rest_until = ended + min(max(took, least), most)
         self._attempt = None
         self.refusals = 0
         if not self.in_force:

@@ -60,7 +60,8 @@ class Loop:
     """See the module.
 
     kinds -- what has to be said completely before anything is written; look -- the cheap look: whether somebody else wrote one of our
-    tables since we did (None: there is none); clock -- seconds that only go forward; jitter -- numbers from 0 to 1.
+    tables since we did (None: there is none); clock -- seconds that only go forward; used -- seconds of a processor that the calling thread
+    has used; jitter -- numbers from 0 to 1.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Loop:
         look: Callable[[], bool] | None = None,
         tally: Tally | None = None,
         clock: Callable[[], float] = time.monotonic,
+        used: Callable[[], float] = time.thread_time,
         jitter: Callable[[], float],
     ) -> None:
         self.enforcer, self.kinds = enforcer, tuple(kinds)
@@ -81,7 +83,7 @@ class Loop:
         self.errors: dict[tuple[type[Object], str, str], tuple[InvalidObject, ...]] = {}
         self.last_pulse = clock()
         self._listener = listener or Listener()
-        self._look, self._clock = look, clock
+        self._look, self._clock, self._used = look, clock, used
         self._wake = threading.Condition(threading.Lock())
         self._heard: deque[tuple[float, Event]] = deque()
         self._asked: deque[Callable[[], None]] = deque()
@@ -234,15 +236,15 @@ class Loop:
             self._listener.invalid(event)
 
     def _apply(self) -> None:
-        began = self._clock()
+        began, used = self._clock(), self._used()
         try:
             report = self.enforcer.enforce()
         except (KernelError, MalformedKernelData) as error:
             self._refuse(began, error)
             return
-        self._done(began, report)
+        self._done(began, self._used() - used, report)
 
-    def _done(self, began: float, report: Report) -> None:
+    def _done(self, began: float, took: float, report: Report) -> None:
         ended = self._clock()
         self.tally.applies.observe(ended - began)
         self.tally.system_calls += report.system_calls
@@ -253,7 +255,7 @@ class Loop:
             return
         self.tally.enforced.observe_all(ended - stamp for stamp in self._stamps)
         self._stamps = []
-        self.agenda.applied(began, ended, bool(report.steps))
+        self.agenda.applied(ended, took, bool(report.steps))
         self._listener.applied(report)
 
     def _audit(self) -> None:

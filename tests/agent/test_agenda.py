@@ -28,7 +28,7 @@ def in_force(pace: Pace = PACE, jitter: float = 1.0) -> Agenda:
     made = agenda(pace, jitter)
     made.heard_all(Namespace, 99.0)
     made.heard_all(Pod, 99.0)
-    made.applied(99.95, 100.0, changed=True)
+    made.applied(100.0, 0.05, changed=True)
     made.saved()
     return made
 
@@ -71,7 +71,7 @@ def test_the_first_change_after_quiet_goes_at_once() -> None:
 def test_a_burst_is_gathered(took: float, rest: float) -> None:
     """What comes while the kernel is written, or right after, waits until the write has rested."""
     made = in_force(Pace(look=1000.0, audit=0.0))
-    made.applied(200.0, 200.0 + took, changed=True)
+    made.applied(200.0 + took, took, changed=True)
     assert at(made.due(200.0, 200.0 + took), "apply") == pytest.approx(200.0 + took + rest)
 
 
@@ -93,7 +93,7 @@ def test_writes_do_not_put_audits_off() -> None:
     """Under steady change audits and looks keep their times."""
     made = in_force()
     for second in range(101, 112):
-        made.applied(second, second + 0.001, changed=True)
+        made.applied(second + 0.001, 0.001, changed=True)
         made.looked(second + 0.002, touched=False)
     assert made.due(None, 111.003) == Due(111.003, "audit")
 
@@ -116,7 +116,7 @@ def test_what_was_refused_is_tried_again_ever_later(jitter: float, share: float)
     for wait in [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]:
         made.refused(200.0, 200.0)
         assert at(made.due(None, 200.0), "apply") == pytest.approx(200.0 + wait * share)
-    made.applied(300.0, 300.0, changed=False)
+    made.applied(300.0, 0.0, changed=False)
     assert made.due(None, 300.0) != Due(300.0, "apply")
     made.refused(400.0, 400.0)
     assert at(made.due(None, 400.0), "apply") == pytest.approx(400.0 + 0.1 * share)
@@ -149,17 +149,17 @@ def test_nobody_looks_or_audits_while_the_kernel_refuses() -> None:
 def test_the_state_is_saved_in_quiet_and_under_steady_change() -> None:
     """A second after the last change, but not later than five after the first; not while the kernel lacks something; once."""
     made = in_force(Pace(look=1000.0))
-    made.applied(200.0, 200.0, changed=False)
+    made.applied(200.0, 0.0, changed=False)
     assert not made.unsaved
     made = in_force(Pace(look=1000.0, audit=0.0))
-    made.applied(200.0, 200.0, changed=True)
+    made.applied(200.0, 0.0, changed=True)
     assert made.due(None, 200.0) == Due(201.0, "save")
     for tenth in range(2001, 2050):
-        made.applied(tenth / 10, tenth / 10, changed=True)
+        made.applied(tenth / 10, 0.0, changed=True)
     assert made.due(None, 204.9) == Due(205.0, "save")
     made.refused(204.9, 204.9)
     assert not made.unsaved
-    made.applied(205.5, 205.5, changed=False)
+    made.applied(205.5, 0.0, changed=False)
     assert made.due(None, 205.5) == Due(205.5, "save")
     made.saved()
     assert made.due(None, 206.0) == Due(1205.5, "look")
@@ -171,5 +171,5 @@ def test_a_first_install_holds_everything() -> None:
     made.hold(105.0)
     assert not made.in_force
     assert made.due(None, 101.0) == made.due(101.0, 101.0) == Due(105.0, "apply")
-    made.applied(105.0, 105.0, changed=True)
+    made.applied(105.0, 0.0, changed=True)
     assert made.due(None, 105.0) == Due(105.1, "look")

@@ -58,11 +58,20 @@ class Heard(Listener):
 
 
 class Stage:
-    """A loop, the listener, and the clock that the test moves."""
+    """A loop, the listener, and the clock and the processor's time that the test moves."""
 
     def __init__(self, kernel: Kernel, pace: Pace, look: Callable[[], bool] | None = None) -> None:
-        self.kernel, self.heard, self.now = kernel, Heard(), 1000.0
-        self.loop = Loop(Enforcer(kernel, "n"), KINDS, self.heard, pace=pace, look=look, clock=lambda: self.now, jitter=lambda: 1.0)
+        self.kernel, self.heard, self.now, self.used = kernel, Heard(), 1000.0, 0.0
+        self.loop = Loop(
+            Enforcer(kernel, "n"),
+            KINDS,
+            self.heard,
+            pace=pace,
+            look=look,
+            clock=lambda: self.now,
+            used=lambda: self.used,
+            jitter=lambda: 1.0,
+        )
 
     def pass_time(self, seconds: float) -> None:
         """Moves the clock, and does all that is due then."""
@@ -84,6 +93,30 @@ def kernel(netns: int) -> Iterator[Kernel]:
 @pytest.fixture
 def stage(kernel: Kernel) -> Stage:
     return Stage(kernel, Pace(look=0.1, audit=10.0))
+
+
+@pytest.mark.parametrize(("used", "rest"), [(0.0, 0.002), (0.03, 0.03)], ids=["it only waited", "it was busy"])
+def test_a_long_write_holds_up_the_next_change_by_what_it_cost(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, used: float, rest: float
+) -> None:
+    """Of 50 ms that a write took only those rest that a processor was busy with it."""
+    stage.loop.hear(*WORLD, *COMPLETE)
+    stage.pass_time(0.02)
+    stage.pass_time(1.0)
+    enforce = stage.loop.enforcer.enforce
+
+    def slow() -> Report:
+        stage.now, stage.used = stage.now + 0.05, stage.used + used
+        return enforce()
+
+    monkeypatch.setattr(stage.loop.enforcer, "enforce", slow)
+    stage.loop.hear(Gone(Policy, "p", "x"))
+    stage.pass_time(0.0)
+    stage.loop.hear(Put(P))
+    stage.pass_time(rest - 0.001)
+    assert stage.loop.waiting == 1
+    stage.pass_time(0.001001)
+    assert stage.loop.waiting == 0
 
 
 def rules() -> str:

@@ -42,7 +42,7 @@ def loop(netns: int) -> Iterator[Loop]:
     """A loop that has done something of each kind of its work."""
     with Kernel() as kernel:
         now = [0.0]
-        loop = Loop(Enforcer(kernel, "n"), KINDS, pace=Pace(audit=1.0), clock=lambda: now[0], jitter=lambda: 1.0)
+        loop = Loop(Enforcer(kernel, "n"), KINDS, pace=Pace(audit=1.0), clock=lambda: now[0], used=lambda: 0.0, jitter=lambda: 1.0)
         loop.hear(*EVENTS)
         for turn in range(30):
             now[0] += 0.1

@@ -284,3 +284,24 @@ def test_only_what_can_concern_a_pod_enters_the_trees() -> None:
     egress, ingress = state.wanted().chains[4][ROOT].rules[-2:]
     assert (egress.source, egress.destination) == (parse_network("10.0.0.4/32"), None)
     assert (ingress.source, ingress.destination) == (None, parse_network("10.0.0.0/30"))
+
+
+def test_a_policy_looks_at_the_pods_that_it_can_select(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of this node in its namespace, however many others the node and the namespace have."""
+    elsewhere = [structs.replace(pod(f"web{n}", bytes((10, 1, 0, n))), namespace="other") for n in range(20)]
+    far = [pod(f"far{n}", bytes((10, 2, 0, n)), node=THERE) for n in range(40)]
+    watched = Watched(Namespace("other"), *elsewhere, *far, pod("web", A), pod("db", B), policy("first", "web"))
+    watched.state.wanted()
+    watched.state.applied()
+    asked: list[str] = []
+    queries = watched.cluster.queries
+
+    def counted(pod: Pod) -> frozenset[Query]:
+        asked.append(pod.name)
+        return queries(pod)
+
+    monkeypatch.setattr(watched.cluster, "queries", counted)
+    watched.put(policy("second", "db"))
+    watched.state.pending()
+    assert set(asked) == {"web", "db"}
+    assert len(asked) <= 3
