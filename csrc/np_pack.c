@@ -2,12 +2,8 @@
 
 #include <errno.h>
 
-/* The first byte of each form (msgpack/spec.md). Those below hold their length or value in themselves. */
+/* The first byte of each of the other forms. */
 enum {
-    NP_FIXMAP = 0x80,
-    NP_FIXARRAY = 0x90,
-    NP_FIXSTR = 0xa0,
-    NP_NIL = 0xc0,
     NP_FALSE = 0xc2,
     NP_TRUE = 0xc3,
     NP_BIN8 = 0xc4,
@@ -69,20 +65,20 @@ static uint32_t np_members(struct np_pack *pack, int fix, int wide16, int wide32
     return 0;
 }
 
-/* Enters a map: the number of its pairs. */
-uint32_t np_pack_map(struct np_pack *pack)
+/* np_pack_map, of whatever form. */
+uint32_t np_pack_wide_map(struct np_pack *pack)
 {
     return np_members(pack, NP_FIXMAP, NP_MAP16, NP_MAP32);
 }
 
-/* Enters an array: the number of its members. */
-uint32_t np_pack_array(struct np_pack *pack)
+/* np_pack_array, of whatever form. */
+uint32_t np_pack_wide_array(struct np_pack *pack)
 {
     return np_members(pack, NP_FIXARRAY, NP_ARRAY16, NP_ARRAY32);
 }
 
-/* An integer from `low` to `high`; any other is -ERANGE. */
-int64_t np_pack_int(struct np_pack *pack, int64_t low, int64_t high)
+/* np_pack_int, of whatever form. */
+int64_t np_pack_wide_int(struct np_pack *pack, int64_t low, int64_t high)
 {
     int first = np_peek(pack);
     int64_t value = 0;
@@ -137,8 +133,8 @@ int np_pack_nil(struct np_pack *pack)
     return 1;
 }
 
-/* A text (UTF-8) or bytes; it stays where it is. */
-struct np_pack_text np_pack_text(struct np_pack *pack)
+/* np_pack_text, of whatever form. */
+struct np_pack_text np_pack_wide_text(struct np_pack *pack)
 {
     int first = np_peek(pack);
     struct np_pack_text text = {0};
@@ -160,16 +156,4 @@ struct np_pack_text np_pack_text(struct np_pack *pack)
     text.at = pack->at;
     pack->at += text.size;
     return text;
-}
-
-/* Reads the next key of a map, and says whether there was one. */
-int np_pack_key(struct np_pack *pack)
-{
-    struct np_pack_text text = np_pack_text(pack);
-
-    if (pack->error)
-        return 0;
-    pack->key = text.at;
-    pack->key_size = text.size;
-    return 1;
 }

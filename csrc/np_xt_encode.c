@@ -509,6 +509,30 @@ static int np_end(struct np_pack *pack, const uint8_t *packed, struct np_xt_enco
     return pack->error;
 }
 
+/* How many rules an array of chains has, by what it says of itself. Returns that, or -EPROTO. */
+int np_xt_count(const uint8_t *packed, size_t size)
+{
+    struct np_pack pack = {.at = packed, .end = packed + size, .key = packed};
+    uint64_t count = 0;
+
+    for (uint32_t left = np_pack_array(&pack); left && !pack.error; left--) {
+        struct np_pack_text rules;
+
+        if (np_pack_array(&pack) != 2)
+            np_pack_fail(&pack, -EPROTO);
+        np_pack_text(&pack);
+        rules = np_pack_text(&pack);
+        if (!pack.error) {
+            struct np_pack inside = {.at = rules.at, .end = rules.at + rules.size, .key = rules.at};
+
+            count += np_pack_array(&inside);
+            if (inside.error || count > size)
+                np_pack_fail(&pack, -EPROTO);
+        }
+    }
+    return pack.error ? pack.error : (int)count;
+}
+
 /* Encodes an array of chains. The caller gives the family, the sets and the room of each part of *out. Returns 0; -ENOBUFS: not enough
  * room; -ENOENT: no set of that name; -ERANGE: a value that the kernel's form cannot hold; -EPROTO: what came has another form than our
  * values. An error tells the chain (chain_count), the rule and the field. */

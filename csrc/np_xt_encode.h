@@ -38,6 +38,7 @@ struct np_xt_encoding {
     uint32_t field_size; /* of that name; 0: the rule as a whole is too long */
 };
 
+int np_xt_count(const uint8_t *packed, size_t size);
 int np_xt_encode(const uint8_t *packed, size_t size, struct np_xt_encoding *out);
 int np_xt_encode_match(const uint8_t *packed, size_t size, struct np_xt_encoding *out);
 int np_xt_encode_target(const uint8_t *packed, size_t size, struct np_xt_encoding *out);

@@ -249,23 +249,26 @@ static void np_multiport(struct np_pack *pack, uint32_t fields, struct np_xt_enc
 /* The kernel's number of a set; -ENOENT when there is none of that name. */
 static uint16_t np_set_index(struct np_pack *pack, const struct np_xt_encoding *out)
 {
-    char name[sizeof(out->sets->name)] = {0};
+    const struct np_pack_text name = np_pack_text(pack);
     uint32_t low = 0, high = out->set_count;
 
-    np_xt_copy_text(pack, name, sizeof(name) - 1);
+    if (name.size >= sizeof(out->sets->name) || memchr(name.at, 0, name.size)) {
+        np_pack_fail(pack, -ERANGE);
+        return 0;
+    }
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
+        int order = memcmp(out->sets[middle].name, name.at, name.size);
 
-        if (memcmp(out->sets[middle].name, name, sizeof(name)) < 0)
+        if (!order && !out->sets[middle].name[name.size])
+            return out->sets[middle].index;
+        if (order < 0)
             low = middle + 1;
         else
             high = middle;
     }
-    if (low == out->set_count || memcmp(out->sets[low].name, name, sizeof(name)) != 0) {
-        np_pack_fail(pack, -ENOENT);
-        return 0;
-    }
-    return out->sets[low].index;
+    np_pack_fail(pack, -ENOENT);
+    return 0;
 }
 
 static void np_set(struct np_pack *pack, uint32_t fields, struct np_xt_encoding *out)
@@ -394,27 +397,31 @@ static void np_opaque(struct np_pack *pack, uint32_t fields, struct np_xt_encodi
 /* Reads one match and writes it: header and data, filled up to the kernel's alignment. */
 void np_xt_put_match(struct np_pack *pack, struct np_xt_encoding *out)
 {
+    /* Kinds that are often met come first; a kind and its length. */
+#define NP_KIND(name, put) {sizeof(name) - 1, name, put}
     static const struct {
-        const char *kind;
+        size_t size;
+        char kind[16];
         void (*put)(struct np_pack *, uint32_t, struct np_xt_encoding *);
     } kinds[] = {
-        {"Tcp", np_tcp},
-        {"Udp", np_udp},
-        {"SetMatch", np_set},
-        {"Multiport", np_multiport},
-        {"Conntrack", np_conntrack},
-        {"Connmark", np_connmark},
-        {"Sctp", np_sctp},
-        {"Icmp", np_icmp},
-        {"Addrtype", np_addrtype},
-        {"Hashlimit", np_hashlimit},
-        {"Opaque", np_opaque},
+        NP_KIND("Tcp", np_tcp),
+        NP_KIND("Udp", np_udp),
+        NP_KIND("SetMatch", np_set),
+        NP_KIND("Multiport", np_multiport),
+        NP_KIND("Conntrack", np_conntrack),
+        NP_KIND("Connmark", np_connmark),
+        NP_KIND("Sctp", np_sctp),
+        NP_KIND("Icmp", np_icmp),
+        NP_KIND("Addrtype", np_addrtype),
+        NP_KIND("Hashlimit", np_hashlimit),
+        NP_KIND("Opaque", np_opaque),
     };
+#undef NP_KIND
     uint32_t fields;
     struct np_pack_text kind = np_xt_kind(pack, &fields);
 
     for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
-        if (np_pack_same(kind, kinds[i].kind)) {
+        if (kind.size == kinds[i].size && memcmp(kind.at, kinds[i].kind, kind.size) == 0) {
             kinds[i].put(pack, fields, out);
             return;
         }

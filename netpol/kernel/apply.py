@@ -80,6 +80,8 @@ class _Written(NamedTuple):
     def unchanged(self, chains: Mapping[str, Chain], sets: SetNumbers) -> dict[str, EncodedChain]:
         """Those of the chains that are the same, and whose sets have the numbers they had."""
         known, encoded = self.chains, self.encoded
+        if not known:
+            return {}
         return {name: encoded[name] for name, chain in chains.items() if known.get(name) == chain and encoded[name].is_of(sets)}
 
 

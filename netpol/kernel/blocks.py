@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import repeat
 from struct import Struct as Layout
 from typing import Any, NamedTuple
 
@@ -195,8 +196,8 @@ class Assembly:
     """
 
     def __init__(self, family: Family, names: Sequence[str], built_in: int = 0, beyond: Iterable[str] = ()) -> None:
-        self._family, self._names, self._built_in, self._targets = family, names, built_in, [*names, *beyond]
-        self._number = {name: i for i, name in enumerate(self._targets)}
+        self._family, self._names, self._targets = family, names, [*names, *beyond]
+        self._number = {name: i for i, name in enumerate(self._targets[built_in:], built_in)}
         self._parts: list[tuple[Block, int, int] | tuple[bytes, Jumps]] = []
         self._chains, self._chain_count = _allocate("struct np_xt_chain[]", len(names)), 0
         self._size = self._first = 0
@@ -229,14 +230,19 @@ class Assembly:
         self._parts.append((data, jumps))
         self._size += len(data)
 
-    def add(self, chain: EncodedChain) -> None:
-        """A whole chain."""
-        block, number, run = chain.block, chain.number, self._run
-        if run and run[0] is block and run[2] == number:
-            self._run = block, run[1], number + 1
-        else:
-            self._end_run()
-            self._run = block, number, number + 1
+    def add(self, *chains: EncodedChain) -> None:
+        """Whole chains."""
+        block, first, end = self._run or (None, 0, 0)
+        for chain in chains:
+            if chain.block is block and chain.number == end:
+                end += 1
+                continue
+            if block is not None:
+                self._run = block, first, end
+                self._end_run()
+            block, first, end = chain.block, chain.number, chain.number + 1
+        if block is not None:
+            self._run = block, first, end
 
     def _end_run(self) -> None:
         if not self._run:
@@ -294,15 +300,13 @@ class Assembly:
         return own + head, own
 
     def _renumbered(self, block: Block) -> list[int]:
-        number, built_in = self._number, self._built_in
-        return [to if (to := number.get(name, -1)) >= built_in else -1 for name in block.targets]
+        return list(map(self._number.get, block.targets, repeat(-1)))
 
 
 def gathered(block: Block, numbers: Mapping[str, int], sets: SetNumbers) -> dict[str, EncodedChain]:
     """Some chains of a block, by name, in one of their own that holds nothing else; sets -- the numbers that stand in their bytes."""
     names = sorted(numbers, key=lambda name: numbers[name])
     assembly = Assembly(block.family, names, beyond=[name for name in block.targets if name not in numbers])
-    for name in names:
-        assembly.add(EncodedChain(block, numbers[name]))
+    assembly.add(*[EncodedChain(block, numbers[name]) for name in names])
     found = assembly.finish().with_sets(sets)
     return {name: EncodedChain(found, number) for number, name in enumerate(names)}

@@ -49,7 +49,7 @@ def _encode(chains: list[Chain], family: Family, sets: SetNumbers) -> Block:
         packed = pack_chains(chains)
     except UnicodeEncodeError:
         raise ValueError(f"one of {[chain.name for chain in chains]} is no name for a chain") from None
-    output = Output(lib.np_xt_encode, packed, family, sets, len(chains), sum(map(_count, chains)))
+    output = Output(lib.np_xt_encode, packed, family, sets, len(chains), lib.np_xt_count(packed, len(packed)))
     if output.code < 0:
         raise _refused(-output.code, chains, packed, output.native, sets)
     native = output.native
@@ -61,13 +61,6 @@ def _encode(chains: list[Chain], family: Family, sets: SetNumbers) -> Block:
 def pack_chains(chains: Sequence[Chain]) -> bytes:
     """What C reads: an array of chains, each an array of its name and its rules, the latter as the chains have them."""
     return _pack(chains)
-
-
-def _count(chain: Chain) -> int:
-    """How many rules a chain has, from the head of their array."""
-    packed = chain.packed
-    first = packed[0]
-    return first & 15 if first < 0xDC else int.from_bytes(packed[1 : 3 if first == 0xDC else 5], "big")
 
 
 def encode_match(match: Match, family: Family, sets: SetNumbers = NO_SETS) -> bytes:

@@ -93,7 +93,7 @@ class Snapshot:
 
     def __init__(self, family: Family, table: str, info: Any, array: Any, start: int = 0) -> None:
         """`info` is a struct np_xt_info, `array` the entries that belong to it, from `start` on, which are changed here and kept."""
-        self.family, self.table, self.shape = family, table, shape_of(info)
+        self.family, self.table, self._info = family, table, info
         self.valid_hooks, self.entries, self.size = int(info.valid_hooks), int(info.num_entries), len(array) - start
         # A pointer keeps nothing alive but what lets go of it, and a buffer only its pointer.
         native = ffi.gc(array + start, partial(_let_go, array))
@@ -108,9 +108,8 @@ class Snapshot:
         if found < 0:
             raise self._malformed(f"an entry of another form, at byte {where[0]}")
         self.jump_count = int(count[0])
-        counters = bytearray(self.entries * COUNTER)
-        lib.np_xt_normalise(native, self.size, family, ffi.from_buffer(counters), self.entries)
-        self.counters = bytes(counters)
+        self._counters = _allocate("uint8_t[]", self.entries * COUNTER)
+        lib.np_xt_normalise(native, self.size, family, self._counters, self.entries)
         self.native, self.blob = native, ffi.buffer(native, self.size)
         raw = ffi.buffer(self.chains, found * _CHAIN.size)
         self.spans = tuple([_span(*fields) for fields in _CHAIN.iter_unpack(raw)])
@@ -120,6 +119,15 @@ class Snapshot:
         self.block = Block(family, names, names, NO_SETS, arrays, native)
         if len(self.by_name) != len(self.spans):
             raise self._malformed("two chains of one name")
+
+    @property
+    def shape(self) -> Shape:
+        """What the kernel says about it."""
+        return shape_of(self._info)
+
+    @cached_property
+    def counters(self) -> bytes:
+        return bytes(ffi.buffer(self._counters))
 
     def _malformed(self, what: str) -> MalformedKernelData:
         return MalformedKernelData(f"the {self.table} table of IPv{self.family} has no such form as iptables writes: {what}")
@@ -222,7 +230,8 @@ class Layout(Assembly):
 
     def renumber(self) -> Any:
         """The new number of each chain of the old table, or -1, as an array."""
-        return ffi.new("int32_t[]", [self._number.get(span.name, -1) for span in self._old.spans] or 1)
+        number = {name: i for i, name in enumerate(self._names)}
+        return ffi.new("int32_t[]", [number.get(span.name, -1) for span in self._old.spans] or 1)
 
     def carry(self, counters: Any, carried: Any, stands_for: Mapping[int, int | None] = NOBODY) -> None:
         """Adds to `carried`, which has room for the counters of all entries and holds zeros, those that the old entries had.
@@ -280,15 +289,16 @@ def splice(old: Snapshot, chains: Mapping[str, EncodedChain], hooked: bool, owns
     _check(old, chains, names, hooked)
     layout = Layout(old, names)
     layout.foreign = sum([old.by_name[name].size for name in foreign])
+    hooks = old.hooks()
     for span in built_in:
-        if span.hook == FORWARD:
+        if span.hook == FORWARD and hooks != [span.offset] * hooked:
             _put_forward(layout, old, span, hooked)
         else:
-            layout.begin(span.hook, span.size, span.entries)
-            layout.keep(old.block, span.offset, span.offset + span.size)
-    for name in ordered:
-        chain = chains.get(name)
-        layout.add(chain if chain is not None else EncodedChain(old.block, user[name]))
+            layout.add(EncodedChain(old.block, old.spans.index(span)))
+    pieces = chains
+    if len(ordered) != len(chains):
+        pieces = {**{name: EncodedChain(old.block, number) for name, number in user.items()}, **chains}
+    layout.add(*[pieces[name] for name in ordered])
     try:
         layout.link()
     except KeyError:

@@ -107,6 +107,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     HOLDS(out.data_size <= room && out.chain_count <= places && out.jump_count <= places);
     HOLDS(out.target_count <= places && out.target_size <= places * NP_XT_NAME);
     HOLDS(out.field <= left && out.field_size <= left - out.field);
+    HOLDS(np_xt_count(packed, left) <= (int)left);
     if (code == 0 && (kind & 6) != 2 && (kind & 6) != 4)
         check_chains(packed, left, &out);
     free(out.data);

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 
 import pytest
 
 from netpol.errors import KernelError
+from netpol.kernel._native import lib
 from netpol.kernel.apply import Kernel
 from netpol.kernel.blocks import Assembly, EncodedChain, SetNumbers, gathered
-from netpol.kernel.encode import MARGIN, encode_chain, encode_chains
+from netpol.kernel.encode import MARGIN, encode_chain, encode_chains, pack_chains
 from netpol.kernel.ipset import Create, IpsetSocket
 from netpol.kernel.table import splice
 from netpol.kernel.xtables import TableSocket
@@ -162,3 +164,12 @@ def test_a_set_that_is_no_more(netns: int) -> None:
         kernel.apply([DestroySet("NETPOL-s")])
         with pytest.raises(KernelError, match="there is no set NETPOL-s"):
             kernel.apply([ReplaceTable(4, "mangle", chains, True)])
+
+
+@pytest.mark.parametrize("count", [0, 15, 16, 70_000])
+def test_rules_are_counted_before_they_are_encoded(count: int) -> None:
+    """However many there are; and bytes that are cut off, or of another form, are none."""
+    packed = pack_chains([Chain(ROOT, (Rule(DROP),) * 3), Chain(A.name, (Rule(RETURN),) * count)])
+    assert lib.np_xt_count(packed, len(packed)) == 3 + count
+    for broken in (packed[:-1], packed[:3], b"\x91\x92\xa1A\xc4\1\xc0", b"\x91\x91\xa1A", b"\x91\x92\xa1A\xc4\5\xdd\xff\xff\xff\xff"):
+        assert lib.np_xt_count(broken, len(broken)) == -errno.EPROTO
