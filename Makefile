@@ -82,25 +82,40 @@ soak: $(NATIVE) $(VENV)/.dev  ## Run the long tests of changes under traffic, an
 	@.ci/needs referees
 	@NETPOL_SOAK=1 $(BIN)/pytest tests/test_hitless_packets.py tests/test_cutting_packets.py tests/test_writers_at_work.py tests/test_agent_churn.py tests/test_faults.py tests/test_kills_packets.py $(ARGS)
 
-# --capture=sys: a sanitizer's report goes to the real standard error, for it ends the process that would have shown it.
-sanitize: $(VENV)/.dev  ## Run the tests of the native boundary under ASan and UBSan, in a tree of their own
+# $(call tree,DIRECTORY): a copy, for a module that is built otherwise must not take the place of .venv's.
+tree = rm -rf $(1) && mkdir -p $(1) && cp -rp bench csrc deploy docs examples netpol tests setup.py pyproject.toml README.md LICENSE $(1) \
+	&& rm -f $(1)/netpol/kernel/*.so
+
+# Whatever process a sanitizer finds something in, also one that a test started, it leaves a report, and no report may be left.
+SANITIZED_TESTS = tests/kernel
+sanitize: $(VENV)/.dev  ## Run the tests of the native boundary under ASan and UBSan, child processes too, in a tree of their own
 	@.ci/needs referees
-	@rm -rf $(SANITIZED)/netpol $(SANITIZED)/tests && mkdir -p $(SANITIZED)
-	@cp -rp csrc netpol tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
-	@rm -f $(SANITIZED)/netpol/kernel/*.so
+	@$(call tree,$(SANITIZED)) && mkdir $(SANITIZED)/reports
 	@cd $(SANITIZED) && NETPOL_SANITIZE=1 ../../$(BIN)/python setup.py -q build_ext --inplace --force
-	@cd $(SANITIZED) && PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	@cd $(SANITIZED) && PYTHONMALLOC=malloc ASAN_OPTIONS="detect_leaks=0:log_path=$$PWD/reports/asan" \
+		UBSAN_OPTIONS="print_stacktrace=1:log_path=$$PWD/reports/ubsan" \
 		LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
-		../../$(BIN)/python -m pytest -p no:cacheprovider --capture=sys tests/kernel $(ARGS)
+		../../$(BIN)/python -m pytest -p no:cacheprovider $(or $(ARGS),$(SANITIZED_TESTS)); \
+		status=$$?; for report in reports/*; do [ ! -e $$report ] || { cat $$report; status=1; }; done; exit $$status
+
+.PHONY: coverage
+COVERED = build/coverage
+coverage: $(VENV)/.dev  ## Count the lines of C that tests run, in a tree of its own; docs/c-coverage.md says why each other one is not
+	@.ci/needs referees
+	@$(call tree,$(COVERED))
+	@cd $(COVERED) && NETPOL_COVERAGE=1 ../../$(BIN)/python setup.py -q build_ext --inplace --force
+	@cd $(COVERED) && ../../$(BIN)/python -m pytest -p no:cacheprovider $(or $(ARGS),tests/kernel tests/test_faults.py)
+	@cd $(COVERED) && ../../$(BIN)/python -m tests.coverage
 
 .PHONY: analyze
 # zerodivcond: cppcheck does not see that a width below 0 has returned before it divides.
-analyze:  ## Look through the C files with gcc's analyzer and cppcheck; no finding passes
+analyze:  ## Look through the C files with gcc's analyzer, cppcheck and clang-tidy (.clang-tidy); no finding passes
 	@.ci/needs analyze
 	@set -e; for file in $(OUR_C); do gcc -std=gnu11 -O2 -fanalyzer -Wall -Wextra -Werror -c -o /dev/null $$file; done
 	@cppcheck --quiet --std=c11 --enable=warning,portability,performance --error-exitcode=1 \
 		--suppress=missingIncludeSystem --suppress=zerodivcond:csrc/np_ipset.c $(OUR_C)
-	@echo "gcc -fanalyzer, cppcheck: $(words $(OUR_C)) C files without a finding"
+	@clang-tidy --quiet $(OUR_C) -- -std=gnu11 2>/dev/null
+	@echo "gcc -fanalyzer, cppcheck, clang-tidy: $(words $(OUR_C)) C files without a finding"
 
 .PHONY: fuzz
 fuzz: $(NATIVE) $(VENV)/.dev  ## Run each fuzz target, C and Python, for a minute (FUZZ_SECONDS=60) and count executions

@@ -187,9 +187,7 @@ static int read_answers(struct np_ct *ct, struct np_ct_outcome *outcome)
             return 0;
         if (result == -ENOBUFS && !(outcome->flags & NP_CT_LOST))
             outcome->flags |= NP_CT_LOST;
-        else if (result < 0)
-            return result;
-        else if ((result = np_ct_parse_answers(ct->buffer, (size_t)result, outcome)) < 0)
+        else if (result < 0 || (result = np_ct_parse_answers(ct->buffer, (size_t)result, outcome)) < 0)
             return result;
     }
 }

@@ -340,7 +340,7 @@ int np_ipset_members(struct np_ipset *ipset, uint32_t seq, int command, const ch
     result = make_form(&batch.plain, kind, batch.address, 0, 0);
     if (result >= 0 && kind & NP_IPSET_NET)
         result = make_form(&batch.nomatch, kind, batch.address, 0, command == NP_IPSET_ADD);
-    if (result >= 0 && batch.merged) {
+    if (result >= 0 && batch.merged && scratch) {
         result = make_form(&batch.range, kind, batch.address, 1, 0);
         memcpy(scratch, members, size);
         batch.members = scratch;

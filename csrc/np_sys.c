@@ -155,7 +155,7 @@ int np_sys_setsockopt(int fd, int level, int name, const void *data, uint32_t si
  * Returns the descriptor that holds the lock until it is closed, -EAGAIN when someone else kept it, or another -errno. */
 int np_sys_lock(const char *path, int wait_ms, uint64_t *calls)
 {
-    const struct timespec pause = {.tv_nsec = 2 * 1000 * 1000};
+    const struct timespec pause = {.tv_nsec = 2 * 1000L * 1000};
     int fd = -1, result = 0;
 
     NP_RETRY(fd, calls, open(path, O_CREAT | O_CLOEXEC | O_RDONLY, 0600));

@@ -83,7 +83,7 @@ void np_xt_put(struct np_pack *pack, struct np_xt_encoding *out, const char *nam
     /* In place: a header that is put together elsewhere is read back before it is all there, which stalls. */
     memset(at, 0, head);
     memcpy(at + offsetof(struct xt_entry_match, u.user.match_size), &length, sizeof(length));
-    memcpy(at + offsetof(struct xt_entry_match, u.user.name), name, strlen(name));
+    memcpy(at + offsetof(struct xt_entry_match, u.user.name), name, strlen(name) + 1);
     at[offsetof(struct xt_entry_match, u.user.revision)] = revision;
     memcpy(at + head, data, size);
     memset(at + head + size, 0, whole - head - size);
@@ -231,7 +231,7 @@ static void np_network(struct np_pack *pack, unsigned width, uint8_t *address, u
             else
                 memcpy(address, text.at, width);
         } else if (np_pack_is(pack, "length")) {
-            unsigned length = (unsigned)np_pack_int(pack, 0, width * 8);
+            unsigned length = (unsigned)np_pack_int(pack, 0, (int64_t)width * 8);
 
             memset(mask, 0xff, length / 8);
             if (length % 8)
@@ -429,7 +429,7 @@ static void np_put_rule(struct np_pack *pack, struct np_xt_encoding *out, struct
         else
             np_head_field(pack, out->family, &head);
     target = out->data_size;
-    if (!payload)
+    if (!payload || !payload->data.at)
         np_pack_fail(pack, -EPROTO);
     else
         np_xt_put(pack, out, payload->name, payload->revision, payload->data.at, payload->data.size);
@@ -437,7 +437,7 @@ static void np_put_rule(struct np_pack *pack, struct np_xt_encoding *out, struct
         pack->key_size = 0;
         np_pack_fail(pack, -ERANGE);
     }
-    if (pack->error)
+    if (pack->error || !payload)
         return;
     np_put_entry(out->data + start, out->family, &head, payload->is_goto, (uint16_t)(target - start),
                  (uint16_t)(out->data_size - start));
@@ -562,7 +562,7 @@ int np_xt_encode_target(const uint8_t *packed, size_t size, struct np_xt_encodin
     struct np_xt_payload payload = {.is_open = 0};
 
     np_read_target(&pack, out->family, &payload);
-    if (!pack.error)
+    if (!pack.error && payload.data.at)
         np_xt_put(&pack, out, payload.name, payload.revision, payload.data.at, payload.data.size);
     return np_end(&pack, packed, out);
 }

@@ -33,7 +33,8 @@ def test_whatever_fails_the_rules_hold(name: str, shim: Path, netns: int) -> Non
     words = (sys.executable, "-m", "tests.faults", name, str(shim), "0" if SOAK else str(FEW), str(NAMES.index(name)))
     done = subprocess.run(
         words,
-        env={**os.environ, "LD_PRELOAD": str(shim)},
+        # A sanitizer's runtime, where there is one, comes first.
+        env={**os.environ, "LD_PRELOAD": f"{os.environ.get('LD_PRELOAD', '')} {shim}"},
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
