@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import socket
 import ssl
@@ -295,6 +296,17 @@ def test_an_answer_without_end_is_given_up(server: FakeServer, tmp_path: Path, m
     answer = client.ask("GET", PATH)
     assert answer.code == 500
     assert len(answer.body) < 13_000
+
+
+def test_a_compressed_flood_comes_in_pieces(server: FakeServer, tmp_path: Path) -> None:
+    """Some kilobytes can stand for megabytes: no read gives more than a buffer, though nobody asked for compression."""
+    flood = gzip.compress(bytes(64 * module.CHUNK))
+    assert len(flood) < module.CHUNK
+    server.answer(PATH, Answer(head(200, Content_Encoding="gzip"), (flood,)))
+    with Client(configured(server.kubeconfig(tmp_path))).watch(PATH, (), 5.0) as stream:
+        pieces = list(iter(stream.read, b""))
+    assert sum(map(len, pieces)) == 64 * module.CHUNK
+    assert max(map(len, pieces)) <= module.CHUNK
 
 
 # -- TLS ---------------------------------------------------------------------------------------------------------------
