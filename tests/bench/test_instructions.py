@@ -25,7 +25,7 @@ THOUSANDS = {
     "np_sort": 386,  # sorted, to be written and when they were read
     "np_digest_members": 1490,
     "np_digest": 1843,  # a table of 1,000 rules
-    "np_xt_encode": 1601,  # written once
+    "np_xt_encode": 1413,  # written once
     "np_xt_split": 1110,  # taken apart, before each replace and when it is read
     "np_xt_normalise": 654,
     "np_xt_link": 10,
