@@ -37,6 +37,8 @@ EXEC_GOAL = 100.0  # at 10,000 pods and more
 READ = 2_000  # pods read from bytes
 WATCH_GOAL, LIST_GOAL = 2.0, 10.0
 
+PACKET_PAIRS = 900  # of a millisecond each
+
 MEMORY_GOAL = 85.0  # MiB for the large cluster
 
 
@@ -60,7 +62,7 @@ def cases(
         *leaving_cases(members),
         *packet_cases(policies, isolated),
         *known_cases(policies, isolated),
-        packets.peers_in_a_set(f"new flow, a set of {short(peers[-1])} peers", peers, 21, {}),
+        packets.peers_in_a_set(f"new flow, a set of {short(peers[-1])} peers", peers, PACKET_PAIRS, {}),
         *change_cases(*cluster),
         *audit_cases(*audit, foreign),
         *flow_cases(running, cluster),
@@ -77,9 +79,9 @@ def packet_cases(policies: int, isolated: tuple[int, ...]) -> tuple[Case, ...]:
     """What a new flow pays, in milliseconds a packet."""
     many = short(isolated[-1])
     return (
-        packets.policies_on_one_pod(f"new flow, {short(policies)} policies", policies, 21, {"1 policy": POLICIES_GOAL}),
-        packets.isolated_pods(f"new flow, {many} isolated pods", isolated, 21, {f"{isolated[0]} pods": DISPATCH_GOAL}),
-        packets.free_pod(f"new flow, free among {many}", isolated[-1], 21, {"gate only": FREE_GOAL}),
+        packets.policies_on_one_pod(f"new flow, {short(policies)} policies", policies, PACKET_PAIRS, {"1 policy": POLICIES_GOAL}),
+        packets.isolated_pods(f"new flow, {many} isolated pods", isolated, PACKET_PAIRS, {f"{isolated[0]} pods": DISPATCH_GOAL}),
+        packets.free_pod(f"new flow, free among {many}", isolated[-1], PACKET_PAIRS, {packets.MATCH_ONLY: FREE_GOAL}),
     )
 
 
@@ -87,8 +89,8 @@ def known_cases(policies: int, isolated: tuple[int, ...]) -> tuple[Case, ...]:
     """What a packet of an established flow pays, whatever there is."""
     many = short(isolated[-1])
     return (
-        packets.known_by_policies(f"established flow, {short(policies)} policies", policies, 21, {"1 policy": KNOWN_GOAL}),
-        packets.known_by_pods(f"established flow, {many} isolated pods", isolated, 21, {f"{isolated[0]} pods": KNOWN_GOAL}),
+        packets.known_by_policies(f"established flow, {short(policies)} policies", policies, PACKET_PAIRS, {"1 policy": KNOWN_GOAL}),
+        packets.known_by_pods(f"established flow, {many} isolated pods", isolated, PACKET_PAIRS, {f"{isolated[0]} pods": KNOWN_GOAL}),
     )
 
 

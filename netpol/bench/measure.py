@@ -2,7 +2,7 @@
 
 A round runs every peer once and ours once, each from the same state of the kernel, which `prepare` brings about outside the clock; so
 each run of a peer has one of ours next to it to be compared with. Before every run there is a pause: what the kernel frees
-late (sets, tables) would otherwise be paid by whoever comes next.
+late (sets, tables) would otherwise be paid by whoever comes next. A contest in which nothing is freed has none.
 
 Invariants: before anything is timed, every contender has run once and what the kernel holds afterwards was found to be what was asked for;
 a session leaves nothing behind, neither in this namespace nor in the environment. What a case does is `netpol.bench.sets` and
@@ -50,22 +50,27 @@ class Contender(NamedTuple):
 class Contest(NamedTuple):
     """The contenders of a case, ready in the calling thread's namespace.
 
-    calls -- system calls of ours so far; operations -- how many operations, one after another, a run consists of.
+    calls -- system calls of ours so far; operations -- how many operations, one after another, a run consists of; pause -- seconds before
+    each run.
     """
 
     ours: Contender
     peers: Mapping[str, Contender]
     calls: Callable[[], int]
     operations: int = 1
+    pause: float = PAUSE
 
 
 class Case(Struct, frozen=True):
-    """One row. `open` makes the contest, and may write its files into the directory it is given; `goals` are ratios by peer."""
+    """One row. `open` makes the contest, and may write its files into the directory it is given; `goals` are ratios by peer.
+
+    pairs -- how many it takes for a figure to be kept, and `few` for one to be looked at."""
 
     row: str
     pairs: int
     open: Callable[[Path], AbstractContextManager[Contest]]
     goals: Mapping[str, float] = {}
+    few: int = 7
 
 
 class Session:
@@ -124,7 +129,7 @@ class Session:
             peer.prepare()
             self._peers[name].append(self._time(peer.run))
         self._contest.ours.prepare()
-        time.sleep(PAUSE)
+        time.sleep(self._contest.pause)
 
     def ours(self) -> None:
         """Our half of a round."""
@@ -135,7 +140,7 @@ class Session:
         self._system_calls = (self._contest.calls() - before) // self._contest.operations
 
     def _time(self, run: Callable[[], object]) -> float:
-        time.sleep(PAUSE)
+        time.sleep(self._contest.pause)
         start = time.perf_counter()
         run()
         return (time.perf_counter() - start) / self._contest.operations

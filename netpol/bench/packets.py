@@ -1,10 +1,14 @@
-"""What a packet of a new flow pays, and one of an established flow: the same packets through the same node, under one ruleset and another
+"""What a packet of a new flow pays, and one of an established flow: the same packets through nodes that are alike but for their rulesets,
 in turn.
 
 A client sends UDP packets from prepared bytes through a node to a network that throws them away: each the first of a flow, or all of few
 flows that are tracked as established, and that a new flow could not be. What a run takes is the sender's time, which is the whole way
-of the packet through the node. Tracked flows are flushed before each run, and made, outside the clock. The rules are those of the
-compiler, for clusters made for the question.
+of the packet through the node. The rules are those of the compiler, for clusters made for the question.
+
+A percent or two is to be seen, and a machine that others use drifts by more within a tenth of a second. So each ruleset is in force in
+a node of its own all the time, a run is short, and nothing is done between two runs: those of a pair are a millisecond apart. Where
+tables and flows happen to lie in memory matters as much: a contender has several nodes, which take turns. Tracked flows are flushed,
+and made, outside the clock.
 """
 
 from __future__ import annotations
@@ -13,14 +17,16 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from netpol.bench.flows import create
 from netpol.bench.measure import BenchError, Case, Contender, Contest
+from netpol.bench.peers import RESTORE, execute, find
 from netpol.kernel.apply import Kernel
 from netpol.lab import Host, Lab
 from netpol.model import (
@@ -44,8 +50,9 @@ from netpol.rules.diff import diff
 from netpol.rules.ruleset import RETURN, ROOT, Chain, Rule, Ruleset
 
 NODE = "node"
-PACKETS = 8_000
-KNOWN_FLOWS = 500
+NODES, RUN = 3, 250  # nodes a contender has; packets a run sends
+FLOWS, KNOWN_FLOWS = 8_000, 500  # new ones after which a node's are flushed; established ones
+SETTLING = 0.02  # seconds in which the kernel frees what was flushed
 PATIENCE = 20  # looks, a hundredth of a second apart
 PORT, DENIED_PORT = 80, 81
 CLIENT, SINK = parse_address("172.20.0.2"), parse_address("172.20.0.3")
@@ -53,53 +60,66 @@ PODS, PREFIX = 0x0AF50000, "10.245.0.0"  # 10.245.0.0/16, behind the sink
 PEERS = 0x0AF60000
 
 NOTHING = Ruleset({}, {})
+MATCH_ONLY, GATE_ONLY = "conntrack match only", "gate only"
+MATCH = b"*mangle\n-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN\nCOMMIT\n"
 
 
 class Question(NamedTuple):
-    """A ruleset, and the packets to send through it; `known` are those of established flows, on a port that is denied to new ones."""
+    """A ruleset, and the packets to send through it; `known` are those of established flows, on a port that is denied to new ones; `others`
+    is what iptables-restore is given first."""
 
     ruleset: Ruleset
     source: Address
     destination: Address
     known: bool = False
+    others: bytes = b""
 
 
 def policies_on_one_pod(row: str, count: int, pairs: int, goals: Mapping[str, float]) -> Case:
     """A pod that `count` policies select, each allowing another peer on one port, beside a tenth of them, and so on to one."""
     counts = [count // 10**i for i in range(len(str(count)) - 1, -1, -1)]
-    return Case(row, pairs, partial(_contest, {_policies(n): partial(_with_policies, n) for n in counts}, _policies(count)), goals)
+    return _case(row, pairs, {_policies(n): partial(_with_policies, n) for n in counts}, _policies(count), goals)
 
 
 def isolated_pods(row: str, counts: tuple[int, ...], pairs: int, goals: Mapping[str, float]) -> Case:
-    """The last of so many isolated pods of one class, beside fewer, and beside no rules and the gate alone."""
+    """The last of so many isolated pods of one class, beside fewer, and beside the least that there can be, and no rules."""
     questions: dict[str, Callable[[], Question]] = {_pods(n): partial(_among, n) for n in counts}
-    questions |= {"gate only": _gate_only, "no rules": _no_rules}
-    return Case(row, pairs, partial(_contest, questions, _pods(counts[-1])), goals)
+    questions |= {**_least(), "no rules": _no_rules}
+    return _case(row, pairs, questions, _pods(counts[-1]), goals)
 
 
 def free_pod(row: str, count: int, pairs: int, goals: Mapping[str, float]) -> Case:
-    """A pod without policy among so many isolated ones, beside the gate alone."""
-    questions: dict[str, Callable[[], Question]] = {row: partial(_free_among, count), "gate only": _gate_only}
-    return Case(row, pairs, partial(_contest, questions, row), goals)
+    """A pod without policy among so many isolated ones, beside the least that there can be."""
+    questions: dict[str, Callable[[], Question]] = {row: partial(_free_among, count), **_least()}
+    return _case(row, pairs, questions, row, goals)
 
 
 def known_by_policies(row: str, count: int, pairs: int, goals: Mapping[str, float]) -> Case:
-    """An established flow to a pod that `count` policies select, beside one policy, and the gate alone."""
+    """An established flow to a pod that `count` policies select, beside one policy, the least that there can be, and no rules."""
     questions: dict[str, Callable[[], Question]] = {_policies(n): partial(_known, partial(_with_policies, n)) for n in (count, 1)}
-    questions |= {"gate only": partial(_known, _gate_only), "no rules": partial(_known, _no_rules)}
-    return Case(row, pairs, partial(_contest, questions, _policies(count)), goals)
+    questions |= {name: partial(_known, ask) for name, ask in {**_least(), "no rules": _no_rules}.items()}
+    return _case(row, pairs, questions, _policies(count), goals)
 
 
 def known_by_pods(row: str, counts: tuple[int, ...], pairs: int, goals: Mapping[str, float]) -> Case:
     """An established flow to the last of so many isolated pods, beside fewer."""
     questions: dict[str, Callable[[], Question]] = {_pods(n): partial(_known, partial(_among, n)) for n in counts}
-    return Case(row, pairs, partial(_contest, questions, _pods(counts[-1])), goals)
+    return _case(row, pairs, questions, _pods(counts[-1]), goals)
 
 
 def peers_in_a_set(row: str, counts: tuple[int, ...], pairs: int, goals: Mapping[str, float]) -> Case:
     """A new flow to a pod whose one policy allows so many peers, which are one set; the sender is the last of them. Beside fewer."""
     questions = {_peers(n): partial(_with_peers, n) for n in counts}
-    return Case(row, pairs, partial(_contest, questions, _peers(counts[-1])), goals)
+    return _case(row, pairs, questions, _peers(counts[-1]), goals)
+
+
+def _case(row: str, pairs: int, questions: Mapping[str, Callable[[], Question]], ours: str, goals: Mapping[str, float]) -> Case:
+    return Case(row, pairs, partial(_contest, questions, ours), goals, few=300)
+
+
+def _least() -> dict[str, Callable[[], Question]]:
+    """One rule with the gate's match: in FORWARD itself, where a program can put it; and in NETPOL, where every packet has to go for it."""
+    return ({MATCH_ONLY: _match_only} if find(RESTORE[4]) else {}) | {GATE_ONLY: _gate_only}
 
 
 def _peers(count: int) -> str:
@@ -172,9 +192,13 @@ def _free_among(count: int) -> Question:
 
 
 def _gate_only() -> Question:
-    """The match of the gate's rule, which a new flow's packet does not have, and nothing else."""
+    """A match like that of the gate's rule, and nothing else."""
     gate = Rule(RETURN, _compiled().chains[4][ROOT].rules[0].matches)
     return Question(Ruleset({4: {ROOT: Chain(ROOT, (gate,))}}, {}, frozenset({4})), _address(PEERS, 0), _address(PODS, 0))
+
+
+def _match_only() -> Question:
+    return _no_rules()._replace(others=MATCH)
 
 
 def _no_rules() -> Question:
@@ -186,16 +210,39 @@ def _no_rules() -> Question:
 
 @contextmanager
 def _contest(questions: Mapping[str, Callable[[], Question]], ours: str, directory: Path) -> Iterator[Contest]:
-    with Lab((Host("client", (CLIENT,)), Host("sink", (SINK,)))) as lab:
-        with lab.entered():
-            _route_pods_to_sink()
-            kernel = Kernel()
-        with lab.entered("client"):
-            raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
-        with kernel, raw:
-            runs = {name: _Run(lab, kernel, raw, ask()) for name, ask in questions.items()}
-            contenders = {name: Contender(run.prepare, run.send, run.verify) for name, run in runs.items()}
-            yield Contest(contenders.pop(ours), contenders, lambda: 0, PACKETS)
+    asked = {name: ask() for name, ask in questions.items()}
+    with _one_processor(), ExitStack() as stack:
+        nodes: dict[str, list[_Node]] = {name: [] for name in asked}
+        for _ in range(NODES):
+            for name, question in asked.items():
+                nodes[name].append(_Node(stack, question, directory))
+        contenders = {name: _contender(found) for name, found in nodes.items()}
+        yield Contest(contenders.pop(ours), contenders, lambda: 0, RUN, pause=0.0)
+
+
+@contextmanager
+def _one_processor() -> Iterator[None]:
+    """The calling thread stays where it is: a packet's way through the node is where its sender is."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _contender(nodes: Sequence[_Node]) -> Contender:
+    """Its nodes by turns, each found to do what is asked for already."""
+    for node in nodes:
+        node.send()
+        node.verify()
+    turns = deque(nodes)
+
+    def prepare() -> None:
+        turns.rotate()
+        turns[0].prepare()
+
+    return Contender(prepare, lambda: turns[0].send(), lambda outcome: turns[0].verify())
 
 
 def _route_pods_to_sink() -> None:
@@ -206,42 +253,60 @@ def _route_pods_to_sink() -> None:
         netlink.route("add", dst=f"{PREFIX}/16", gateway=format_address(SINK), oif=host_route.get_attr("RTA_OIF"), flags=["onlink"])
 
 
-class _Run:
-    """One ruleset and its packets."""
+class _Node:
+    """A node with a ruleset in force, between the client and the sink."""
 
-    def __init__(self, lab: Lab, kernel: Kernel, raw: socket.socket, question: Question) -> None:
-        self.lab, self.kernel, self.raw, self.question = lab, kernel, raw, question
+    def __init__(self, stack: ExitStack, question: Question, directory: Path) -> None:
+        self.question = question
+        self.lab = stack.enter_context(Lab((Host("client", (CLIENT,)), Host("sink", (SINK,)))))
         source, destination, port = question.source, question.destination, DENIED_PORT if question.known else PORT
-        self.flows = [(source, destination, 1024 + i, port) for i in range(KNOWN_FLOWS if question.known else PACKETS)]
-        self.packets = [_packet(*flow) for flow in self.flows] * (PACKETS // len(self.flows))
+        flows = [(source, destination, 1024 + i, port) for i in range(KNOWN_FLOWS if question.known else FLOWS)]
+        with self.lab.entered():
+            _route_pods_to_sink()
+            if question.others:
+                (directory / "others").write_bytes(question.others)
+                execute(str(find(RESTORE[4])), "--noflush", str(directory / "others"))
+            self.kernel = stack.enter_context(Kernel())
+            self.kernel.apply(diff(question.ruleset, self.kernel.read()))
+            if question.known:
+                create(flows, UDP)
+        with self.lab.entered("client"):
+            self.raw = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW))
+        self.raw.connect((format_address(destination), 0))
+        self.runs = [[_packet(*flow) for flow in flows[i : i + RUN]] for i in range(0, len(flows), RUN)]
+        self.at = 0
+        self.received = self._received()
 
     def prepare(self) -> None:
+        """Has a run ready, of flows that are new or that are tracked as established."""
+        self.at = (self.at + 1) % len(self.runs)
+        if self.at or self.question.known:
+            return
         with self.lab.entered():
-            found = self.kernel.read()
-            self.kernel.apply(diff(self.question.ruleset, found))
             _flush_flows()
-            if self.question.known:
-                create(self.flows, UDP)
-        self.received = self._received()
-        self.raw.connect((format_address(self.question.destination), 0))
+        time.sleep(SETTLING)
+        self.send()  # the first after that is nobody's
+        self.received += RUN
+        self.at = 1
 
     def send(self) -> None:
         send = self.raw.send
-        for packet in self.packets:
+        for packet in self.runs[self.at]:
             send(packet)
 
-    def verify(self, outcome: object) -> None:
+    def verify(self) -> None:
         with self.lab.entered():
             if self.kernel.read().chains != self.question.ruleset.chains:
                 raise BenchError("the rules are not those of the question")
         passed = self._received() - self.received
         for _ in range(PATIENCE):  # the kernel may hand the last ones on a little later
-            if passed >= PACKETS:
+            if passed >= RUN:
                 break
             time.sleep(0.01)
             passed = self._received() - self.received
-        if passed < PACKETS or passed > PACKETS + 100:
-            raise BenchError(f"{passed} of {PACKETS} packets went through")
+        self.received += passed
+        if passed < RUN or passed > RUN + 100:
+            raise BenchError(f"{passed} of {RUN} packets went through")
 
     def _received(self) -> int:
         """Packets that came to the sink. What the node counts as forwarded has not met its rules yet."""

@@ -121,7 +121,7 @@ def table(results: Sequence[Result], width: int, colours: bool) -> str:
     for result in results:
         mine = [result.row, _figure(result.ms), str(result.system_calls)]
         for name, peer in result.peers.items():
-            drawn.add_row(*mine, name, _figure(peer.ms), f"{_figure(peer.ratio)}x", _goal(peer))
+            drawn.add_row(*mine, name, _figure(peer.ms), f"{_ratio(peer.ratio)}x", _goal(peer))
             mine = ["", "", ""]
         for name, figure in result.figures.items():
             drawn.add_row(*mine, f"{name}: {_figure(figure.value)} {figure.unit}", "", "", _bound(figure))
@@ -144,6 +144,11 @@ def table(results: Sequence[Result], width: int, colours: bool) -> str:
 def _figure(number: float) -> str:
     """Three digits that count, and no exponent."""
     return f"{number:.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}" if number >= 0.1 else f"{number:.4f}"
+
+
+def _ratio(number: float) -> str:
+    """As exact as goals of some percent are."""
+    return f"{number:.3f}" if 0.5 <= number < 2 else _figure(number)
 
 
 def _goal(peer: PeerResult) -> str:

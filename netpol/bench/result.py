@@ -79,7 +79,7 @@ def summarise(
     found: dict[str, PeerResult] = {}
     for name, times in peers.items():
         ratio = median(theirs / mine for theirs, mine in zip(times, ours, strict=True))
-        found[name] = PeerResult(_milliseconds(times), round(ratio, 2), goals.get(name))
+        found[name] = PeerResult(_milliseconds(times), round(ratio, 3), goals.get(name))
     return Result(row, _milliseconds(ours), found, system_calls, len(ours))
 
 

@@ -39,7 +39,7 @@ def bench(quick: bool, only: str, file: str | None) -> None:
         task = progress.add_task("", total=len(chosen))
         for case in chosen:
             progress.update(task, description=case.row)
-            results.append(apart(case, pairs=1 if quick else min(case.pairs, 7)).result)
+            results.append(apart(case, pairs=1 if quick else min(case.pairs, case.few)).result)
             progress.advance(task)
     console = Console()
     click.echo(table(results, max(100, console.width), console.is_terminal), nl=False)

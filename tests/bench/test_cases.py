@@ -106,6 +106,7 @@ def test_a_case_at_another_scale_gives_a_row(case: Case) -> None:
 @EVERY_OTHER
 def test_a_case_without_programs_gives_a_row(case: Case) -> None:
     """All contenders are verified, then measured; a goal stands beside a peer that there is."""
+    require("iptables-legacy")
     result = measure(case, pairs=1)
     assert result.ms > 0
     assert set(case.goals) <= set(result.peers)
