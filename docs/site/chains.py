@@ -24,8 +24,7 @@ COLOURS = {"gate": "#3f51b5", "egress": "#00796b", "ingress": "#ad5a00", "deny":
 WORDS = (
     # What a reader needs of iptables' words; the rest is in `netpol render`.
     (re.compile(r"-m (conntrack|connmark|tcp|udp|set|multiport) "), ""),
-    (re.compile(r"--ctstate RELATED,ESTABLISHED"), "known"),
-    (re.compile(r"! --mark (0x\w+)/\1"), "not cut"),
+    (re.compile(r"! --ctstate RELATED,ESTABLISHED"), "new"),
     (re.compile(r"--mark (0x\w+)/\1"), "cut"),
     (re.compile(r"--match-set (\S+)"), r"in set \1"),
     (re.compile(r"/32\b"), ""),

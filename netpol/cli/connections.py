@@ -98,6 +98,8 @@ def by_rules(cluster: Cluster, asked: Sequence[Connection], settings: Settings) 
 
 
 def _side(ruleset: Ruleset, flow: Flow, direction: Direction) -> Side:
+    if ROOTS[direction] not in ruleset.chains.get(family_of(flow.source), {}):
+        return "not isolated"
     packet = Packet(flow.source, flow.destination, flow.protocol, flow.port, SOURCE_PORT)
     done = interpret(ruleset, packet, ROOTS[direction])
     if not done.passes:

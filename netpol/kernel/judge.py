@@ -28,6 +28,7 @@ from netpol.rules.ruleset import (
     DROP,
     EGRESS,
     INGRESS,
+    NEW,
     RETURN,
     ROOT,
     Chain,
@@ -78,6 +79,8 @@ class _Side(Struct, frozen=True):
     chains: Mapping[Address, str]
     ranges: tuple[Network, ...]
 
+
+_NOBODY = _Side({}, ())
 
 # A chain of a tree, and the network by which it is reached.
 _Place = tuple[Chain, Network]
@@ -176,15 +179,14 @@ class Index(Handle):
         known = self._sides.get(family)
         if known is not None and known[0] is chains:
             return known[1]
-        scopes = _scopes(_chain(chains, ROOT).rules)
+        scopes = _scopes(_chain(chains, ROOT).rules, _chain(chains, NEW).rules, family)
         _check_deny(_chain(chains, DENY).rules, family)
-        sides = tuple(self._side(chains, root, family, scope) for root, scope in zip(_SIDES, scopes, strict=True))
+        sides = tuple(self._side(chains, root, scopes[root]) if root in scopes else _NOBODY for root in _SIDES)
         self._sides[family] = (chains, sides)
         return sides
 
-    def _side(self, chains: Mapping[str, Chain], root: str, family: Family, scope: Network | None) -> _Side:
+    def _side(self, chains: Mapping[str, Chain], root: str, scope: Network) -> _Side:
         """Walks a tree. It is about no address outside its scope, and all its chains deny the same ranges at their ends."""
-        scope = scope or Network(bytes(4 if family == 4 else 16), 0)
         found: dict[Address, str] = {}
         ranges: set[tuple[Network, ...]] = set()
         waiting = [(root, scope)]
@@ -345,22 +347,21 @@ def _chain(chains: Mapping[str, Chain], name: str) -> Chain:
     return chains[name]
 
 
-def _scopes(rules: tuple[Rule, ...]) -> tuple[Network | None, Network | None]:
-    """A new flow's packet goes on to both sides and nowhere else; the networks of sources and of destinations for which it does."""
-    jumps = [rule for rule in rules if not _passes_by(rule)]
-    egress, ingress = (jumps[0].source, jumps[1].destination) if len(jumps) == 2 else (None, None)
-    if jumps != [Rule(Jump(EGRESS), source=egress), Rule(Goto(INGRESS), destination=ingress)]:
+def _scopes(root: tuple[Rule, ...], new: tuple[Rule, ...], family: Family) -> dict[str, Network]:
+    """The sides to which a new flow's packet goes on, each with the network of sources, or of destinations, for which it does."""
+    if not root or root[0] != Rule(Goto(NEW), (Conntrack(("RELATED", "ESTABLISHED"), invert=True),)):
         raise _OtherForm
-    return egress, ingress
-
-
-def _passes_by(rule: Rule) -> bool:
-    """A rule for other packets than the first one of a flow that is judged here; link-local flows are asked about."""
-    if rule == Rule(rule.target, source=_LINK_LOCAL, destination=_LINK_LOCAL):
-        return True
-    return rule == Rule(rule.target, rule.matches) and any(
-        isinstance(match, Conntrack) and not match.invert and "NEW" not in match.states for match in rule.matches
-    )
+    found: dict[str, Network] = {}
+    everywhere = Network(bytes(4 if family == 4 else 16), 0)
+    # Link-local flows are asked about.
+    for rule in [rule for rule in new if rule != Rule(Goto(DENY), source=_LINK_LOCAL, destination=_LINK_LOCAL)]:
+        if rule == Rule(Jump(EGRESS), source=rule.source) and not found:
+            found[EGRESS] = rule.source or everywhere
+        elif rule == Rule(Goto(INGRESS), destination=rule.destination) and INGRESS not in found:
+            found[INGRESS] = rule.destination or everywhere
+        else:
+            raise _OtherForm
+    return found
 
 
 def _check_deny(rules: tuple[Rule, ...], family: Family) -> None:

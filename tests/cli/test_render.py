@@ -60,7 +60,7 @@ def test_json_holds_the_same() -> None:
     assert {"172.17.0.0/16", "172.17.1.0/24 nomatch"} in [set(found["members"]) for found in data["sets"]]
     assert data["chains"]["ipv4"]["NETPOL-DENY"] == ["-j DROP"]
     # Only what goes to where this node's isolated pods are is looked up among them.
-    assert data["chains"]["ipv4"]["NETPOL"][-1] == "-d 10.244.0.10/31 -g NETPOL-INGRESS"
+    assert data["chains"]["ipv4"]["NETPOL-NEW"][-1] == "-d 10.244.0.10/31 -g NETPOL-INGRESS"
 
 
 def test_a_node_is_asked_for_where_there_are_several(two_nodes: str) -> None:

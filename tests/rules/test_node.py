@@ -10,7 +10,7 @@ from netpol.policy.cluster import Cluster
 from netpol.rules.compile import NodeState, Settings
 from netpol.rules.diff import diff
 from netpol.rules.interpret import Packet, interpret
-from netpol.rules.ruleset import DENY, EGRESS, INGRESS, KNOWN, ROOT, CreateSet, DestroySet, GrowSet, ReplaceTable, ShrinkSet
+from netpol.rules.ruleset import DENY, EGRESS, INGRESS, NEW, ROOT, CreateSet, DestroySet, GrowSet, ReplaceTable, ShrinkSet
 from tests.rules.watched import HERE, OUT, THERE, A, B, C, D, Watched, class_chains, kinds, own, peers, pod, policy, port
 
 
@@ -167,7 +167,7 @@ def test_a_policy_that_selects_nobody_here_is_nothing() -> None:
     assert state.steps() == ()
     wanted = state.state.wanted()
     assert wanted.sets == {}
-    assert all(set(wanted.chains[family]) == {ROOT, KNOWN, EGRESS, INGRESS, DENY} for family in FAMILIES)
+    assert all(set(wanted.chains[family]) == {ROOT, NEW, DENY} for family in FAMILIES)
     state.put(policy("p", "db"))
     state.drop(Policy, "p")
     assert state.steps() == ()
@@ -186,7 +186,7 @@ def test_only_isolated_pods_of_this_node_are_leaves() -> None:
     (leaf,) = wanted.chains[4][INGRESS].rules
     assert leaf.destination is not None
     assert leaf.destination.address == A
-    assert wanted.chains[4][EGRESS].rules == ()
+    assert EGRESS not in wanted.chains[4]
     assert class_chains(wanted, 6) == []
 
 
@@ -281,7 +281,7 @@ def test_only_what_can_concern_a_pod_enters_the_trees() -> None:
     """Each side's jump asks for the prefix of the pods that are isolated on that side, and no other."""
     out = Policy("ns", "out", own("web").pods, None, ())
     state = Watched(pod("db", A), pod("db2", B), pod("web", D), policy("p", "db"), out)
-    egress, ingress = state.wanted().chains[4][ROOT].rules[-2:]
+    egress, ingress = state.wanted().chains[4][NEW].rules
     assert (egress.source, egress.destination) == (parse_network("10.0.0.4/32"), None)
     assert (ingress.source, ingress.destination) == (None, parse_network("10.0.0.0/30"))
 

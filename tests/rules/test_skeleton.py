@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from netpol.model import EVERYONE, FAMILIES, TCP, UDP, Address, ContainerPort, Family, Namespace, Pod, parse_address, parse_network
+from netpol.model import EVERYONE, FAMILIES, TCP, UDP, Address, ContainerPort, Family, Namespace, Network, Pod, parse_address, parse_network
 from netpol.policy.cluster import Cluster, Standing
 from netpol.rules.compile.selections import (
     BlockSelection,
@@ -26,7 +26,7 @@ from netpol.rules.ruleset import (
     DROP,
     EGRESS,
     INGRESS,
-    KNOWN,
+    NEW,
     RETURN,
     ROOT,
     Chain,
@@ -48,32 +48,44 @@ from netpol.rules.ruleset import (
 from tests.rules.watched import own
 
 BIT = 0x10000000
-GATE = (Rule(Goto(KNOWN), (Conntrack(("RELATED", "ESTABLISHED")),)),)
-CUT = Chain(KNOWN, (Rule(Goto(DENY), (Connmark(BIT, BIT),)),))
-SIDES = (Rule(Jump(EGRESS)), Rule(Goto(INGRESS)))
+IS_NEW = Rule(Goto(NEW), (Conntrack(("RELATED", "ESTABLISHED"), invert=True),))
+GATE = Chain(ROOT, (IS_NEW, Rule(Goto(DENY), (Connmark(BIT, BIT),))))
+SOURCES, DESTINATIONS = parse_network("10.0.0.0/24"), parse_network("10.0.0.8/30")
 LINK_LOCAL = Rule(Goto(DENY), source=parse_network("fe80::/10"), destination=parse_network("fe80::/10"))
 DISCOVERY = tuple(Rule(RETURN, (Icmp(number),), protocol=58) for number in (130, 131, 132, 133, 134, 135, 136, 137, 143))
 
 
 @pytest.mark.parametrize(
-    ("family", "isolated", "root", "deny"),
+    ("family", "isolated", "new", "deny"),
     [
-        pytest.param(4, False, (*GATE, *SIDES), (Rule(DROP),), id="IPv4"),
-        pytest.param(4, True, (*GATE, *SIDES), (Rule(DROP),), id="IPv4, isolated pods"),
-        pytest.param(6, False, (*GATE, *SIDES), (*DISCOVERY, Rule(DROP)), id="IPv6"),
-        pytest.param(6, True, (*GATE, LINK_LOCAL, *SIDES), (*DISCOVERY, Rule(DROP)), id="IPv6, isolated pods"),
+        pytest.param(4, False, (), (Rule(DROP),), id="IPv4"),
+        pytest.param(4, True, (), (Rule(DROP),), id="IPv4, isolated pods"),
+        pytest.param(6, False, (), (*DISCOVERY, Rule(DROP)), id="IPv6"),
+        pytest.param(6, True, (LINK_LOCAL,), (*DISCOVERY, Rule(DROP)), id="IPv6, isolated pods"),
     ],
 )
-def test_the_skeleton(family: Family, isolated: bool, root: tuple[Rule, ...], deny: tuple[Rule, ...]) -> None:
-    """As ARCHITECTURE draws it: the gate, link-local addresses, both sides; what always passes, and the end."""
-    assert skeleton(family, Settings(), isolated) == {ROOT: Chain(ROOT, root), KNOWN: CUT, DENY: Chain(DENY, deny)}
+def test_the_skeleton(family: Family, isolated: bool, new: tuple[Rule, ...], deny: tuple[Rule, ...]) -> None:
+    """The gate; of new flows those between link-local addresses; what always passes, and the end."""
+    assert skeleton(family, Settings(), isolated) == {ROOT: GATE, NEW: Chain(NEW, new), DENY: Chain(DENY, deny)}
 
 
-def test_only_packets_that_may_concern_a_pod_are_looked_up() -> None:
-    """Each side is entered by packets whose address of that side lies where the pods are."""
-    sources, destinations = parse_network("10.0.0.0/24"), parse_network("10.0.0.8/30")
-    root = skeleton(4, Settings(), True, sources, destinations)[ROOT].rules
-    assert root == (*GATE, Rule(Jump(EGRESS), source=sources), Rule(Goto(INGRESS), destination=destinations))
+@pytest.mark.parametrize(
+    ("egress", "ingress", "new"),
+    [
+        pytest.param(SOURCES, None, (Rule(Jump(EGRESS), source=SOURCES),), id="sources"),
+        pytest.param(None, DESTINATIONS, (Rule(Goto(INGRESS), destination=DESTINATIONS),), id="destinations"),
+        pytest.param(
+            SOURCES,
+            DESTINATIONS,
+            (Rule(Jump(EGRESS), source=SOURCES), Rule(Goto(INGRESS), destination=DESTINATIONS)),
+            id="one, then the other",
+        ),
+        pytest.param(parse_network("0.0.0.0/0"), parse_network("0.0.0.0/0"), (Rule(Jump(EGRESS)), Rule(Goto(INGRESS))), id="everybody"),
+    ],
+)
+def test_only_packets_that_may_concern_a_pod_are_looked_up(egress: Network | None, ingress: Network | None, new: tuple[Rule, ...]) -> None:
+    """Each side that has isolated pods is entered by packets whose address of that side lies where those are."""
+    assert skeleton(4, Settings(), True, egress, ingress)[NEW].rules == new
 
 
 @pytest.mark.parametrize(("family", "width"), [(4, 32), (6, 128)])
@@ -97,16 +109,15 @@ def test_what_is_denied_can_be_answered(family: Family, answer: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_gate_alone_lets_everything_begin(family: Family) -> None:
-    """What is there with no policy: connections are tracked, cut flows are denied, and both sides are empty."""
+    """What is there with no policy: connections are tracked, cut flows are denied, and a new one meets no rule more."""
     settings = Settings(cut_bit=4)
-    root = skeleton(family, settings, False)
-    assert LINK_LOCAL not in root[ROOT].rules
-    assert gate(family, settings) == {**root, EGRESS: Chain(EGRESS, ()), INGRESS: Chain(INGRESS, ())}
+    assert gate(family, settings) == skeleton(family, settings, False)
+    assert gate(family, settings)[NEW].rules == ()
 
 
 def test_the_cut_bit_is_a_setting() -> None:
     """It is matched with its own mask."""
-    assert skeleton(4, Settings(cut_bit=4), False)[KNOWN].rules == (Rule(Goto(DENY), (Connmark(4, 4),)),)
+    assert skeleton(4, Settings(cut_bit=4), False)[ROOT].rules == (IS_NEW, Rule(Goto(DENY), (Connmark(4, 4),)))
 
 
 @pytest.mark.parametrize("settings", [Settings(), Settings(table="filter", cut_bit=4, log_group=5)])
@@ -121,16 +132,15 @@ def test_a_node_whose_state_is_not_known_is_closed(settings: Settings) -> None:
                 EGRESS: Chain(EGRESS, (Rule(Goto(DENY), source=four),)),
                 INGRESS: Chain(INGRESS, (Rule(Goto(DENY), destination=four),)),
             },
-            6: {**skeleton(6, settings, False), EGRESS: Chain(EGRESS, ()), INGRESS: Chain(INGRESS, ())},
+            6: skeleton(6, settings, False),
         },
         {},
         frozenset((4, 6)),
         settings.table,
     )
-    assert LINK_LOCAL not in shut.chains[6][ROOT].rules
     both = closed(settings, (four, six))
     assert both.chains[4] == shut.chains[4]
-    assert LINK_LOCAL in both.chains[6][ROOT].rules
+    assert LINK_LOCAL in both.chains[6][NEW].rules
     assert both.chains[6][INGRESS].rules == (Rule(Goto(DENY), destination=six),)
 
 

@@ -22,6 +22,8 @@ APART = [parse_address(text) for text in ("0.0.0.0", "1.2.3.4", "127.255.255.255
 
 def outcome(chains: Mapping[str, Chain], direction: Direction, source: Address, destination: Address) -> str:
     """Where a packet that the tree is asked about ends: in the chain of a class, in NETPOL-DENY, or back in NETPOL ("returned")."""
+    if not chains:
+        return "returned"
     ends = {rule.target.chain for chain in chains.values() for rule in chain.rules if isinstance(rule.target, Goto)} | {DENY}
     found = {name: Chain(name, (Rule(DROP),)) for name in ends} | dict(chains)
     found[ROOT] = Chain(ROOT, (Rule(Jump(ROOTS[direction])), Rule(ACCEPT)))
@@ -49,9 +51,9 @@ def test_one_leaf_each_way() -> None:
     assert tree("ingress", {B: "I"}) == {INGRESS: Chain(INGRESS, (Rule(Goto("I"), source=other, not_source=True, destination=other),))}
 
 
-def test_no_leaves_is_an_empty_chain() -> None:
-    """The root is always there, because NETPOL jumps to it."""
-    assert tree("egress", {}) == {EGRESS: Chain(EGRESS, ())}
+def test_no_leaves_are_no_tree() -> None:
+    """Where there are ranges it is one chain."""
+    assert tree("egress", {}) == {}
     assert tree("ingress", {}, (net("10.0.0.0/8"),)) == {INGRESS: Chain(INGRESS, (Rule(Goto(DENY), destination=net("10.0.0.0/8")),))}
 
 
@@ -167,8 +169,8 @@ def test_the_two_directions_share_no_chain() -> None:
         pytest.param(("10.0.0.1", "10.0.0.2"), ("10.0.0.0/24",), "10.0.0.0/24", id="a range around them"),
         pytest.param(("10.0.0.1", "10.0.0.2"), ("10.0.1.0/24",), "10.0.0.0/23", id="a range beside them"),
         pytest.param((), ("10.0.4.0/24", "10.0.0.0/24"), "10.0.0.0/21", id="ranges alone"),
-        pytest.param((), ("0.0.0.0/0",), None, id="everything"),
-        pytest.param(("1.0.0.1", "200.0.0.1"), (), None, id="from everywhere"),
+        pytest.param((), ("0.0.0.0/0",), "0.0.0.0/0", id="everything"),
+        pytest.param(("1.0.0.1", "200.0.0.1"), (), "0.0.0.0/0", id="from everywhere"),
         pytest.param(("fd00::1", "fd00::ff"), (), "fd00::/120", id="IPv6"),
     ],
 )

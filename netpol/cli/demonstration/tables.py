@@ -23,7 +23,7 @@ from netpol.cli.demonstration.trace import CLASS_CHAINS, short_names
 from netpol.cli.demonstration.words import direction_words, peers_words, ports_words, query_words
 from netpol.model import DIRECTIONS, PROTOCOL_NAMES, TCP, Direction, Family, Policy, family_of, format_address
 from netpol.policy.verdict import isolating_policies
-from netpol.rules.ruleset import DENY, HOOK, KNOWN, ROOT, Set
+from netpol.rules.ruleset import DENY, HOOK, NEW, ROOT, Set
 from netpol.rules.text import member_text, rule_text
 
 ROWS, POLICIES, CHAINS, SETS, HOSTS, NAMES = 80, 20, 20, 20, 12, 4
@@ -275,7 +275,7 @@ def _direction(chain: str) -> Direction | None:
 
 def _place(chain: str) -> tuple[int, str]:
     """Chains in the order in which a packet meets them: the tree of a direction, then the policies', and NETPOL-DENY last."""
-    order = (ROOT, KNOWN, f"{ROOT}-E", f"{ROOT}-TE-", f"{ROOT}-E-", f"{ROOT}-I", f"{ROOT}-TI-", f"{ROOT}-I-")
+    order = (ROOT, NEW, f"{ROOT}-E", f"{ROOT}-TE-", f"{ROOT}-E-", f"{ROOT}-I", f"{ROOT}-TI-", f"{ROOT}-I-")
     return (len(order) if chain == DENY else max(index for index, prefix in enumerate(order) if chain.startswith(prefix))), chain
 
 

@@ -1,7 +1,7 @@
-"""The chains that are always there, whatever the policies: NETPOL, NETPOL-KNOWN, and NETPOL-DENY; and the settings that shape them.
+"""The chains that are always there, whatever the policies: NETPOL, NETPOL-NEW, and NETPOL-DENY; and the settings that shape them.
 
-NETPOL is written for the first packet of a flow, which is compared with all of it: one match, of the state of its connection, and then
-prefixes only. What there is to ask about a known connection stands in NETPOL-KNOWN, and nobody else pays for it.
+NETPOL is what a packet of a known connection pays: two matches, and no other chain. The first packet of a flow pays for the first of them
+and goes on to NETPOL-NEW, where there are prefixes only, and of those no more than there are sides on which a pod of this node is isolated.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from typing import Literal
 
 from msgspec import Struct
 
-from netpol.model import FAMILIES, ICMPV6, TCP, Family, Network
-from netpol.rules.compile.tree import scope
+from netpol.model import DIRECTIONS, FAMILIES, ICMPV6, TCP, Family, Network
+from netpol.rules.compile.tree import scope, tree
 from netpol.rules.ruleset import (
     DENY,
     DROP,
     EGRESS,
     INGRESS,
-    KNOWN,
+    NEW,
     RETURN,
     ROOT,
     Chain,
@@ -62,27 +62,34 @@ class Settings(Struct, frozen=True):
 def skeleton(
     family: Family, settings: Settings, isolated: bool, egress: Network | None = None, ingress: Network | None = None
 ) -> dict[str, Chain]:
-    """NETPOL, NETPOL-KNOWN and NETPOL-DENY of a family.
+    """NETPOL, NETPOL-NEW and NETPOL-DENY of a family.
 
-    isolated -- whether any pod of this node is; egress, ingress -- a prefix of all sources, and of all destinations, that matter.
+    isolated -- whether any pod of this node is; egress, ingress -- a prefix of all sources, and of all destinations, that matter; None
+    where none does, and there is no tree of them.
     """
-    root = [Rule(Goto(KNOWN), (Conntrack(("RELATED", "ESTABLISHED")),))]
+    # A flow that nobody has answered yet is judged as a new one, marked or not: when it is allowed again it need not wait until its mark is
+    # taken away, and what it is denied it is denied anyway.
+    root = (
+        Rule(Goto(NEW), (Conntrack(("RELATED", "ESTABLISHED"), invert=True),)),
+        Rule(Goto(DENY), (Connmark(settings.cut_bit, settings.cut_bit),)),
+    )
+    new: list[Rule] = []
     if family == 6 and isolated:
         # Between pods on one bridge these addresses would be a way around.
-        root.append(Rule(Goto(DENY), source=LINK_LOCAL, destination=LINK_LOCAL))
+        new.append(Rule(Goto(DENY), source=LINK_LOCAL, destination=LINK_LOCAL))
     # A packet from elsewhere does not pay for the tree of sources, nor one to elsewhere for that of destinations. From the first a packet
     # has to come back, for the second; after that nothing is left to do here.
-    root += [Rule(Jump(EGRESS), source=egress), Rule(Goto(INGRESS), destination=ingress)]
-    # All that an established packet pays. A flow that nobody has answered yet does not come here, and is judged as a new one, marked or
-    # not: when it is allowed again it need not wait until its mark is taken away, and what it is denied it is denied anyway.
-    known = (Rule(Goto(DENY), (Connmark(settings.cut_bit, settings.cut_bit),)),)
+    if egress is not None:
+        new.append(Rule(Jump(EGRESS), source=_tested(egress)))
+    if ingress is not None:
+        new.append(Rule(Goto(INGRESS), destination=_tested(ingress)))
     deny = (*_exceptions(family), *_log(settings, family), *_ends(settings, family))
-    return {chain.name: chain for chain in (Chain(ROOT, tuple(root)), Chain(KNOWN, known), Chain(DENY, deny))}
+    return {chain.name: chain for chain in (Chain(ROOT, root), Chain(NEW, tuple(new)), Chain(DENY, deny))}
 
 
 def gate(family: Family, settings: Settings) -> dict[str, Chain]:
     """What is there with no policy at all: the kernel tracks connections, and everything passes but flows that were cut."""
-    return skeleton(family, settings, isolated=False) | {EGRESS: Chain(EGRESS, ()), INGRESS: Chain(INGRESS, ())}
+    return skeleton(family, settings, isolated=False)
 
 
 def closed(settings: Settings, ranges: tuple[Network, ...]) -> Ruleset:
@@ -92,9 +99,14 @@ def closed(settings: Settings, ranges: tuple[Network, ...]) -> Ruleset:
         own = [net for net in ranges if net.family == family]
         within = scope((), tuple(own))
         chains[family] = skeleton(family, settings, bool(own), within, within)
-        chains[family][EGRESS] = Chain(EGRESS, tuple(Rule(Goto(DENY), source=net) for net in own))
-        chains[family][INGRESS] = Chain(INGRESS, tuple(Rule(Goto(DENY), destination=net) for net in own))
+        for direction in DIRECTIONS:
+            chains[family] |= tree(direction, {}, tuple(own))
     return Ruleset(chains, {}, frozenset(FAMILIES), settings.table)
+
+
+def _tested(net: Network) -> Network | None:
+    """What a rule asks for that is to have only addresses of this network; nothing, where that is all of them."""
+    return net if net.length else None
 
 
 def _exceptions(family: Family) -> tuple[Rule, ...]:

@@ -30,11 +30,13 @@ _Leaves = tuple[tuple[Address, str | None], ...]  # sorted
 
 
 def tree(direction: Direction, leaves: Mapping[Address, str | None], unknown: tuple[Network, ...] = ()) -> dict[str, Chain]:
-    """The chains of one direction and family, by name, the root among them.
+    """The chains of one direction and family, by name, the root among them; none where there is nothing to decide.
 
     leaves -- for each address the chain of its class, or None for a pod that is free (a leaf that is only needed beside `unknown`);
     unknown -- the ranges whose addresses are denied when no leaf has them.
     """
+    if not leaves and not unknown:
+        return {}
     last = tuple(_rule(direction, net, Goto(DENY)) for net in unknown)
     chains: dict[str, Chain] = {}
     root = EGRESS if direction == "egress" else INGRESS
@@ -45,11 +47,12 @@ def tree(direction: Direction, leaves: Mapping[Address, str | None], unknown: tu
 
 
 def scope(leaves: Collection[Address], unknown: tuple[Network, ...] = ()) -> Network | None:
-    """The longest prefix that holds all that a tree decides about; None where there is none, or nothing to hold."""
+    """The longest prefix that holds all that a tree decides about; None where there is nothing, and no tree."""
     ends = [min(leaves), max(leaves)] if leaves else []
     ends += [net.address for net in unknown]
-    bits = min([_common_bits([min(ends), max(ends)]), *(net.length for net in unknown)]) if ends else 0
-    return network(ends[0], bits) if bits else None
+    if not ends:
+        return None
+    return network(ends[0], min([_common_bits([min(ends), max(ends)]), *(net.length for net in unknown)]))
 
 
 def _rules(direction: Direction, leaves: _Leaves, last: tuple[Rule, ...]) -> tuple[tuple[Rule, ...], tuple[Chain, ...]]:
