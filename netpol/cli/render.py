@@ -43,7 +43,7 @@ def render(files: tuple[str, ...], node: str | None, cidrs: tuple[str, ...], set
     cluster = read_cluster(files, cidrs)
     name = node_name(cluster.all_pods(), node)
     ruleset = compiled(cluster, name, settings)
-    if cluster.policies and not any(chains[root].rules for chains in ruleset.chains.values() for root in (EGRESS, INGRESS)):
+    if cluster.policies and not any(root in chains for chains in ruleset.chains.values() for root in (EGRESS, INGRESS)):
         isolation.warn(cluster, name)
     if form == "json":
         click.echo(msgspec.json.format(msgspec.json.encode(as_data(ruleset, name))).decode())
