@@ -54,10 +54,13 @@ class SetNumbers:
         self.native = ffi.from_buffer("struct np_xt_set[]", self._packed)
 
     def changed(self, gone: Iterable[str], new: Mapping[str, int]) -> SetNumbers:
-        """The same without some of them, and then with others that are not among the rest. Costs what changes, and a copy."""
+        """The same without some of them, and then with others that are not among the rest. Costs what changes, and a copy.
+
+        Of the rest, a set of which another one has the number now is gone too: somebody else destroyed it.
+        """
         found = SetNumbers.__new__(SetNumbers)
         numbers, names, pairs, packed = self._numbers.copy(), self.names.copy(), list(self.pairs), bytearray(self._packed)
-        for name in gone:
+        for name in {*gone, *[names[number] for number in new.values() if number in names]}:
             number = numbers.pop(name, None)
             if number is not None:
                 place = bisect_left(pairs, _raw((name, 0)), key=_raw)

@@ -167,7 +167,6 @@ class ConntrackSocket(Handle):
                 return
 
     @exclusive
-    @exclusive
     def settle(self) -> bool:
         """Waits, some milliseconds, until no packet is under way that met the rules of before and has no entry yet.
 

@@ -274,6 +274,22 @@ def test_a_destroyed_set_is_forgotten(netns: int) -> None:
             kernel.apply([ReplaceTable(4, "mangle", wanted().chains[4], True)])
 
 
+def test_a_set_that_took_the_number_of_another(netns: int) -> None:
+    """Where somebody destroyed a set of ours and a new one got its number, no rule asks the new one in its place; and both can go again."""
+    first, other = Set("NETPOL-4-first", "hash:ip", 4, frozenset({HOST})), Set("NETPOL-4-other", "hash:ip", 4, frozenset({HOST}))
+    chain = Chain(ROOT, (Rule(DROP, (SetMatch(first.name, ("src",)),)),))
+    with Kernel() as kernel:
+        kernel.apply([CreateSet(first)])
+        run("ipset", "destroy", first.name)
+        kernel.apply([CreateSet(other)])
+        with pytest.raises(KernelError, match="there is no set NETPOL-4-first"):
+            kernel.apply([ReplaceTable(4, "mangle", {ROOT: chain}, True)])
+        kernel.apply([CreateSet(first), ReplaceTable(4, "mangle", {ROOT: chain}, True)])
+        assert kernel.read().chains[4] == {ROOT: chain}
+        kernel.apply([DestroySet(other.name)])
+        assert kernel.read().sets == {first.name: first}
+
+
 def test_counters_by_chain(netns: int) -> None:
     """The counters of our rules, and of nobody else's, are read by chain, in the order of the rules."""
     text = f"*mangle\n:{ROOT} - [0:0]\n:THEIRS - [0:0]\n[3:30] -A {ROOT} -p tcp\n[4:40] -A {ROOT} -j DROP\n[5:50] -A THEIRS\nCOMMIT\n"

@@ -30,3 +30,12 @@ def test_some_change(old: list[str], gone: set[str], new: list[str]) -> None:
     )
     assert bytes(ffi.buffer(found.native)) == bytes(ffi.buffer(fresh.native))
     assert before.pairs == SetNumbers(numbered(old, 0)).pairs
+
+
+def test_a_number_is_that_of_one_set() -> None:
+    """Whose number another set has by now is no more; and the other one stays known when the first comes again, and goes as any does."""
+    taken = SetNumbers({"a": 0, "b": 1}).changed(["c"], {"c": 0})
+    assert (taken.pairs, taken.names) == ((("b", 1), ("c", 0)), {1: "b", 0: "c"})
+    again = taken.changed(["a"], {"a": 2})
+    assert (again.get("a"), again.names) == (2, {0: "c", 1: "b", 2: "a"})
+    assert again.changed(["c"], {}).names == {1: "b", 2: "a"}
