@@ -58,7 +58,8 @@ class Watcher(Handle):
             folders = [top] if top != path else [folder for folder, _, _ in os.walk(path)]
             for folder in folders:
                 code = int(lib.np_sys_inotify_watch(self._fd, os.fsencode(folder), self._calls))
-                if code < 0:
+                # One below that is gone again since it was found: whoever reads will not find it either.
+                if code < 0 and (code != -errno.ENOENT or folder == top):
                     raise KernelError(-code, "inotify", folder, CLOSED if code == -errno.EBADF else os.strerror(-code))
 
     @exclusive

@@ -21,6 +21,18 @@ def test_what_cannot_be_watched_leaves_nothing_open(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_directory_that_goes_while_it_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no error, and what comes behind it is watched."""
+    (tmp_path / "short").mkdir()
+    (tmp_path / "stays").mkdir()
+    found = sorted(os.walk(tmp_path))
+    (tmp_path / "short").rmdir()
+    monkeypatch.setattr(os, "walk", lambda path: iter(found))
+    with Watcher([str(tmp_path)]) as watcher:
+        (tmp_path / "stays" / "new").touch()
+        assert watcher.wait(0)
+
+
 def test_changes_without_end_are_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that never rests does not keep what changed from being told."""
     # However seldom this machine lets the writer write, it is no rest.
