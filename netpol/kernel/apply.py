@@ -309,7 +309,7 @@ class Kernel(Handle):
     def touched(self) -> bool:
         """The cheap look: whether somebody changed a table or, where ours are few, a set since it was written, read or looked at last.
 
-        One system call a family, and three a set; a new set is not seen. False before anything was written or read. A yes may be about
+        One system call a family, and two a set; a new set is not seen. False before anything was written or read. A yes may be about
         rules that are not ours: `look` tells.
         """
         try:

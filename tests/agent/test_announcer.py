@@ -128,7 +128,7 @@ def test_a_right_that_is_missing_is_said_once(tmp_path: Path) -> None:
 
 def test_names_and_messages_have_limits() -> None:
     """The API server's: 253 characters and 1,024; a name that is cut ends with a letter or a digit before the hash."""
-    errors = (InvalidObject("o", "f", "r" * 5000),)
+    errors = tuple(InvalidObject("o", f"f{i}", "r" * 5000) for i in range(3))
     made = event("x", "a" * 229 + "." + "b" * 23, "uid", errors, datetime(2026, 1, 2, tzinfo=timezone.utc))
     metadata = made["metadata"]
     assert isinstance(metadata, dict)

@@ -366,18 +366,18 @@ def test_a_start_beside_sets_of_our_name_that_we_do_not_read(netns: int) -> None
 
 
 def test_what_looking_costs(kernel: Kernel, enforcer: Enforcer) -> None:
-    """The cheap look: a call a family, and three for each set's header. The whole one: two a family, one a set and two for the names,
-    three for each set's members. Sets of others cost their name, however large they are."""
+    """The cheap look: a call a family, and two for each set's header. The whole one: two a family, two for all names (received 128 sets
+    at a time), two for each set's members. Sets of others cost their name, however large they are."""
     enforcer.audit()
     sets = len(enforcer.state.wanted().sets)
     for others in (0, 1):
         calls = kernel.calls
         assert not kernel.touched()
-        assert kernel.calls - calls == 2 + 3 * sets
+        assert kernel.calls - calls == 2 + 2 * sets
         calls = kernel.calls
         drift, report = enforcer.audit()
         assert drift == NO_DRIFT
-        assert report.system_calls == kernel.calls - calls == 4 + (2 + sets + others) + 3 * sets
+        assert report.system_calls == kernel.calls - calls == 4 + 2 + 2 * sets
         with IpsetSocket() as ipset:
             many = pack((0x0A000000 + i).to_bytes(4, "big") for i in range(1, 30_000))
             ipset.run([Create(f"others-{others}", "hash:ip", 4, many)])
