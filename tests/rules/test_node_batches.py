@@ -124,13 +124,30 @@ def test_what_stays_is_not_made_again() -> None:
     before = state.wanted().chains[4]
     (name,) = class_chains(state.wanted())
     (isolation,) = state.state._isolations.values()
+    (ways,) = state.state._ways.values()
     state.put(pod("api", B))
     after = state.wanted().chains[4]
     assert any(found is isolation for found in state.state._isolations.values())
+    assert any(found is ways for found in state.state._ways.values())
     assert after[name] is before[name]
     assert after[EGRESS] is before[EGRESS]
     assert INGRESS not in before
     assert after[INGRESS].rules
+
+
+def test_another_pod_of_a_class_takes_its_chain() -> None:
+    """Its chain is the very object: one that is used is computed once, also when another class is forgotten meanwhile."""
+    state = Watched(pod("db1", A), deny("p", "db"), policy("q", "api", peers(own("web"))))
+    before = state.wanted().chains[4]
+    (name,) = class_chains(state.wanted())
+    state.put(pod("db2", B))
+    assert state.wanted().chains[4][name] is before[name]
+    state.put(pod("api", C))
+    assert len(class_chains(state.wanted())) == 2
+    state.drop(Pod, "api", "db2")
+    state.steps()
+    state.put(pod("db2", B))
+    assert state.wanted().chains[4][name] is before[name]
 
 
 def test_a_class_of_egress_does_not_look_at_the_ports_of_its_pods() -> None:

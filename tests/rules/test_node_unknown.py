@@ -80,6 +80,16 @@ def test_29_deny_follows_the_first_and_the_last_policy() -> None:
     assert state.passes(UNKNOWN, OUT)
 
 
+def test_29_known_free_pods_are_let_through_from_the_first_policy_on() -> None:
+    """Under `deny` the first policy denies unknown addresses, though it selects nobody here: the pods that are known stay free."""
+    state = Watched(pod("web", B), settings=Settings(unknown_pods="deny", pod_cidrs=(PODS,)))
+    state.put(policy("p", "nobody"))
+    assert [state.passes(address, OUT) for address in (UNKNOWN, B)] == [False, True]
+    assert [state.passes(OUT, address) for address in (UNKNOWN, B)] == [False, True]
+    state.drop(Policy, "p")
+    assert [state.passes(address, OUT) for address in (UNKNOWN, B)] == [True, True]
+
+
 def test_29_a_new_free_pod_is_let_through_when_it_is_known() -> None:
     """Under `deny` it pays its first second; an isolated one reaches itself."""
     state = Watched(policy("p", "db"), pod("db", A), settings=Settings(unknown_pods="deny", pod_cidrs=(PODS,)))

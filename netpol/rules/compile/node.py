@@ -78,7 +78,7 @@ class NodeState:
         self._classes: dict[_ClassKey, dict[Family, ClassChain]] = {}
         self._ways: dict[Key, _Ways] = {}
         self._isolations: dict[frozenset[Query], _Isolation] = {}
-        self._leaves: _Leaves = {}  # of which the trees are
+        self._leaves: _Leaves  # of which the trees are
         self._trees: dict[_Place, tuple[_Targets, dict[str, Chain]]] = {}
         self._applied_trees: dict[_Place, tuple[_Targets, dict[str, Chain]]] = {}
         self._sets: dict[str, _LiveSet] = {}
@@ -92,7 +92,7 @@ class NodeState:
         self._applied: Mapping[Family, Mapping[str, Chain]] = {}
         self._stale = True
         self._changed: set[Key] | None = None  # pods of which the ways are to be found again; None: all
-        self._denied: tuple[Network, ...] = ()  # the ranges of unknown addresses, as the leaves have them
+        self._denied: tuple[Network, ...]  # the ranges of unknown addresses, as the leaves have them
         for policy in cluster.policies.values():
             self._add_subject(policy)
         for pod in cluster.all_pods():
@@ -294,8 +294,8 @@ class NodeState:
         self._ways, self._denied = ways, unknown
         self._isolations = {found.queries: found.isolation for found in ways.values()}
         used = {id(chains) for found in ways.values() for _, chains in found.chains}
-        if len(used) < len(self._classes):
-            self._classes = {key: chains for key, chains in self._classes.items() if id(chains) in used}
+        for unused in [key for key, chains in self._classes.items() if id(chains) not in used]:
+            del self._classes[unused]
         distinct = {place: {id(chain): chain for chain in found.values() if chain is not None} for place, found in leaves.items()}
         self._chains = {family: self._family_chains(family, leaves, distinct, unknown) for family in FAMILIES}
         self._leaves = leaves
@@ -327,7 +327,7 @@ class NodeState:
         isolation = self._isolations.get(queries)
         if isolation is None:
             isolation = self._isolations[queries] = self._isolation(queries)
-        resolution = tuple([(name, _numbers(pod, name)) for name in isolation.names]) if isolation.names else ()
+        resolution = tuple([(name, _numbers(pod, name)) for name in isolation.names])
         if known is not None and known.isolation is isolation and known.resolution == resolution:
             return known
         chains: list[tuple[Direction, dict[Family, ClassChain]]] = []
@@ -356,9 +356,8 @@ class NodeState:
             kept, branches = self._trees.get(place, (None, {}))
             if kept is None or kept[1] != ranges or self._leaves[place] != leaves[place]:
                 targets = {address: found.chain.name if found is not None else None for address, found in leaves[place].items()}
-                if kept is None or kept != (targets, ranges):
-                    branches = tree(direction, targets, ranges)
-                    self._trees[place] = ((targets, ranges), branches)
+                branches = tree(direction, targets, ranges)
+                self._trees[place] = ((targets, ranges), branches)
             chains |= branches
         return chains
 
