@@ -78,21 +78,22 @@ class NodeState:
         self._classes: dict[_ClassKey, dict[Family, ClassChain]] = {}
         self._ways: dict[Key, _Ways] = {}
         self._isolations: dict[frozenset[Query], _Isolation] = {}
-        self._leaves: _Leaves  # of which the trees are
         self._trees: dict[_Place, tuple[_Targets, dict[str, Chain]]] = {}
         self._applied_trees: dict[_Place, tuple[_Targets, dict[str, Chain]]] = {}
         self._sets: dict[str, _LiveSet] = {}
         self._leaving: dict[str, _LiveSet] = {}
         self._users: dict[Query, set[_LiveSet]] = {}
         self._port_users: dict[Query, set[_LiveSet]] = {}
-        self._chains: dict[Family, dict[str, Chain]] = {}
-        self._isolated: frozenset[Address] = frozenset()
         self.judged: frozenset[Address] = frozenset()
         """Addresses of this node's pods that some rule is about; the rest are free."""
         self._applied: Mapping[Family, Mapping[str, Chain]] = {}
         self._stale = True
         self._changed: set[Key] | None = None  # pods of which the ways are to be found again; None: all
+        # What `_settle` finds, the first time before anything looks at it.
+        self._leaves: _Leaves  # of which the trees are
         self._denied: tuple[Network, ...]  # the ranges of unknown addresses, as the leaves have them
+        self._chains: dict[Family, dict[str, Chain]]
+        self._isolated: frozenset[Address]
         for policy in cluster.policies.values():
             self._add_subject(policy)
         for pod in cluster.all_pods():
