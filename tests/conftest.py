@@ -1,4 +1,4 @@
-"""What all tests share: a network namespace of their own, and how long hypothesis may look.
+"""What all tests share: a network namespace of their own, signals that are heard, and how long hypothesis may look.
 
 Without root the whole run moves into its own user namespace before anything else happens (it must still have one thread).
 NETPOL_HYPOTHESIS_PROFILE=mutants is for `make mutants`: the same few examples each time, and none made simpler.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import socket
 import struct
 import tempfile
@@ -40,6 +41,10 @@ if (user := os.geteuid()) != 0:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(own))
     namespaces.enter_private_world()
 raise_loopback()
+
+# A shell ignores INT in what it starts in the background (make test &), and so would each child that a test ends by it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # However slow a busy machine is at making an example, that says nothing about the code.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
