@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+STATE = "/var/lib/netpol/state"
+"""Where the unit of the agent has it saved."""
+
 KUBERNETES_BITS = 0xC000
 """Bits that kube-proxy marks packets with, and that are copied into connmarks."""
 
@@ -133,6 +136,11 @@ def state(command: F) -> F:
         envvar="NETPOL_STATE",
         help="Save what was written there, for `netpol restore`.  [default: not saved]",
     )(command)
+
+
+def saved_state(words: str) -> Callable[[F], F]:
+    """The same file for a command that reads it; `words` say what for."""
+    return _option("--state", default=STATE, metavar="FILE", envvar="NETPOL_STATE", help=words)
 
 
 def settings(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,19 +12,9 @@ from netpol.cli.counted import counted
 if TYPE_CHECKING:
     from netpol.rules.compile import Settings
 
-STATE = "/var/lib/netpol/state"
-
 
 @click.command()
-@click.option(
-    "--state",
-    default=STATE,
-    show_default=True,
-    envvar="NETPOL_STATE",
-    show_envvar=True,
-    metavar="FILE",
-    help="Where the last written state was saved.",
-)
+@options.saved_state("Where the last written state was saved.")
 @click.option(
     "--boot", type=click.Choice(["open", "closed"]), default="open", show_default=True, help="What to do where no state was saved."
 )

@@ -9,7 +9,6 @@ import click
 
 from netpol.cli import options
 from netpol.cli.counted import counted
-from netpol.cli.restore import STATE
 
 if TYPE_CHECKING:
     from netpol.agent.audit import Drift
@@ -21,15 +20,7 @@ Row = Mapping[str, Any]
 
 @click.command()
 @options.table
-@click.option(
-    "--state",
-    default=STATE,
-    show_default=True,
-    envvar="NETPOL_STATE",
-    show_envvar=True,
-    metavar="FILE",
-    help="The saved state to compare with, where there is one.",
-)
+@options.saved_state("The saved state to compare with, where there is one.")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of tables.")
 def status(table: str, state: str, as_json: bool) -> None:
     """Show the chains and sets that netpol has programmed here, with their packet counters. Nothing is changed.

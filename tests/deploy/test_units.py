@@ -11,7 +11,8 @@ import pytest
 
 from netpol.agent.standing import DEAD
 from netpol.cli.agent import agent
-from netpol.cli.restore import STATE, restore
+from netpol.cli.options import STATE
+from netpol.cli.restore import restore
 from tests.deploy.manifests import DEPLOY, ROOT, read, understood
 from tests.referees import require
 
