@@ -6,13 +6,12 @@ is let through says how many. What is said once, at a start or an end, is never 
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import IO, Literal
-
-import msgspec
 
 from netpol.errors import printable
 
@@ -64,7 +63,8 @@ class Lines(logging.Formatter):
         omitted = getattr(record, "omitted", 0)
         if self._form == "json":
             data = {"time": moment, "level": record.levelname.lower(), "logger": record.name, "message": message}
-            return msgspec.json.encode(data | ({"omitted": omitted} if omitted else {})).decode()
+            # ASCII: characters that move a cursor or turn the direction of writing are escaped, and half of a surrogate pair can be written.
+            return json.dumps(data | ({"omitted": omitted} if omitted else {}), separators=(",", ":"))
         # One record is one line, whatever names an object has, and none of them moves a terminal's cursor.
         message = "\n  ".join(map(printable, message.split("\n")))
         return f"{moment} {record.levelname.lower():7} {message}" + (f" ({omitted} more like this were left out)" if omitted else "")

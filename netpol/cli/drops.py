@@ -6,6 +6,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from netpol.errors import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -43,7 +45,7 @@ def drops(file: str, follow: bool, namespace: str | None, pod: str | None) -> No
                 unreadable += 1
                 continue
             if _wanted(line, namespace, pod):
-                click.echo(words)
+                click.echo(printable(words))  # nobody vouches for what a file or a pipe holds
     except OSError as error:
         hint = ": an agent writes it where it runs with --drop-log" if isinstance(error, FileNotFoundError) else ""
         raise click.ClickException(f"{file}: {error.strerror or error}{hint}") from None

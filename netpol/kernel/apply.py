@@ -378,10 +378,12 @@ class Kernel(Handle):
             return True
         entries = socket.entries(self.table)
         proof = entries.proof()
-        if proof is not None and proof == self._proofs.get(family):
+        if proof is None:
+            return False  # somebody may be writing it: who reads it looks again
+        if proof == self._proofs.get(family):
             return True
         snapshot = entries.snapshot()
-        if proof is None or not holds(snapshot, written.known, written.hooked, self._sets):
+        if not holds(snapshot, written.known, written.hooked, self._sets):
             return False
         self._proofs[family], self._shapes[family] = proof, snapshot.shape
         return True

@@ -19,7 +19,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from struct import Struct as Packing
 from types import MappingProxyType, TracebackType
@@ -121,7 +121,14 @@ class TableSocket(Handle):
 
     @exclusive
     def read(self, table: str) -> Snapshot:
-        """The table as it is now; read again while somebody changes it, `TRIES` times at most."""
+        """The table as it is now; read again while somebody changes it, `TRIES` times at most.
+
+        MalformedKernelData where what the kernel hands out is no table each time: once, it may be another one's entries than were
+        announced, of a writer without the lock whose table is as large.
+        """
+        for _ in range(TRIES - 1):
+            with suppress(MalformedKernelData):
+                return self.entries(table).snapshot()
         return self.entries(table).snapshot()
 
     @exclusive

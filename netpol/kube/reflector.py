@@ -35,6 +35,7 @@ from netpol.model import Namespace, Node, Object, Pod, Policy
 from netpol.policy.decode import Decoded, decode_namespace, decode_node, decode_pod, decode_policy
 
 PAGE = 500  # objects a page of a list
+PAGES = 4_000  # of one list, which is two million objects: a server that sends more sends them without end
 REJECTIONS = 5
 EARLY = 5.0  # seconds before its time that a watch may end, and it was the server's clock
 
@@ -162,6 +163,7 @@ class Reflector:
         self._names: _Names = {}  # of all that was said to be there
         self._seen: _Names = {}  # the same, in the present sync
         self._continue = ""
+        self._pages = 0  # of the present list
         self._stream = WatchStream()
         self._began = self._due = 0.0  # when the watch began, and when it is to end
         self._heard_any = False
@@ -184,7 +186,7 @@ class Reflector:
             return Request(self.resource.path, (("limit", "1"),), False, self._timing.silence)
         if self.phase == "list":
             if not self._continue:
-                self._seen = {}
+                self._seen, self._pages = {}, 0
             return self._request(False, ("limit", str(PAGE)), *([("continue", self._continue)] if self._continue else []))
         self._stream = WatchStream()
         shortest, longest = self._timing.watch
@@ -237,6 +239,9 @@ class Reflector:
             if self.phase == "look":
                 self._compare(page.version)
                 return heard
+            self._pages += 1
+            if page.next and (page.next == self._continue or self._pages >= PAGES):
+                raise MalformedAnswer(f"the list has no end: page {self._pages} says that there are more")
             for item in page.items:
                 self._take(read_object(bytes(item), "ADDED"), heard)
             if not page.next:

@@ -52,6 +52,15 @@ def test_text_moves_no_cursor(scene: Scene) -> None:
     assert line.endswith(r"Pod a\x1b[2J\r\u202e\x9b\ud800é")
 
 
+def test_json_moves_no_cursor(scene: Scene) -> None:
+    """A line is printable, without DEL, the controls of C1 and what turns the direction of writing; who reads it has the very message."""
+    told = "a\x1b[2J\r\n\x7f\x85\x9b31m\u202e\ud800é"
+    scene.logger("json").warning("Pod %s", told)
+    line = scene.stream.getvalue().removesuffix("\n")
+    assert line.isprintable()
+    assert json.loads(line)["message"] == f"Pod {told}"
+
+
 def test_json_is_one_object_a_line(scene: Scene) -> None:
     """With an error's traceback inside the message."""
     log = scene.logger("json")

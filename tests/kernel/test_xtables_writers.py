@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from netpol.errors import Contended, KernelError
+from netpol.errors import Contended, KernelError, MalformedKernelData
+from netpol.kernel.apply import Kernel
 from netpol.kernel.encode import encode_chain
 from netpol.kernel.table import Snapshot, splice
 from netpol.kernel.xtables import TRIES, TableSocket, lock_path
-from netpol.rules.ruleset import ACCEPT, DROP, ROOT, Chain, Rule
-from tests.kernel.iptables import restore, saved
+from netpol.kernel.proofs import Look
+from netpol.rules.ruleset import ACCEPT, DROP, ROOT, Addrtype, Chain, Connmark, Rule
+from tests.kernel.iptables import restore, saved, table_text
 from tests.referees import require, run
 
 OURS = {ROOT: encode_chain(Chain(ROOT, (Rule(DROP),)), 4)}
@@ -206,6 +208,59 @@ def test_a_table_that_changes_for_ever(netns: int, early: bool, words: str) -> N
     """After a bounded number of tries we give up, say why, and have changed nothing."""
     with Disturbed(1000, early) as socket:
         with pytest.raises(Contended, match=words):
+            socket.change("mangle", OURS, True)
+        assert socket.tries == TRIES
+    assert not any("NETPOL" in line for line in saved(4))
+
+
+class Exchanged(Disturbed):
+    """Somebody exchanges rules for others that are as many bytes, but not as many rules, after each of the first `times` questions for the
+    size: the kernel hands out the others' entries all the same."""
+
+    FORMS = (
+        encode_chain(Chain("THEIRS", (Rule(ACCEPT), Rule(ACCEPT), Rule(ACCEPT))), 4),
+        encode_chain(Chain("THEIRS", (Rule(ACCEPT, (Connmark(1),) * 3 + (Addrtype(1),) * 4),)), 4),
+    )
+
+    def __init__(self, times: int) -> None:
+        super().__init__(times, early=True)
+        assert len(self.FORMS[0].data) == len(self.FORMS[1].data)
+
+    def disturb(self) -> None:
+        self.tries += 1
+        if self.tries <= self.times:
+            old = self.other.read("mangle")
+            chains = {"THEIRS": self.FORMS[self.tries % 2]} | (OURS if old.is_hooked else {})
+            assert self.other._replace(old, splice(old, chains, old.is_hooked, chains.__contains__), {})
+
+
+def test_entries_of_another_table_as_large(netns: int) -> None:
+    """They are seen to be none of the table that was announced, and it is read again."""
+    restore(4, table_text("mangle", {"THEIRS": ["-j ACCEPT"] * 3}))
+    with Exchanged(TRIES - 1) as socket:
+        assert socket.change("mangle", OURS, True)
+        assert socket.tries == TRIES
+    assert {"-A FORWARD -j NETPOL", "-A NETPOL -j DROP"} <= set(saved(4))
+
+
+def test_looking_at_entries_of_another_table(netns: int) -> None:
+    """A whole look says that the table is another one, and whoever reads it then finds it as it was written."""
+    restore(4, table_text("mangle", {"THEIRS": ["-j ACCEPT"] * 3}))
+    with Kernel() as kernel, Exchanged(1) as socket:
+        socket.other.change("mangle", OURS, True)
+        written = kernel.read()
+        kernel._sockets[4].close()
+        kernel._sockets[4] = socket
+        assert kernel.look().tables == {4}
+        assert kernel.reread(written, Look(frozenset({4}), frozenset(), frozenset())) == written
+        assert kernel.look().tables == set()
+
+
+def test_entries_of_another_table_for_ever(netns: int) -> None:
+    """After a bounded number of tries we give up, and have changed nothing."""
+    restore(4, table_text("mangle", {"THEIRS": ["-j ACCEPT"] * 3}))
+    with Exchanged(1000) as socket:
+        with pytest.raises(MalformedKernelData):
             socket.change("mangle", OURS, True)
         assert socket.tries == TRIES
     assert not any("NETPOL" in line for line in saved(4))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from netpol.kube.events import Gone, Put, Synced
-from netpol.kube.reflector import NODES, PODS, Heard, Pause, Reflector, Request
+from netpol.kube.reflector import NODES, PAGES, PODS, Heard, Pause, Reflector, Request
 from netpol.model import Pod
 from tests.kube.fake import Answer, added, bookmark, deleted, error, modified, page, pod
 
@@ -393,6 +393,27 @@ def test_a_page_that_is_none(body: bytes) -> None:
     assert [player.next(), player.next()] == [1.6, "list"]
     assert player.reflector.trouble is not None
     assert player.reflector.trouble.reason == "malformed"
+
+
+@pytest.mark.parametrize("is_same", [True, False], ids=["the same again", "always another"])
+def test_a_list_without_end(is_same: bool) -> None:
+    """A server that always says that there are more is in trouble, and is asked in another way after some tries."""
+    player = Player()
+    player.next()
+    player.refuse(422)
+    asked, pages = [player.next()], 0
+    while player.reflector.trouble is None or player.reflector.trouble.reason != "malformed":
+        pages += 1
+        assert pages <= (2 if is_same else PAGES)
+        player.reflector.receive_page(whole(page("5", pod("a", 5), next="more" if is_same else f"more{pages}")))
+        asked = [player.next()]
+    assert asked == [1.6]
+    assert player.reflector.trouble.message == f"the list has no end: page {pages} says that there are more"
+    for wait in (3.2, 6.4, 12.8, 25.6):
+        assert str(player.next()).startswith("list+more")
+        player.reflector.receive_page(whole(page("5", next="more" if is_same else "others")))
+        assert player.next() == wait
+    assert player.next() == "sync"
 
 
 def test_what_is_lost_on_our_side_is_said_again() -> None:
