@@ -70,8 +70,10 @@ def _of_the_loop(loop: Loop) -> Iterator[Metric]:
     yield CounterMetricFamily("netpol_apply_failures", "Times that the kernel refused.", tally.refusals)
     yield CounterMetricFamily("netpol_system_calls", "System calls to program and to audit the kernel.", tally.system_calls)
 
-    hold = loop.enforcer.kernel.longest_hold
+    kernel = loop.enforcer.kernel
+    hold = kernel.longest_hold
     yield GaugeMetricFamily("netpol_lock_longest_hold_seconds", "The longest that iptables' lock was held since the start.", hold)
+    yield CounterMetricFamily("netpol_lost_counters", "Times that a table was written and its counters were lost.", kernel.lost_counters)
 
     flows = CounterMetricFamily("netpol_cut_flows", "Running flows that were cut, and given back.", labels=("action",))
     flows.add_metric(("cut",), tally.cut)

@@ -132,6 +132,11 @@ class Kernel(Handle):
         """Seconds: the longest that iptables' lock has been held here."""
         return max(socket.longest_hold for socket in self._sockets.values())
 
+    @property
+    def lost_counters(self) -> int:
+        """Times that a table was written and what its rules had counted was lost."""
+        return sum(socket.lost_counters for socket in self._sockets.values())
+
     # -- writing -------------------------------------------------------------------------------------------------------
 
     @exclusive

@@ -7,7 +7,8 @@ Rules (each a trap that someone fell into)
 - The lock file that iptables takes is held from reading to replacing: the kernel notices a concurrent writer only when the *number*
   of rules changed. It is held for no computation that could be done before.
 - What the kernel notices (EAGAIN) means read again, `TRIES` times at most.
-- A replace zeroes all counters; the old ones, as of the instant of the swap, are added to the new table's.
+- A replace zeroes all counters; the old ones, as of the instant of the swap, are added to the new table's. Where that fails the replace
+  has been done all the same: it is counted, and no error.
 - What is already there is not written.
 
 A socket belongs to the network namespace in which it was opened, and to one thread at a time (`netpol.kernel.turns`).
@@ -82,6 +83,8 @@ class TableSocket(Handle):
         self._calls = ffi.new("uint64_t *")
         self.longest_hold = 0.0
         """Seconds: the longest that this socket has held iptables' lock."""
+        self.lost_counters = 0
+        """Times that a table was written, and what its rules had counted could not be given back: those of everybody begin at 0."""
         self.left: dict[TableName, Shape] = {}
         """The shapes that `change` left tables in, or found that it need not change."""
         self._fd = int(lib.np_sys_inet_socket(AF[family], self._calls))
@@ -247,9 +250,9 @@ class TableSocket(Handle):
         data = ffi.new("uint8_t[]", HEADER.size + new.table.entries * COUNTER)
         ffi.memmove(data, HEADER.pack(old.table.encode(), new.table.entries), HEADER.size)
         new.carry(counters, data + HEADER.size, stands_for)
-        code = lib.np_sys_setsockopt(self._fd, LEVEL[self.family], SET_ADD_COUNTERS, data, len(data), self._calls)
-        if code < 0:
-            raise self._error(-code, "give counters back to", old.table)
+        # The new table is in force, whatever comes of its counters: too little memory, or somebody without the lock has written it since.
+        if lib.np_sys_setsockopt(self._fd, LEVEL[self.family], SET_ADD_COUNTERS, data, len(data), self._calls) < 0:
+            self.lost_counters += 1
 
     # -- errors --------------------------------------------------------------------------------------------------------
 

@@ -146,6 +146,7 @@ def test_values(loop: Loop) -> None:
     assert value(families, "netpol_drift_total", kind="chain_edited") == 0.0
     assert value(families, "netpol_system_calls_total") > 0.0
     assert 0.0 < value(families, "netpol_lock_longest_hold_seconds") < 60.0
+    assert value(families, "netpol_lost_counters_total") == 0.0
     assert value(families, "netpol_watch_requests_total", kind="NetworkPolicy", phase="sync") == 1.0
     assert value(families, "netpol_watch_restarts_total", kind="NetworkPolicy", reason="rejected") == 1.0
     assert value(families, "netpol_watch_received_bytes_total", kind="NetworkPolicy") > 0.0

@@ -127,7 +127,7 @@ CASES: dict[str, Case] = {
             "look": (),
             "reread": (Ruleset({}, {}), Look(sets=frozenset({"NETPOL4-x"}))),
         },
-        ("calls", "longest_hold"),
+        ("calls", "longest_hold", "lost_counters"),
     ),
     "Watcher": Case(lambda folder: Watcher([str(folder)]), {"refresh": (), "wait": (0,), "close": ()}, (), ""),
     "Index": Case(lambda _: Index(), {"build": (Ruleset({}, {}), (), ()), "sorting": (1,)}, (), ""),

@@ -11,13 +11,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from netpol.errors import Contended, KernelError, MalformedKernelData
 from netpol.kernel.apply import Kernel
 from netpol.kernel.encode import encode_chain
-from netpol.kernel.table import Snapshot, splice
+from netpol.kernel.table import Layout, Snapshot, splice
 from netpol.kernel.xtables import TRIES, TableSocket, lock_path
 from netpol.kernel.proofs import Look
 from netpol.rules.ruleset import ACCEPT, DROP, ROOT, Addrtype, Chain, Connmark, Rule
@@ -264,6 +265,27 @@ def test_entries_of_another_table_for_ever(netns: int) -> None:
             socket.change("mangle", OURS, True)
         assert socket.tries == TRIES
     assert not any("NETPOL" in line for line in saved(4))
+
+
+def test_counters_that_cannot_be_given_back(netns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody without the lock writes a table with more rules just after us: the kernel refuses the counters, the change is made, and
+    it is counted that they are lost."""
+    carry = Layout.carry
+    restore(4, "*mangle\n[7:700] -A FORWARD -p udp\nCOMMIT\n", "-c")
+
+    def late(layout: Layout, *arguments: Any) -> None:
+        monkeypatch.setattr(Layout, "carry", carry)
+        carry(layout, *arguments)
+        old, chains = other.read("mangle"), MORE | {"THEIRS": encode_chain(Chain("THEIRS", ()), 4)}
+        assert other._replace(old, splice(old, chains, True, chains.__contains__), chains)
+
+    monkeypatch.setattr(Layout, "carry", late)
+    with TableSocket(4) as socket, TableSocket(4) as other:
+        assert socket.change("mangle", OURS, True)
+        assert (socket.lost_counters, other.lost_counters) == (1, 0)
+        assert {"-A FORWARD -j NETPOL", ":THEIRS -"} <= set(saved(4))
+        assert socket.change("mangle", OURS, True)
+        assert socket.lost_counters == 1
 
 
 # -- system calls --
