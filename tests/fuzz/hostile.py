@@ -116,7 +116,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(item, (*path, key))
 
 
-def _damaged(value: Any, path: tuple[Any, ...], junk: Any, key: str | None) -> Any:
+def damaged(value: Any, path: tuple[Any, ...], junk: Any, key: str | None = None) -> Any:
     """A copy with something else at that path; with a key, that is put beside what is there."""
     found = copy.deepcopy(value)
     at = found
@@ -143,7 +143,7 @@ def damaged_objects(draw: st.DrawFn) -> Any:
     """An object with up to three values of it replaced, or fields added."""
     value, path = draw(st.sampled_from(_PLACES))
     for _ in range(draw(st.integers(1, 3))):
-        value = _damaged(value, path, draw(_JUNK), draw(st.none() | st.sampled_from(_ODD_TEXTS)))
+        value = damaged(value, path, draw(_JUNK), draw(st.none() | st.sampled_from(_ODD_TEXTS)))
         path = draw(st.sampled_from(tuple(places(value))))
     return value
 

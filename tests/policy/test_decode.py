@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,6 +27,7 @@ from netpol.model import (
     parse_network,
 )
 from netpol.policy.decode import decode_policy
+from tests.fuzz.hostile import damaged, places
 
 GOOD, GOOD_RULE = {"ports": [{"port": 1}]}, PolicyRule(None, (NumberedPort(TCP, 1, 1),))
 WEB, WEB_PODS = {"matchLabels": {"app": "web"}}, Selector((Requirement("app", "In", ("web",)),))
@@ -381,26 +380,6 @@ RULES: tuple[Any, ...] = (
     {},
 )
 JUNK: tuple[Any, ...] = (None, True, -1, 70000, "x", "10.0.0.0/40", [], ["x"], {}, {"x": 1}, [{}], [None])
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of every value in a value of JSON, its own included."""
-    yield path
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in inner:
-        yield from places(item, (*path, key))
-
-
-def damaged(value: Any, path: tuple[Any, ...], junk: Any) -> Any:
-    """A copy with something else at that path."""
-    if not path:
-        return junk
-    found = copy.deepcopy(value)
-    at = found
-    for key in path[:-1]:
-        at = at[key]
-    at[path[-1]] = junk
-    return found
 
 
 @settings(max_examples=3 * settings().max_examples, deadline=None)
