@@ -63,7 +63,7 @@ class Lines(logging.Formatter):
         omitted = getattr(record, "omitted", 0)
         if self._form == "json":
             data = {"time": moment, "level": record.levelname.lower(), "logger": record.name, "message": message}
-            # ASCII: characters that move a cursor or turn the direction of writing are escaped, and half of a surrogate pair can be written.
+            # ASCII: what moves a cursor or turns the direction of writing is escaped, and half of a surrogate pair can be written.
             return json.dumps(data | ({"omitted": omitted} if omitted else {}), separators=(",", ":"))
         # One record is one line, whatever names an object has, and none of them moves a terminal's cursor.
         message = "\n  ".join(map(printable, message.split("\n")))

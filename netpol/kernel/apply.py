@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -30,7 +29,7 @@ from netpol.kernel.ipset import Add, Command, Create, Delete, Destroy, IpsetSock
 from netpol.kernel.ipset_errors import BUSY, HASH_FULL, REFERENCED
 from netpol.kernel.proofs import Look, SetProofs
 from netpol.kernel.table import Shape
-from netpol.kernel.turns import Handle, exclusive, last
+from netpol.kernel.turns import Closing, exclusive, last
 from netpol.kernel.xtables import Counts, Ours, Proof, TableSocket, holds, read_ours
 from netpol.model import FAMILIES, Family
 from netpol.rules.ruleset import (
@@ -85,7 +84,7 @@ class _Written(NamedTuple):
         return {name: encoded[name] for name, chain in chains.items() if known.get(name) == chain and encoded[name].is_of(sets)}
 
 
-class Kernel(Handle):
+class Kernel(Closing):
     """The sets and tables of the calling thread's network namespace. For one thread at a time; a context manager."""
 
     def __init__(self, table: TableName = "mangle") -> None:
@@ -108,12 +107,6 @@ class Kernel(Handle):
             self.close()
             raise
         self._written: dict[Family, _Written] = {4: _Written({}, {}), 6: _Written({}, {})}
-
-    def __enter__(self) -> Kernel:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     @last
     def close(self) -> None:

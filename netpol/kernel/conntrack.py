@@ -20,12 +20,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Collection, Iterable
-from types import TracebackType
 
 from netpol.errors import KernelError, MalformedKernelData, NotPermitted, Unsupported
 from netpol.kernel._native import ffi, lib
 from netpol.kernel.judge import Sorting
-from netpol.kernel.turns import CLOSED, Handle, exclusive, last
+from netpol.kernel.netlink import NetlinkSocket
+from netpol.kernel.turns import CLOSED, exclusive
 from netpol.model import FAMILIES, Address, Family, family_of, format_address
 from netpol.rules.flows import SIZE, unpack
 
@@ -82,7 +82,7 @@ def _queues() -> bool:
         return True
 
 
-class ConntrackSocket(Handle):
+class ConntrackSocket(NetlinkSocket):
     """A netlink socket for connection tracking in the calling thread's network namespace.
 
     Opening it asks for the number of entries once: Unsupported without ctnetlink, NotPermitted without CAP_NET_ADMIN.
@@ -108,27 +108,6 @@ class ConntrackSocket(Handle):
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> ConntrackSocket:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    @last
-    def close(self) -> None:
-        """Closes the socket; a second time does nothing."""
-        if self._native.fd >= 0:
-            lib.np_sys_close(self._native.fd, ffi.addressof(self._native, "calls"))
-            self._native.fd = -1
-
-    def fileno(self) -> int:
-        return int(self._native.fd)
-
-    @property
-    def calls(self) -> int:
-        """System calls so far, those of opening and closing included."""
-        return int(self._native.calls)
 
     @exclusive
     def count(self, family: Family | None = None) -> int:

@@ -7,18 +7,17 @@ import os
 import select
 import time
 from collections.abc import Iterable
-from types import TracebackType
 
 from netpol.errors import KernelError
 from netpol.kernel._native import ffi, lib
-from netpol.kernel.turns import CLOSED, Handle, exclusive
+from netpol.kernel.turns import CLOSED, Closing, exclusive
 
 # Editors write, rename and delete in several steps: a burst is over when nothing has come for so long.
 QUIET = 0.05  # seconds
 LONGEST = 1.0  # of a burst: some files never rest
 
 
-class Watcher(Handle):
+class Watcher(Closing):
     """Watches files and directories (with all below them). For one thread at a time; a context manager.
 
     A path that is replaced by another file of its name is still seen, for its directory is watched.
@@ -36,12 +35,6 @@ class Watcher(Handle):
         except BaseException:
             lib.np_sys_close(self._fd, self._calls)
             raise
-
-    def __enter__(self) -> Watcher:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     @exclusive
     def close(self) -> None:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 from typing import Any, cast
 
 from netpol.errors import Contended, KernelError, MalformedKernelData, Unsupported
@@ -46,7 +45,8 @@ from netpol.kernel.ipset_values import (
     pack,
     unpack,
 )
-from netpol.kernel.turns import Handle, exclusive, in_use, last
+from netpol.kernel.netlink import NetlinkSocket
+from netpol.kernel.turns import exclusive, in_use
 from netpol.model import Family, format_address
 from netpol.rules.ruleset import Set, SetKind, member_size
 
@@ -100,7 +100,7 @@ def room(count: int) -> int:
     return max(65536, 2 * _power(count))
 
 
-class IpsetSocket(Handle):
+class IpsetSocket(NetlinkSocket):
     """A netlink socket for ipset in the calling thread's network namespace.
 
     Opening it asks for the protocol once: Unsupported without ip_set, NotPermitted without CAP_NET_ADMIN.
@@ -127,27 +127,6 @@ class IpsetSocket(Handle):
             raise translate(-version, "open", "netlink socket")
         reason = f"the kernel speaks version {version} of ipset's protocol, netpol needs {_PROTOCOL}: use Linux 4.20 or later"
         raise Unsupported(errno.EPROTONOSUPPORT, "ipset open", "netlink socket", reason)
-
-    def __enter__(self) -> IpsetSocket:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    @last
-    def close(self) -> None:
-        """Closes the socket; a second time does nothing."""
-        if self._native.fd >= 0:
-            lib.np_sys_close(self._native.fd, ffi.addressof(self._native, "calls"))
-            self._native.fd = -1
-
-    def fileno(self) -> int:
-        return int(self._native.fd)
-
-    @property
-    def calls(self) -> int:
-        """System calls so far, those of opening and closing included."""
-        return int(self._native.calls)
 
     @property
     def sent(self) -> tuple[int, int]:

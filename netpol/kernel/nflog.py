@@ -17,12 +17,12 @@ import errno
 import os
 from collections.abc import Iterator
 from struct import Struct as Layout
-from types import TracebackType
 from typing import NamedTuple
 
 from netpol.errors import KernelError, MalformedKernelData, NotPermitted, Unsupported
 from netpol.kernel._native import ffi, lib
-from netpol.kernel.turns import CLOSED, Handle, exclusive, last
+from netpol.kernel.netlink import NetlinkSocket
+from netpol.kernel.turns import CLOSED, exclusive
 from netpol.model import Address
 
 _NETLINK_NETFILTER = 12
@@ -78,7 +78,7 @@ class Counts(NamedTuple):
     unreadable: int
 
 
-class NflogSocket(Handle):
+class NflogSocket(NetlinkSocket):
     """A group's socket in the calling thread's network namespace; a context manager.
 
     NotPermitted where the group is somebody else's, or without CAP_NET_ADMIN; Unsupported without NFLOG.
@@ -97,27 +97,6 @@ class NflogSocket(Handle):
         if code < 0:
             self.close()
             raise self._error(-code, "open")
-
-    def __enter__(self) -> NflogSocket:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    @last
-    def close(self) -> None:
-        """Gives the group back; a second time does nothing."""
-        if self._native.fd >= 0:
-            lib.np_sys_close(self._native.fd, ffi.addressof(self._native, "calls"))
-            self._native.fd = -1
-
-    def fileno(self) -> int:
-        return int(self._native.fd)
-
-    @property
-    def calls(self) -> int:
-        """System calls so far, those of opening and closing included."""
-        return int(self._native.calls)
 
     @property
     def counts(self) -> Counts:

@@ -10,10 +10,12 @@ It costs a call what two calls of Python cost; the one method that is called for
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from threading import RLock
+from types import TracebackType
 from typing import Concatenate, ParamSpec, TypeVar
 
 from netpol.errors import InUse
@@ -28,9 +30,24 @@ class Handle:
         self._turn = RLock()
 
 
+class Closing(Handle, ABC):
+    """A handle that holds what has to be given back; a context manager."""
+
+    def __enter__(self: C) -> C:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Gives it back; a second time does nothing."""
+
+
 P = ParamSpec("P")
 R = TypeVar("R")
 H = TypeVar("H", bound=Handle)
+C = TypeVar("C", bound=Closing)
 
 
 def exclusive(method: Callable[Concatenate[H, P], R]) -> Callable[Concatenate[H, P], R]:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from struct import Struct as Packing
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from netpol.errors import Contended, KernelError, MalformedKernelData, NotPermitted, Unsupported
@@ -33,7 +33,7 @@ from netpol.kernel.blocks import EncodedChain, SetNumbers, gathered, without_ver
 from netpol.kernel.digests import Digest, digest
 from netpol.kernel.entries import Known, decode_chain, extensions, used_sets
 from netpol.kernel.table import COUNTER, NOBODY, Layout, Shape, Snapshot, Span, shape_of, splice
-from netpol.kernel.turns import CLOSED, Handle, alone, exclusive, last
+from netpol.kernel.turns import CLOSED, Closing, alone, exclusive, last
 from netpol.model import Family
 from netpol.rules.ruleset import Chain, OpaqueTarget, Rule, TableName, is_ours
 
@@ -71,7 +71,7 @@ def lock_path() -> str:
     return os.environ.get("XTABLES_LOCKFILE") or "/run/xtables.lock"
 
 
-class TableSocket(Handle):
+class TableSocket(Closing):
     """A socket for the tables of one family in the calling thread's network namespace.
 
     wait_ms -- how long at most it waits for iptables' lock.
@@ -90,12 +90,6 @@ class TableSocket(Handle):
         self._fd = int(lib.np_sys_inet_socket(AF[family], self._calls))
         if self._fd < 0:
             raise self._error(-self._fd, "open", "socket")
-
-    def __enter__(self) -> TableSocket:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     @last
     def close(self) -> None:

@@ -94,15 +94,13 @@ def test_lines_that_are_none(tmp_path: Path) -> None:
 
 
 def test_what_moves_a_cursor(tmp_path: Path) -> None:
-    """A name, a policy or a time of a file that somebody else wrote is shown as characters: a terminal's commands, and a line's end, too."""
+    """A name, a policy or a time of a file that somebody else wrote is shown as characters: a terminal's commands, a line's end."""
     file = tmp_path / "log"
     file.write_bytes(
         LINE.replace(b'"T"', rb'"T\u001b[2J"').replace(b"x/a", "x/\x9b\u202e".encode()).replace(b'["y/p"]', rb'["y/p\nT  forged"]')
     )
     shown = CliRunner().invoke(main, ["drops", str(file)]).stdout
-    assert shown == (
-        r"T\x1b[2J  x/\x9b\u202e (10.0.0.1) -> y/b (10.0.0.2)  UDP port 53  denied by ingress policies y/p\nT  forged" + "\n"
-    )
+    assert shown == (r"T\x1b[2J  x/\x9b\u202e (10.0.0.1) -> y/b (10.0.0.2)  UDP port 53  denied by ingress policies y/p\nT  forged" + "\n")
 
 
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,9 +29,10 @@ from netpol.kernel.conntrack import ConntrackSocket
 from netpol.kernel.inotify import Watcher
 from netpol.kernel.ipset import Add, Create, Delete, Destroy, IpsetSocket
 from netpol.kernel.judge import Index, Sorting
+from netpol.kernel.netlink import NetlinkSocket
 from netpol.kernel.nflog import NflogSocket
 from netpol.kernel.proofs import Look
-from netpol.kernel.turns import Handle
+from netpol.kernel.turns import Closing, Handle
 from netpol.kernel.xtables import TableSocket
 from netpol.model import FAMILIES, parse_address
 from netpol.rules.ruleset import CreateSet, DestroySet, Ruleset, Set
@@ -133,6 +134,7 @@ CASES: dict[str, Case] = {
     "Index": Case(lambda _: Index(), {"build": (Ruleset({}, {}), (), ()), "sorting": (1,)}, (), ""),
     "Sorting": Case(sorting, {"take": ((), 0)}, ("mark", "unmark", "ask"), ""),
 }
+BASES = (Handle, Closing, NetlinkSocket)
 CLOSING = [name for name, case in CASES.items() if case.ends]
 
 
@@ -179,13 +181,13 @@ class Caller:
 def handles() -> Iterator[type]:
     for module in pkgutil.iter_modules(netpol.kernel.__path__, "netpol.kernel."):
         for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
-            if kind.__module__ == module.name and (hasattr(kind, "close") or issubclass(kind, Handle)) and kind is not Handle:
+            if kind.__module__ == module.name and (hasattr(kind, "close") or issubclass(kind, Handle)) and kind not in BASES:
                 yield kind
 
 
 def test_every_handle_and_every_method_is_held_here() -> None:
     """What can be closed or belongs to one thread is a row of the table above, with all that it has in public."""
-    found = {kind.__name__: {name for name in vars(kind) if not name.startswith("_")} for kind in handles()}
+    found = {kind.__name__: {name for name in dir(kind) if not name.startswith("_")} for kind in handles()}
     assert found == {name: {*case.calls, *case.free, *filter(None, [case.ends])} for name, case in CASES.items()}
 
 

@@ -18,9 +18,9 @@ import pytest
 from netpol.errors import Contended, KernelError, MalformedKernelData
 from netpol.kernel.apply import Kernel
 from netpol.kernel.encode import encode_chain
+from netpol.kernel.proofs import Look
 from netpol.kernel.table import Layout, Snapshot, splice
 from netpol.kernel.xtables import TRIES, TableSocket, lock_path
-from netpol.kernel.proofs import Look
 from netpol.rules.ruleset import ACCEPT, DROP, ROOT, Addrtype, Chain, Connmark, Rule
 from tests.kernel.iptables import restore, saved, table_text
 from tests.referees import require, run
@@ -162,9 +162,6 @@ class Disturbed(TableSocket):
         self.other = TableSocket(4)
         super().__init__(4)
         self.times, self.early, self.tries = times, early, 0
-
-    def __enter__(self) -> Disturbed:
-        return self
 
     def close(self) -> None:
         super().close()
