@@ -9,9 +9,6 @@
 #include <linux/netlink.h>
 #include <string.h>
 
-/* Larger numbers are no errors that a kernel has. */
-enum { NP_ERROR_MAX = 65535 };
-
 _Static_assert(sizeof(struct np_ct_first) == 36 && sizeof(struct np_ct_tuple) == 36, "neither has padding");
 _Static_assert(sizeof(struct np_ct_flow) == 120 && offsetof(struct np_ct_flow, mark) == 108, "a flow has no padding");
 _Static_assert(sizeof(struct nf_ct_tcp_flags) == 2, "flags and their mask are a byte each");
@@ -37,17 +34,6 @@ static int take_family(struct np_nl_in *in)
     return generic.nfgen_family == NFPROTO_IPV4 ? 4 : generic.nfgen_family == NFPROTO_IPV6 ? 6 : 0;
 }
 
-/* The error number in front of an NLMSG_ERROR or NLMSG_DONE: 0, -errno, or -EBADMSG for what is none. */
-static int error_of(const struct np_nl_in *body)
-{
-    int32_t error = 0;
-
-    if (body->left < sizeof(error))
-        return -EBADMSG;
-    memcpy(&error, body->data, sizeof(error));
-    return error > 0 || error < -NP_ERROR_MAX ? -EBADMSG : error;
-}
-
 /* The number of entries in the answer to IPCTNL_MSG_CT_GET_STATS. Returns 0 or -errno. */
 int np_ct_parse_entries(const uint8_t *data, size_t size, uint32_t seq, uint32_t *entries)
 {
@@ -58,7 +44,7 @@ int np_ct_parse_entries(const uint8_t *data, size_t size, uint32_t seq, uint32_t
     if (np_nl_next_message(&in, &message) <= 0 || message.seq != seq)
         return -EBADMSG;
     if (message.type == NLMSG_ERROR) {
-        const int error = error_of(&message.body);
+        const int error = np_nl_error(&message.body);
         return error < 0 ? error : -EBADMSG;
     }
     if (message.type != type_of(IPCTNL_MSG_CT_GET_STATS) || take_family(&message.body) < 0)
@@ -86,7 +72,7 @@ int np_ct_parse_answers(const uint8_t *data, size_t size, struct np_ct_outcome *
             continue;
         if (message.type != NLMSG_ERROR)
             return -EBADMSG;
-        error = error_of(&message.body);
+        error = np_nl_error(&message.body);
         if (error == -EBADMSG)
             return error;
         if (number == outcome->count) {
@@ -367,7 +353,7 @@ int np_ct_parse_dump(const uint8_t *data, size_t size, struct np_ct_dump *dump)
         if (message.seq != dump->seq)
             continue;
         if (message.type == NLMSG_DONE || message.type == NLMSG_ERROR) {
-            result = error_of(&message.body);
+            result = np_nl_error(&message.body);
             if (result == 0 && message.type == NLMSG_ERROR)
                 result = -EBADMSG;
             dump->flags |= NP_CT_DONE;

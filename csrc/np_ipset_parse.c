@@ -10,9 +10,6 @@
 #include <linux/netlink.h>
 #include <string.h>
 
-/* Larger numbers are no errors that a kernel has. */
-enum { NP_ERROR_MAX = 65535 };
-
 _Static_assert(sizeof(struct np_ipset_header) == 84, "a header has no padding");
 _Static_assert(sizeof(struct np_ipset_record) == 104 && offsetof(struct np_ipset_record, digest) == 88,
                "a record has no padding");
@@ -34,17 +31,6 @@ static int skip(struct np_nl_in *in, size_t size)
     in->data += size;
     in->left -= size;
     return 0;
-}
-
-/* The error number in front of an NLMSG_ERROR or NLMSG_DONE: 0, -errno, or -EBADMSG for what is none. */
-static int error_of(const struct np_nl_in *body)
-{
-    int32_t error = 0;
-
-    if (body->left < sizeof(error))
-        return -EBADMSG;
-    memcpy(&error, body->data, sizeof(error));
-    return error > 0 || error < -NP_ERROR_MAX ? -EBADMSG : error;
 }
 
 /* One attribute of `size` bytes, at most 2, out of the answer to a command that asks one thing. Returns 0 or -EBADMSG. */
@@ -72,7 +58,7 @@ int np_ipset_parse_version(const uint8_t *data, size_t size, uint32_t seq)
     if (np_nl_next_message(&in, &message) <= 0 || message.seq != seq)
         return -EBADMSG;
     if (message.type == NLMSG_ERROR) {
-        result = error_of(&message.body);
+        result = np_nl_error(&message.body);
         return result < 0 ? result : -EBADMSG;
     }
     result = answer_to(&message, IPSET_CMD_PROTOCOL, IPSET_ATTR_PROTOCOL, &version, sizeof(version));
@@ -118,7 +104,7 @@ int np_ipset_parse_answers(const uint8_t *data, size_t size, struct np_ipset_out
             outcome->numbers[command] = ntohs(number) + 1U;
             continue;
         }
-        error = error_of(&message.body);
+        error = np_nl_error(&message.body);
         if (error == -EBADMSG)
             return error;
         if (command == outcome->commands) {
@@ -361,7 +347,7 @@ int np_ipset_parse_dump(const uint8_t *data, size_t size, struct np_ipset_dump *
         if (message.flags & NLM_F_DUMP_INTR)
             dump->flags |= NP_IPSET_INTERRUPTED;
         if (message.type == NLMSG_DONE || message.type == NLMSG_ERROR) {
-            result = error_of(&message.body);
+            result = np_nl_error(&message.body);
             if (result == 0 && message.type == NLMSG_ERROR)
                 result = -EBADMSG;
             dump->flags |= NP_IPSET_DONE;

@@ -16,8 +16,6 @@ enum {
     /* Packets of one datagram at most, and the bytes that the kernel gathers them in. */
     NP_GATHER = 100,
     NP_GATHER_BYTES = 1 << 16,
-    /* Errors are numbers no larger than this. */
-    NP_ERROR_MAX = 65535,
     NP_SEQ = 1,
 };
 
@@ -67,15 +65,13 @@ int np_nflog_parse_answers(const uint8_t *data, size_t size, uint32_t seq)
     int result = 0, count = 0;
 
     while ((result = np_nl_next_message(&in, &message)) > 0) {
-        int32_t error = 0;
+        int error = 0;
 
         if (message.type != NLMSG_ERROR || message.seq != seq)
             continue;
-        if (message.body.left < sizeof(error))
-            return -EBADMSG;
-        memcpy(&error, message.body.data, sizeof(error));
-        if (error)
-            return error > 0 || error < -NP_ERROR_MAX ? -EBADMSG : error;
+        error = np_nl_error(&message.body);
+        if (error < 0)
+            return error;
         count++;
     }
     return result < 0 ? result : count;

@@ -5,6 +5,9 @@
 #include <linux/netlink.h>
 #include <string.h>
 
+/* Larger numbers are no errors that a kernel has. */
+enum { NP_ERROR_MAX = 65535 };
+
 _Static_assert(sizeof(struct nlmsghdr) == 16, "a message header is 16 bytes");
 _Static_assert(offsetof(struct nlmsghdr, nlmsg_seq) == 8, "the sequence number is at 8");
 _Static_assert(sizeof(struct nlattr) == 4, "an attribute header is 4 bytes");
@@ -163,6 +166,17 @@ int np_nl_next_message(struct np_nl_in *in, struct np_nl_message *message)
     in->data += step;
     in->left -= step;
     return 1;
+}
+
+/* The error number in front of the body of an NLMSG_ERROR or NLMSG_DONE: 0, -errno, or -EBADMSG for what is none. */
+int np_nl_error(const struct np_nl_in *body)
+{
+    int32_t error = 0;
+
+    if (body->left < sizeof(error))
+        return -EBADMSG;
+    memcpy(&error, body->data, sizeof(error));
+    return error > 0 || error < -NP_ERROR_MAX ? -EBADMSG : error;
 }
 
 /* Whether a datagram begins with the answer to another request than the one numbered `seq`: one that was given up. */

@@ -118,6 +118,7 @@ size_t np_nl_put_string(struct np_nl_out *out, uint16_t type, const char *value)
 size_t np_nl_whole(const uint8_t *data, size_t size, size_t limit);
 size_t np_nl_count(const uint8_t *data, size_t size);
 int np_nl_next_message(struct np_nl_in *in, struct np_nl_message *message);
+int np_nl_error(const struct np_nl_in *body);
 int np_nl_is_left_over(const uint8_t *data, size_t size, uint32_t seq);
 int np_nl_get_string(const struct np_nl_attribute *attribute, char *value, size_t room);
 

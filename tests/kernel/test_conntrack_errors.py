@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import socket
 import struct
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +14,7 @@ from netpol.errors import KernelError, MalformedKernelData, NotPermitted, Unsupp
 from netpol.kernel.conntrack import ConntrackSocket, translate
 from netpol.rules.flows import SIZE, Entry, Tuple, pack, unpack
 from tests.kernel.test_conntrack import BIT, MADE, A, B, C, many, marks
+from tests.kernel.unprivileged import refusal
 
 
 @pytest.fixture
@@ -24,42 +23,16 @@ def conntrack(netns: int) -> Iterator[ConntrackSocket]:
         yield opened
 
 
-class _Capabilities(ctypes.Structure):
-    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
-
-
-def without_the_capability(act: object) -> BaseException:
-    """What `act` raises in a thread that gave up CAP_NET_ADMIN."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    caught: list[BaseException] = []
-
-    def unprivileged() -> None:
-        header, data = _Capabilities(0x20080522, 0), (ctypes.c_uint32 * 6)()
-        assert libc.capget(ctypes.byref(header), data) == 0
-        data[0] &= ~(1 << 12)
-        assert libc.capset(ctypes.byref(header), data) == 0
-        try:
-            assert callable(act)
-            act()
-        except BaseException as error:
-            caught.append(error)
-
-    thread = threading.Thread(target=unprivileged)
-    thread.start()
-    thread.join()
-    return caught[0]
-
-
 def test_without_the_capability(conntrack: ConntrackSocket) -> None:
     """Opening, and marking many through a socket that a mightier thread opened, says what is missing; nothing stays open."""
     before = len(os.listdir("/proc/self/fd"))
-    error = without_the_capability(ConntrackSocket)
+    error = refusal(ConntrackSocket)
     assert isinstance(error, NotPermitted)
     assert str(error).startswith("conntrack open netlink socket: not permitted: run netpol as root, or with CAP_NET_ADMIN")
     assert len(os.listdir("/proc/self/fd")) == before
     many(300)
     found = conntrack.flows((A,))
-    error = without_the_capability(lambda: conntrack.mark(found, BIT))
+    error = refusal(lambda: conntrack.mark(found, BIT))
     assert isinstance(error, NotPermitted)
     assert set(marks()) == {0}
     assert conntrack.mark(found, BIT) == 300

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import socket
 import struct
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -18,6 +16,7 @@ from netpol.kernel.ipset import Add, Command, Create, Delete, Destroy, IpsetSock
 from netpol.kernel.ipset_errors import BUSY, HASH_FULL, translate
 from netpol.model import parse_network
 from netpol.rules.ruleset import net_member, net_port_member, port_member
+from tests.kernel.unprivileged import refusal
 from tests.referees import require, run
 
 NULL4 = bytes(4)
@@ -158,34 +157,13 @@ def test_reading_a_type_that_is_not_ours(ipset: IpsetSocket) -> None:
     assert ipset.members("ips") == b""
 
 
-class _Capabilities(ctypes.Structure):
-    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
-
-
 def test_without_the_capability(netns: int) -> None:
     """A thread that gave up CAP_NET_ADMIN is told so, and what to do; nothing stays open."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    caught: list[BaseException] = []
-    left_open: list[int] = []
-
-    def unprivileged() -> None:
-        header, data = _Capabilities(0x20080522, 0), (ctypes.c_uint32 * 6)()
-        assert libc.capget(ctypes.byref(header), data) == 0
-        data[0] &= ~(1 << 12)
-        assert libc.capset(ctypes.byref(header), data) == 0
-        before = len(os.listdir("/proc/self/fd"))
-        try:
-            IpsetSocket()
-        except BaseException as error:
-            caught.append(error)
-        left_open.append(len(os.listdir("/proc/self/fd")) - before)
-
-    thread = threading.Thread(target=unprivileged)
-    thread.start()
-    thread.join()
-    assert isinstance(caught[0], NotPermitted)
-    assert "ipset open netlink socket: not permitted: run netpol as root, or with CAP_NET_ADMIN" in str(caught[0])
-    assert left_open == [0]
+    before = len(os.listdir("/proc/self/fd"))
+    error = refusal(IpsetSocket)
+    assert isinstance(error, NotPermitted)
+    assert "ipset open netlink socket: not permitted: run netpol as root, or with CAP_NET_ADMIN" in str(error)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_kernel_without_netfilter_netlink(netns: int) -> None:

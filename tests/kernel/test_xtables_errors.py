@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import socket as sockets
 import sys
-import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -45,6 +44,7 @@ from netpol.rules.ruleset import (
     Verdict,
 )
 from tests.kernel.iptables import restore, saved
+from tests.kernel.unprivileged import refusal
 from tests.referees import run
 
 SETS = SetNumbers({"here": 1})
@@ -293,37 +293,18 @@ def test_revisions(netns: int, family: Family) -> None:
         assert not socket.has_revision("REJECT", 0)
 
 
-class _Capabilities(ctypes.Structure):
-    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
-
-
 def test_without_the_capability(netns: int) -> None:
     """A thread that gave up CAP_NET_ADMIN is told so, and what to do; nothing has changed and nothing stays locked."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    caught: list[BaseException] = []
-
-    def unprivileged() -> None:
-        header, data = _Capabilities(0x20080522, 0), (ctypes.c_uint32 * 6)()
-        assert libc.capget(ctypes.byref(header), data) == 0
-        data[0] &= ~(1 << 12)
-        assert libc.capset(ctypes.byref(header), data) == 0
-        with TableSocket(4) as socket:
-            for ask in (
-                lambda: socket.read("mangle"),
-                lambda: socket.change("mangle", rule_of(Rule(ACCEPT)), True),
-                lambda: socket.has_revision("tcp", 0),
-            ):
-                try:
-                    ask()
-                except BaseException as error:
-                    caught.append(error)
-
-    thread = threading.Thread(target=unprivileged)
-    thread.start()
-    thread.join()
-    assert [type(error) for error in caught] == [NotPermitted] * 3
+    with TableSocket(4) as socket:
+        acts: tuple[Callable[[], object], ...] = (
+            lambda: socket.read("mangle"),
+            lambda: socket.change("mangle", rule_of(Rule(ACCEPT)), True),
+            lambda: socket.has_revision("tcp", 0),
+        )
+        refusals = [refusal(act) for act in acts]
+    assert [type(error) for error in refusals] == [NotPermitted] * 3
     words = "iptables read mangle: not permitted: run netpol as root, or with CAP_NET_ADMIN in the user namespace that owns this network"
-    assert str(caught[1]).startswith(words)
+    assert str(refusals[1]).startswith(words)
     with TableSocket(4, wait_ms=0) as socket:
         assert socket.change("mangle", rule_of(Rule(ACCEPT)), True)
 

@@ -336,20 +336,22 @@ def _base64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
+def pump(source: socket.socket, sink: socket.socket) -> None:
+    """Passes on what comes until one of the two ends, and ends both."""
+    with suppress(OSError):
+        while data := source.recv(1 << 16):
+            sink.sendall(data)
+    for sock in (source, sink):
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+
+
 @contextmanager
 def relay(namespace: int, port: int) -> Iterator[int]:
     """Listens on the loopback of a network namespace and passes connections on to `port` of ours; the port to be asked there."""
     with namespaces.entered(namespace):
         listener = socket.create_server(("127.0.0.1", 0))
     open_sockets: set[socket.socket] = set()
-
-    def pump(source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(1 << 16):
-                sink.sendall(data)
-        for sock in (source, sink):
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
 
     def accept() -> None:
         with suppress(OSError):

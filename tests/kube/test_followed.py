@@ -17,7 +17,7 @@ from netpol.kube.events import Event, Gone, Put
 from netpol.kube.reflector import NAMESPACES, NODES, PODS, POLICIES, Reason, Resource, Timing, Trouble
 from netpol.kube.sources import EVERYTHING, Listener, Selection, Sources, for_node
 from netpol.model import Node, Object
-from tests.kube.servers import ADMIN, Api, ApiServer, Json, namespace, node, pod, policy, programs
+from tests.kube.servers import ADMIN, Api, ApiServer, Json, namespace, node, pod, policy, programs, pump
 from tests.kube.test_sources import wait_for
 
 RESOURCES: dict[str, Resource] = {"namespaces": NAMESPACES, "nodes": NODES, "networkpolicies": POLICIES, "pods": PODS}
@@ -113,16 +113,7 @@ class Wire:
                     continue
                 self._open += [near, far]
                 for ends in ((near, far), (far, near)):
-                    threading.Thread(target=_pump, args=ends, daemon=True).start()
-
-
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(1 << 16):
-            sink.sendall(data)
-    for sock in (source, sink):
-        with suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
+                    threading.Thread(target=pump, args=ends, daemon=True).start()
 
 
 @pytest.fixture
