@@ -169,12 +169,19 @@ def test_sixty_thousand_members_in_and_out(
 
 
 def test_a_small_send_buffer_makes_more_sends(ipset: IpsetSocket) -> None:
-    """Where the kernel refuses a send for its size, the same messages go in smaller ones, and later runs know the limit."""
+    """Where the kernel refuses a send for its size, the same messages go in smaller ones, and later runs know the limit. As many messages
+    and bytes are counted as go in one send."""
+    members = numbered(60000, step=2)
+    with IpsetSocket() as other:
+        empty = other.sent
+        other.run([Create("o", "hash:ip", 4, members)])
+        whole = tuple(now - then for now, then in zip(other.sent, empty, strict=True))
     with socket.socket(fileno=os.dup(ipset.fileno())) as alias:
         alias.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 50000)
-    members = numbered(60000, step=2)
+    before = ipset.sent
     first = calls(ipset, Create("s", "hash:ip", 4, members))
     assert first > 10
+    assert tuple(now - then for now, then in zip(ipset.sent, before, strict=True)) == whole
     assert ipset.members("s") == members
     assert calls(ipset, Create("t", "hash:ip", 4, members)) < first
     assert ipset.members("t") == members
