@@ -51,11 +51,15 @@ def test_an_object_without_a_name(data: bytes, expected: str) -> None:
 
 def test_what_an_error_says_can_be_printed_and_is_short() -> None:
     """No name or value moves a terminal's cursor, begins a line of a log, or fills it; a field's name does not pass for its path."""
-    spec = {"ingress": [{"\x1b[2J - at `$.spec": 1}, {"from": [{"ipBlock": {"cidr": "x" * 10**6}}]}]}
-    first, second = decode_policy(json.dumps({"metadata": {"name": "p\nforged"}, "spec": spec}).encode()).errors
+    odd = {"\x1b[2J - at `$.spec": 1}
+    peers = [{"ipBlock": {"cidr": "x" * 10**6}}], [{"podSelector": {"matchExpressions": [odd]}}]
+    spec = {"ingress": [odd, *({"from": peer} for peer in peers)]}
+    first, second, third = decode_policy(json.dumps({"metadata": {"name": "p\nforged"}, "spec": spec}).encode()).errors
     assert str(first) == r"NetworkPolicy p\nforged: spec.ingress[0]: Object contains unknown field `\x1b[2J - at `$.spec`"
     assert str(second).startswith(r"NetworkPolicy p\nforged: spec.ingress[1].from[0].ipBlock.cidr: 'xxx")
     assert len(str(second)) < 1000
+    where = r"NetworkPolicy p\nforged: spec.ingress[2].from[0].podSelector.matchExpressions[0]"
+    assert str(third) == rf"{where}: Object contains unknown field `\x1b[2J - at `$.spec`"
 
 
 json_values = st.recursive(
