@@ -1,25 +1,16 @@
 #include "np_xt_encode.h"
+#include "np_xt_match.h"
+#include "np_xt_target.h"
 
 #include <errno.h>
 #include <linux/netfilter/x_tables.h>
-#include <linux/netfilter/xt_NFLOG.h>
 #include <linux/netfilter_ipv4/ip_tables.h>
-#include <linux/netfilter_ipv4/ipt_REJECT.h>
 #include <linux/netfilter_ipv6/ip6_tables.h>
-#include <linux/netfilter_ipv6/ip6t_REJECT.h>
 
-_Static_assert(sizeof(struct xt_nflog_info) == 76, "struct xt_nflog_info");
-_Static_assert(sizeof(struct ipt_reject_info) == 4 && sizeof(struct ip6t_reject_info) == 4, "struct ipt_reject_info");
-_Static_assert(sizeof(((struct np_xt_payload *)0)->own) >= sizeof(struct xt_nflog_info), "payloads");
-_Static_assert(sizeof(struct np_xt_set) == 34, "as the caller packs it");
-_Static_assert(NP_XT_NAME == XT_EXTENSION_MAXNAMELEN, "names of chains");
 _Static_assert(IPT_INV_VIA_IN == IP6T_INV_VIA_IN && IPT_INV_VIA_OUT == IP6T_INV_VIA_OUT &&
                    IPT_INV_SRCIP == IP6T_INV_SRCIP && IPT_INV_DSTIP == IP6T_INV_DSTIP &&
                    IPT_INV_PROTO == IP6T_INV_PROTO,
                "inverse flags");
-
-/* The longest name of a chain that iptables takes. */
-enum { NP_CHAIN_NAME = NP_XT_NAME - 1 };
 
 /* A match that was written: how it was packed, and where in the output its bytes are. Nothing when `size` is 0. */
 struct np_xt_repeat {
@@ -48,174 +39,6 @@ struct np_xt_head {
     uint8_t inverted;
     uint8_t fragment;
 };
-
-/* The next `size` bytes of the output, which the caller fills, all of them; NULL when there is no room. */
-static uint8_t *np_reserve(struct np_pack *pack, struct np_xt_encoding *out, size_t size)
-{
-    uint8_t *at;
-
-    if (pack->error)
-        return NULL;
-    if (size > out->data_room - out->data_size) {
-        np_pack_fail(pack, -ENOBUFS);
-        return NULL;
-    }
-    at = out->data + out->data_size;
-    out->data_size += size;
-    return at;
-}
-
-/* Writes a match or target: header and data, filled up to the kernel's alignment. `name` has at most 28 characters. */
-void np_xt_put(struct np_pack *pack, struct np_xt_encoding *out, const char *name, uint8_t revision, const void *data,
-               size_t size)
-{
-    const size_t head = sizeof(struct xt_entry_match), whole = head + XT_ALIGN(size);
-    uint16_t length = (uint16_t)whole;
-    uint8_t *at;
-
-    if (whole > UINT16_MAX) {
-        np_pack_fail(pack, -ERANGE);
-        return;
-    }
-    at = np_reserve(pack, out, whole);
-    if (!at)
-        return;
-    /* In place: a header that is put together elsewhere is read back before it is all there, which stalls. */
-    memset(at, 0, head);
-    memcpy(at + offsetof(struct xt_entry_match, u.user.match_size), &length, sizeof(length));
-    memcpy(at + offsetof(struct xt_entry_match, u.user.name), name, strlen(name) + 1);
-    at[offsetof(struct xt_entry_match, u.user.revision)] = revision;
-    memcpy(at + head, data, size);
-    memset(at + head + size, 0, whole - head - size);
-}
-
-/* A standard target, with a verdict. */
-static void np_standard(struct np_xt_payload *payload, int32_t verdict)
-{
-    memcpy(payload->own, &verdict, sizeof(verdict));
-    payload->data = (struct np_pack_text){.at = payload->own, .size = sizeof(verdict)};
-}
-
-static void np_verdict(struct np_pack *pack, uint32_t fields, struct np_xt_payload *payload)
-{
-    while (fields-- && np_pack_key(pack)) {
-        struct np_pack_text name = np_pack_text(pack);
-
-        if (np_pack_same(name, "ACCEPT"))
-            np_standard(payload, -NF_ACCEPT - 1);
-        else if (np_pack_same(name, "DROP"))
-            np_standard(payload, -NF_DROP - 1);
-        else if (np_pack_same(name, "RETURN"))
-            np_standard(payload, XT_RETURN);
-        else
-            np_pack_fail(pack, -ERANGE);
-    }
-}
-
-/* A jump or goto: the place is filled in by whoever knows it. */
-static void np_jump(struct np_pack *pack, uint32_t fields, struct np_xt_payload *payload)
-{
-    while (fields-- && np_pack_key(pack)) {
-        payload->to = np_pack_text(pack);
-        if (payload->to.size > NP_CHAIN_NAME || memchr(payload->to.at, 0, payload->to.size))
-            np_pack_fail(pack, -ERANGE);
-    }
-    if (!payload->to.size)
-        np_pack_fail(pack, -ERANGE);
-    payload->is_open = 1;
-    np_standard(payload, 0);
-}
-
-static void np_reject(struct np_pack *pack, uint32_t fields, struct np_xt_payload *payload, int family)
-{
-    static const struct {
-        const char *name;
-        int family;
-        uint32_t with;
-    } answers[] = {
-        {"icmp-net-unreachable", 4, IPT_ICMP_NET_UNREACHABLE},
-        {"icmp-host-unreachable", 4, IPT_ICMP_HOST_UNREACHABLE},
-        {"icmp-proto-unreachable", 4, IPT_ICMP_PROT_UNREACHABLE},
-        {"icmp-port-unreachable", 4, IPT_ICMP_PORT_UNREACHABLE},
-        {"icmp-net-prohibited", 4, IPT_ICMP_NET_PROHIBITED},
-        {"icmp-host-prohibited", 4, IPT_ICMP_HOST_PROHIBITED},
-        {"icmp-admin-prohibited", 4, IPT_ICMP_ADMIN_PROHIBITED},
-        {"tcp-reset", 4, IPT_TCP_RESET},
-        {"icmp6-no-route", 6, IP6T_ICMP6_NO_ROUTE},
-        {"icmp6-adm-prohibited", 6, IP6T_ICMP6_ADM_PROHIBITED},
-        {"icmp6-addr-unreachable", 6, IP6T_ICMP6_ADDR_UNREACH},
-        {"icmp6-port-unreachable", 6, IP6T_ICMP6_PORT_UNREACH},
-        {"icmp6-policy-fail", 6, IP6T_ICMP6_POLICY_FAIL},
-        {"icmp6-reject-route", 6, IP6T_ICMP6_REJECT_ROUTE},
-        {"tcp-reset", 6, IP6T_TCP_RESET},
-    };
-
-    while (fields-- && np_pack_key(pack)) {
-        struct np_pack_text name = np_pack_text(pack);
-        size_t i = 0;
-
-        while (i < sizeof(answers) / sizeof(answers[0]) &&
-               !(answers[i].family == family && np_pack_same(name, answers[i].name)))
-            i++;
-        if (i == sizeof(answers) / sizeof(answers[0])) {
-            np_pack_fail(pack, -ERANGE);
-            return;
-        }
-        memcpy(payload->name, "REJECT", sizeof("REJECT"));
-        memcpy(payload->own, &answers[i].with, sizeof(answers[i].with));
-        payload->data = (struct np_pack_text){.at = payload->own, .size = sizeof(struct ipt_reject_info)};
-    }
-}
-
-static void np_nflog(struct np_pack *pack, uint32_t fields, struct np_xt_payload *payload)
-{
-    struct xt_nflog_info info = {0};
-
-    while (fields-- && np_pack_key(pack))
-        if (np_pack_is(pack, "group"))
-            info.group = (uint16_t)np_pack_int(pack, 0, UINT16_MAX);
-        else if (np_pack_is(pack, "prefix"))
-            np_xt_copy_text(pack, info.prefix, sizeof(info.prefix) - 1);
-        else if (np_pack_is(pack, "size"))
-            info.len = (uint32_t)np_pack_int(pack, 0, UINT32_MAX);
-        else if (np_pack_is(pack, "threshold"))
-            info.threshold = (uint16_t)np_pack_int(pack, 0, UINT16_MAX);
-        else
-            np_pack_fail(pack, -EPROTO);
-    info.flags = info.len ? XT_NFLOG_F_COPY_LEN : 0;
-    memcpy(payload->name, "NFLOG", sizeof("NFLOG"));
-    memcpy(payload->own, &info, sizeof(info));
-    payload->data = (struct np_pack_text){.at = payload->own, .size = sizeof(info)};
-}
-
-/* Reads a target, which is written when the matches are there. `payload` must stay where it is. */
-static void np_read_target(struct np_pack *pack, int family, struct np_xt_payload *payload)
-{
-    uint32_t fields;
-    struct np_pack_text kind = np_xt_kind(pack, &fields);
-
-    if (np_pack_same(kind, "Verdict")) {
-        np_verdict(pack, fields, payload);
-    } else if (np_pack_same(kind, "Jump")) {
-        np_jump(pack, fields, payload);
-    } else if (np_pack_same(kind, "Goto")) {
-        payload->is_goto = 1;
-        np_jump(pack, fields, payload);
-    } else if (np_pack_same(kind, "Continue") && !fields) {
-        payload->is_open = 1;
-        np_standard(payload, 0);
-    } else if (np_pack_same(kind, "Reject")) {
-        np_reject(pack, fields, payload, family);
-    } else if (np_pack_same(kind, "Nflog")) {
-        np_nflog(pack, fields, payload);
-    } else if (np_pack_same(kind, "OpaqueTarget")) {
-        np_xt_read_opaque(pack, fields, payload);
-    } else {
-        np_pack_fail(pack, -EPROTO);
-    }
-    if (!payload->data.at)
-        np_pack_fail(pack, -EPROTO);
-}
 
 /* An address and its mask, `width` bytes each, from nil or a map of the packed address and the length of its prefix. */
 static void np_network(struct np_pack *pack, unsigned width, uint8_t *address, uint8_t *mask)
@@ -341,7 +164,7 @@ static void np_put_plain(struct np_pack *pack, struct np_xt_encoding *out, const
     uint8_t *at;
 
     np_xt_sizes(out->family, &sizes);
-    at = np_reserve(pack, out, sizes.entry);
+    at = np_xt_reserve(pack, out, sizes.entry);
     np_xt_put(pack, out, target, 0, data, size);
     if (!pack->error)
         np_put_entry(at, out->family, &head, 0, (uint16_t)sizes.entry,
@@ -383,7 +206,7 @@ static const struct np_xt_payload *np_rule_target(struct np_pack *pack, int fami
 
     if (!np_is_repeated(pack, &repeats->target)) {
         repeats->payload = (struct np_xt_payload){.is_open = 0};
-        np_read_target(pack, family, &repeats->payload);
+        np_xt_read_target(pack, family, &repeats->payload);
         repeats->target = (struct np_xt_repeat){.packed = at, .size = pack->error ? 0 : (size_t)(pack->at - at)};
     }
     return &repeats->payload;
@@ -401,7 +224,7 @@ static void np_put_matches(struct np_pack *pack, struct np_xt_encoding *out, str
         size_t start = out->data_size;
 
         if (np_is_repeated(pack, last)) {
-            uint8_t *copy = np_reserve(pack, out, last->data_size);
+            uint8_t *copy = np_xt_reserve(pack, out, last->data_size);
 
             if (copy)
                 memcpy(copy, out->data + last->data, last->data_size);
@@ -420,7 +243,7 @@ static void np_put_rule(struct np_pack *pack, struct np_xt_encoding *out, struct
     struct np_xt_head head = {.protocol = 0};
     size_t start = out->data_size, target;
 
-    np_reserve(pack, out, entry);
+    np_xt_reserve(pack, out, entry);
     for (uint32_t fields = np_pack_map(pack); fields-- && np_pack_key(pack);)
         if (np_pack_is(pack, "target") && !payload)
             payload = np_rule_target(pack, out->family, repeats);
@@ -561,7 +384,7 @@ int np_xt_encode_target(const uint8_t *packed, size_t size, struct np_xt_encodin
     struct np_pack pack = np_begin(packed, size, out);
     struct np_xt_payload payload = {.is_open = 0};
 
-    np_read_target(&pack, out->family, &payload);
+    np_xt_read_target(&pack, out->family, &payload);
     if (!pack.error && payload.data.at)
         np_xt_put(&pack, out, payload.name, payload.revision, payload.data.at, payload.data.size);
     return np_end(&pack, packed, out);

@@ -1,3 +1,5 @@
+#include "np_xt_match.h"
+
 #include <errno.h>
 #include <linux/netfilter/x_tables.h>
 #include <linux/netfilter/xt_addrtype.h>
@@ -11,8 +13,6 @@
 #include <linux/netfilter_ipv4/ip_tables.h>
 #include <linux/netfilter_ipv6/ip6_tables.h>
 
-#include "np_xt_encode.h"
-
 _Static_assert(sizeof(struct xt_conntrack_mtinfo3) == 164, "struct xt_conntrack_mtinfo3");
 _Static_assert(sizeof(struct xt_connmark_mtinfo1) == 12, "struct xt_connmark_mtinfo1");
 _Static_assert(sizeof(struct xt_tcp) == 12, "struct xt_tcp");
@@ -24,31 +24,6 @@ _Static_assert(sizeof(struct xt_addrtype_info_v1) == 8, "struct xt_addrtype_info
 _Static_assert(sizeof(struct xt_hashlimit_mtinfo3) == 312, "struct xt_hashlimit_mtinfo3");
 _Static_assert(sizeof(struct ipt_icmp) == 4 && sizeof(struct ip6t_icmp) == 4, "struct ipt_icmp");
 _Static_assert(XT_MULTI_PORTS == 15 && XT_CONNTRACK_STATE_UNTRACKED == 256, "multiport, conntrack");
-
-/* Copies a text of at most `most` bytes, without a NUL in it, to where there are that many zeros and one more; else -ERANGE. */
-void np_xt_copy_text(struct np_pack *pack, void *to, size_t most)
-{
-    struct np_pack_text text = np_pack_text(pack);
-
-    if (text.size > most || memchr(text.at, 0, text.size))
-        np_pack_fail(pack, -ERANGE);
-    else
-        memcpy(to, text.at, text.size);
-}
-
-/* Enters the map of a value of several classes: the name of its class, and how many fields follow. */
-struct np_pack_text np_xt_kind(struct np_pack *pack, uint32_t *fields)
-{
-    struct np_pack_text kind = {.at = pack->end};
-    uint32_t count = np_pack_map(pack);
-
-    *fields = count ? count - 1 : 0;
-    if (!count || !np_pack_key(pack) || !np_pack_is(pack, "kind"))
-        np_pack_fail(pack, -EPROTO);
-    else
-        kind = np_pack_text(pack);
-    return kind;
-}
 
 /* The place of a text among `count` words; -EPROTO when it is none of them. */
 static unsigned np_word(struct np_pack *pack, const char *const *words, unsigned count)
@@ -87,12 +62,6 @@ static unsigned np_flag(struct np_pack *pack, unsigned bit)
     return np_pack_bool(pack) ? bit : 0;
 }
 
-/* No class of ours has such a field: the rules and this file are not of one version. */
-static void np_unknown(struct np_pack *pack)
-{
-    np_pack_fail(pack, -EPROTO);
-}
-
 static void np_conntrack(struct np_pack *pack, uint32_t fields, struct np_xt_encoding *out)
 {
     static const char *const states[] = {"INVALID", "NEW", "RELATED", "ESTABLISHED", "UNTRACKED", "SNAT", "DNAT"};
@@ -111,7 +80,7 @@ static void np_conntrack(struct np_pack *pack, uint32_t fields, struct np_xt_enc
         else if (np_pack_is(pack, "invert"))
             info.invert_flags = (uint16_t)np_flag(pack, XT_CONNTRACK_STATE);
         else
-            np_unknown(pack);
+            np_pack_fail(pack, -EPROTO);
     np_xt_put(pack, out, "conntrack", 3, &info, sizeof(info));
 }
 
@@ -127,7 +96,7 @@ static void np_connmark(struct np_pack *pack, uint32_t fields, struct np_xt_enco
         else if (np_pack_is(pack, "invert"))
             info.invert = (uint8_t)np_flag(pack, 1);
         else
-            np_unknown(pack);
+            np_pack_fail(pack, -EPROTO);
     np_xt_put(pack, out, "connmark", 1, &info, sizeof(info));
 }
 
@@ -156,7 +125,7 @@ static void np_tcp(struct np_pack *pack, uint32_t fields, struct np_xt_encoding 
         else if (np_pack_is(pack, "not_option"))
             inverted |= np_flag(pack, XT_TCP_INV_OPTION);
         else
-            np_unknown(pack);
+            np_pack_fail(pack, -EPROTO);
     info.invflags = (uint8_t)inverted;
     np_xt_put(pack, out, "tcp", 0, &info, sizeof(info));
 }
@@ -176,7 +145,7 @@ static void np_udp(struct np_pack *pack, uint32_t fields, struct np_xt_encoding 
         else if (np_pack_is(pack, "not_destination"))
             inverted |= np_flag(pack, XT_UDP_INV_DSTPT);
         else
-            np_unknown(pack);
+            np_pack_fail(pack, -EPROTO);
     info.invflags = (uint8_t)inverted;
     np_xt_put(pack, out, "udp", 0, &info, sizeof(info));
 }
@@ -204,7 +173,7 @@ static void np_sctp(struct np_pack *pack, uint32_t fields, struct np_xt_encoding
         } else if (np_pack_is(pack, "not_destination")) {
             info.invflags |= np_flag(pack, XT_SCTP_DEST_PORTS);
         } else {
-            np_unknown(pack);
+            np_pack_fail(pack, -EPROTO);
         }
     np_xt_put(pack, out, "sctp", 0, &info, sizeof(info));
 }
@@ -242,7 +211,7 @@ static void np_multiport(struct np_pack *pack, uint32_t fields, struct np_xt_enc
         else if (np_pack_is(pack, "invert"))
             info.invert = (uint8_t)np_flag(pack, 1);
         else
-            np_unknown(pack);
+            np_pack_fail(pack, -EPROTO);
     np_xt_put(pack, out, "multiport", 1, &info, sizeof(info));
 }
 
@@ -290,7 +259,7 @@ static void np_set(struct np_pack *pack, uint32_t fields, struct np_xt_encoding 
         } else if (np_pack_is(pack, "invert")) {
             flags |= np_flag(pack, IPSET_INV_MATCH);
         } else {
-            np_unknown(pack);
+            np_pack_fail(pack, -EPROTO);
         }
     info.match_set.flags = (uint8_t)flags;
     np_xt_put(pack, out, "set", 4, &info, sizeof(info));
@@ -314,7 +283,7 @@ static void np_addrtype(struct np_pack *pack, uint32_t fields, struct np_xt_enco
         else if (np_pack_is(pack, "limit_out"))
             info.flags |= np_flag(pack, XT_ADDRTYPE_LIMIT_IFACE_OUT);
         else
-            np_unknown(pack);
+            np_pack_fail(pack, -EPROTO);
     np_xt_put(pack, out, "addrtype", 1, &info, sizeof(info));
 }
 
@@ -349,7 +318,7 @@ static void np_hashlimit(struct np_pack *pack, uint32_t fields, struct np_xt_enc
         else if (np_pack_is(pack, "destination_length"))
             info.cfg.dstmask = (uint8_t)np_pack_int(pack, 0, out->family == 4 ? 32 : 128);
         else
-            np_unknown(pack);
+            np_pack_fail(pack, -EPROTO);
     np_xt_put(pack, out, "hashlimit", 3, &info, sizeof(info));
 }
 
@@ -366,24 +335,10 @@ static void np_icmp(struct np_pack *pack, uint32_t fields, struct np_xt_encoding
         else if (np_pack_is(pack, "invert"))
             info.invflags = (uint8_t)np_flag(pack, IPT_ICMP_INV);
         else
-            np_unknown(pack);
+            np_pack_fail(pack, -EPROTO);
     info.code[0] = (uint8_t)codes[0];
     info.code[1] = (uint8_t)codes[1];
     np_xt_put(pack, out, out->family == 6 ? "icmp6" : "icmp", 0, &info, sizeof(info));
-}
-
-/* A match or target that is kept as its bytes. */
-void np_xt_read_opaque(struct np_pack *pack, uint32_t fields, struct np_xt_payload *opaque)
-{
-    while (fields-- && np_pack_key(pack))
-        if (np_pack_is(pack, "name"))
-            np_xt_copy_text(pack, opaque->name, XT_EXTENSION_MAXNAMELEN - 1);
-        else if (np_pack_is(pack, "revision"))
-            opaque->revision = (uint8_t)np_pack_int(pack, 0, UINT8_MAX);
-        else if (np_pack_is(pack, "data"))
-            opaque->data = np_pack_text(pack);
-        else
-            np_unknown(pack);
 }
 
 static void np_opaque(struct np_pack *pack, uint32_t fields, struct np_xt_encoding *out)
