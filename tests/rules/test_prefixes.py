@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netpol.model import FAMILIES, Family, IPBlock, Network, network, parse_address, parse_network
-from netpol.rules.compile.prefixes import Prefixes, Range, prefixes, union, whole
+from netpol.rules.compile.prefixes import Prefixes, prefixes, union, whole
+from netpol.rules.compile.ranges import Range
 from netpol.rules.compile.selections import covers
 from tests import clusters
 

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from netpol.model import SCTP, TCP, Direction, Family, IPBlock, NamedPort, NumberedPort, Policy, PolicyPort, PolicyRule, Query
 from netpol.rules.compile.prefixes import prefixes, union, whole
+from netpol.rules.compile.ranges import Ranges, merge_ranges, subtract_ranges
 from netpol.rules.compile.selections import BlockSelection, PodSelection, PortSelection, Selection, content_hash, set_name
 from netpol.rules.ruleset import (
     DENY,
@@ -39,7 +40,6 @@ from netpol.rules.ruleset import (
 FEW = 3
 
 # What a peer may use: everything, or port ranges by protocol and named ports.
-Ranges = tuple[PortRange, ...]
 Resolution = Mapping[tuple[int, str], tuple[int, ...]]
 EVERY_PORT: Ranges = ((0, 65535),)
 _ALL = -1  # stands for "every protocol" where a protocol number does otherwise
@@ -156,32 +156,6 @@ def _peers(rule: PolicyRule, family: Family) -> Iterable[Query | IPBlock | None]
     for peer in rule.peers:
         if isinstance(peer, Query) or peer.cidr.family == family:
             yield None if isinstance(peer, IPBlock) and peer.cidr.length == 0 and not peer.excepts else peer
-
-
-def merge_ranges(ranges: Iterable[PortRange]) -> Ranges:
-    """Sorted ranges that neither overlap nor touch."""
-    merged: list[PortRange] = []
-    for low, high in sorted(ranges):
-        if merged and low <= merged[-1][1] + 1:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], high))
-        else:
-            merged.append((low, high))
-    return tuple(merged)
-
-
-def subtract_ranges(ranges: Ranges, less: Ranges) -> Ranges:
-    """The numbers of `ranges` that are not in `less`; both are merged, and so is the result."""
-    left: list[PortRange] = []
-    for low, high in ranges:
-        for cut_low, cut_high in less:
-            if cut_high < low or cut_low > high:
-                continue
-            if low < cut_low:
-                left.append((low, cut_low - 1))
-            low = cut_high + 1
-        if low <= high:
-            left.append((low, high))
-    return tuple(left)
 
 
 # -- rules -------------------------------------------------------------------------------------------------------------

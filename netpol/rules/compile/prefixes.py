@@ -12,14 +12,14 @@ from bisect import bisect_left
 from collections.abc import Iterable
 
 from netpol.model import Family, IPBlock, Network
+from netpol.rules.compile.ranges import Range, Ranges, merge_ranges, subtract_ranges
 
-Range = tuple[int, int]  # inclusive
 Prefixes = tuple[tuple[Network, bool], ...]  # (prefix, nomatch), sorted
 
 
-def union(blocks: Iterable[IPBlock], family: Family) -> tuple[Range, ...]:
+def union(blocks: Iterable[IPBlock], family: Family) -> Ranges:
     """The addresses of that family in any of the blocks, as sorted ranges that neither overlap nor touch."""
-    return _merge(part for block in blocks if block.cidr.family == family for part in _block_ranges(block))
+    return merge_ranges(part for block in blocks if block.cidr.family == family for part in _block_ranges(block))
 
 
 def whole(family: Family) -> Range:
@@ -27,7 +27,7 @@ def whole(family: Family) -> Range:
     return 0, (1 << (32 if family == 4 else 128)) - 1
 
 
-def prefixes(ranges: tuple[Range, ...], family: Family) -> Prefixes:
+def prefixes(ranges: Ranges, family: Family) -> Prefixes:
     """The shortest list for these ranges. Nothing in it is shorter than a /1, for a set cannot hold a /0."""
     if not ranges:
         return ()
@@ -39,29 +39,13 @@ def prefixes(ranges: tuple[Range, ...], family: Family) -> Prefixes:
     return tuple(sorted(found))
 
 
-def _block_ranges(block: IPBlock) -> Iterable[Range]:
-    start, end = _range(block.cidr)
-    for low, high in _merge(_range(inner) for inner in block.excepts):
-        if start < low:
-            yield start, low - 1
-        start = high + 1
-    if start <= end:
-        yield start, end
+def _block_ranges(block: IPBlock) -> Ranges:
+    return subtract_ranges((_range(block.cidr),), merge_ranges(map(_range, block.excepts)))
 
 
 def _range(net: Network) -> Range:
     start = int.from_bytes(net.address, "big")
     return start, start + (1 << (len(net.address) * 8 - net.length)) - 1
-
-
-def _merge(ranges: Iterable[Range]) -> tuple[Range, ...]:
-    merged: list[Range] = []
-    for low, high in sorted(ranges):
-        if merged and low <= merged[-1][1] + 1:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], high))
-        else:
-            merged.append((low, high))
-    return tuple(merged)
 
 
 class _Node:
@@ -76,7 +60,7 @@ class _Node:
 _MATCH, _NO_MATCH = _Node(frozenset([True])), _Node(frozenset([False]))
 
 
-def _summarise(ranges: tuple[Range, ...], start: int, size: int) -> _Node:
+def _summarise(ranges: Ranges, start: int, size: int) -> _Node:
     at = bisect_left(ranges, (start + 1,)) - 1  # the last range that begins here or before
     if at >= 0 and ranges[at][1] >= start + size - 1:
         return _MATCH
