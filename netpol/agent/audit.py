@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Literal, get_args
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from netpol.model import FAMILIES, Family
 from netpol.rules.ruleset import Chain, Ruleset, Set
@@ -99,7 +98,7 @@ def written(whole: Ruleset, ahead: Ruleset, behind: Ruleset) -> Ruleset:
     sets = {name: found for name, found in whole.sets.items() if name not in ahead.sets}
     for name, before in behind.sets.items():
         after = ahead.sets.get(name)
-        sets[name] = before if after is None else replace(before, members=whole.sets[name].members - after.members | before.members)
+        sets[name] = before if after is None else before.with_members(whole.sets[name].members - after.members | before.members)
     return Ruleset(behind.chains, sets, behind.hooked, whole.table)
 
 
@@ -112,7 +111,7 @@ def compare(wanted: Ruleset, found: Ruleset, moved: Collection[Family] = (), str
     flushed = [family for family in FAMILIES if _is_flushed(wanted, found, family)]
     hooks = [family for family in FAMILIES if (family in wanted.hooked) != (family in found.hooked) and family not in flushed]
     chains = [chain for family in FAMILIES if family not in flushed for chain in _chains(wanted, found, family)]
-    differing = [name for name in sorted(wanted.sets.keys() & found.sets.keys()) if wanted.sets[name].members != found.sets[name].members]
+    differing = [name for name in sorted(wanted.sets.keys() & found.sets.keys()) if not wanted.sets[name].holds_same(found.sets[name])]
     swapped = {name for name in strangers if name in wanted.sets and name in found.sets}
     swapped |= {name for name in differing if any(_is_exchanged(wanted, found, name, other) for other in differing)}
     return Drift(
@@ -150,4 +149,4 @@ def _members(want: Set, have: Set) -> tuple[str, int, int]:
 
 
 def _is_exchanged(wanted: Ruleset, found: Ruleset, name: str, other: str) -> bool:
-    return (wanted.sets[name].members, wanted.sets[other].members) == (found.sets[other].members, found.sets[name].members)
+    return wanted.sets[name].holds_same(found.sets[other]) and wanted.sets[other].holds_same(found.sets[name])

@@ -44,7 +44,7 @@ def save(path: Path, ruleset: Ruleset) -> None:
         ruleset.table,
         sorted(ruleset.hooked),
         {family: {name: chain.packed for name, chain in sorted(chains.items())} for family, chains in sorted(ruleset.chains.items())},
-        {name: _Set(found.kind, found.family, sorted(found.members)) for name, found in sorted(ruleset.sets.items())},
+        {name: _Set(found.kind, found.family, sorted(found.each())) for name, found in sorted(ruleset.sets.items())},
     )
     payload = msgspec.msgpack.encode(content)
     new = path.with_name(f".{path.name}.new")

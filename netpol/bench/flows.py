@@ -54,8 +54,8 @@ def _sweep(count: int, share: float, sizes: Sizes, few: int | None, directory: P
     wanted = state.judged if touched is None else frozenset(touched)
     expected = sum(not wanted.isdisjoint(flow[:2]) for flow in flows)
     rulesets = [state.wanted()]
-    name = max(rulesets[0].sets, key=lambda name: len(rulesets[0].sets[name].members))
-    changed = replace(rulesets[0].sets[name], members=rulesets[0].sets[name].members | {bytes((192, 0, 2, 1))})
+    name = max(rulesets[0].sets, key=lambda name: rulesets[0].sets[name].entries)
+    changed = rulesets[0].sets[name].with_members(rulesets[0].sets[name].members | {bytes((192, 0, 2, 1))})
     rulesets.append(replace(rulesets[0], sets={**rulesets[0].sets, name: changed}))
     with Cutter(Settings().cut_bit) as cutter, ConntrackSocket() as conntrack:
         cutter.sweep(rulesets[0], state.judged)

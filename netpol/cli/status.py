@@ -48,7 +48,7 @@ def status(table: str, state: str, as_json: bool) -> None:
         for family in FAMILIES
         for name, chain in sorted(found.chains.get(family, {}).items())
     ]
-    sets = [{"set": s.name, "type": s.kind, "family": s.family, "members": len(s.members)} for _, s in sorted(found.sets.items())]
+    sets = [{"set": s.name, "type": s.kind, "family": s.family, "members": s.entries} for _, s in sorted(found.sets.items())]
     if as_json:
         data = {"table": table, "hooked": sorted(found.hooked), "dropped": dropped, "chains": chains, "sets": sets, "saved": saved}
         click.echo(msgspec.json.format(msgspec.json.encode(data)).decode())

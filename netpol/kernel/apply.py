@@ -19,8 +19,6 @@ import errno
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from msgspec.structs import replace
-
 from netpol.errors import KernelError, MalformedKernelData, Unsupported
 from netpol.kernel.blocks import NO_SETS, EncodedChain, SetNumbers
 from netpol.kernel.encode import encode_chains
@@ -196,7 +194,7 @@ class Kernel(Closing):
         else:
             return step
         larger = grown(self._ipset.read(step.name), step)
-        aside = replace(larger, name=beside(step.name, LARGER))
+        aside = larger._replace(name=beside(step.name, LARGER))
         if self._sets.get(aside.name) is not None:
             self._ipset.run([Destroy(aside.name)])
         self._ipset.run([_command(CreateSet(aside))])

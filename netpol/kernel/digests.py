@@ -8,7 +8,6 @@ digests are a proof; different ones only mean that somebody has to look.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from netpol.kernel._native import ffi, lib
@@ -41,9 +40,9 @@ def key() -> Any:
     return _KEY
 
 
-def content(members: Iterable[bytes], width: int) -> Content:
-    """The content of packed members of `width` bytes."""
-    packed, sums = b"".join(members), ffi.new("uint64_t[2]")
+def content(packed: bytes, width: int) -> Content:
+    """The content of members of `width` bytes, packed one after another."""
+    sums = ffi.new("uint64_t[2]")
     if lib.np_digest_members(_KEY, packed, len(packed), width, sums) < 0:
         raise ValueError(f"{len(packed)} bytes are no whole number of members of {width}")
     return Content(len(packed) // width, (int(sums[0]), int(sums[1])))

@@ -43,12 +43,11 @@ from netpol.kernel.ipset_values import (
     check_name,
     member_text,
     pack,
-    unpack,
 )
 from netpol.kernel.netlink import NetlinkSocket
 from netpol.kernel.turns import exclusive, in_use
 from netpol.model import Family, format_address
-from netpol.rules.ruleset import Set, SetKind, member_size
+from netpol.rules.ruleset import Set, SetKind, member_size, unpack
 
 __all__ = [
     "Add",
@@ -254,7 +253,7 @@ class IpsetSocket(NetlinkSocket):
         """A set as a value."""
         header, members = self._members(name)
         kind, family = cast(SetKind, header.kind), cast(Family, header.family)
-        return Set(name, kind, family, frozenset(unpack(members, member_size(kind, family))))
+        return Set.of_packed(name, kind, family, members)
 
     @exclusive
     def names(self, prefix: str) -> list[str]:

@@ -161,12 +161,7 @@ class Records(Struct, frozen=True):
 
 def pack(members: Set | Iterable[bytes]) -> bytes:
     """Packed members one after another, in any order: what a command carries."""
-    return b"".join(members.members if isinstance(members, Set) else members)
-
-
-def unpack(members: bytes, size: int) -> Iterator[bytes]:
-    """The single members of a string of them, `size` bytes each (`ruleset.member_size`)."""
-    return (members[start : start + size] for start in range(0, len(members), size))
+    return members.packed if isinstance(members, Set) else b"".join(members)
 
 
 def member_text(kind: SetKind, family: Family, member: bytes) -> str:

@@ -317,22 +317,22 @@ class _Arrays:
 
 
 def _native_set(found: Set) -> tuple[Set, Any, tuple[Any, ...]]:
-    members = b"".join(found.members)
-    slots = ffi.new("uint32_t[]", _slots(len(found.members)))
+    members, count, record = found.packed, found.entries, member_size(found.kind, found.family)
+    slots = ffi.new("uint32_t[]", _slots(count))
     native = ffi.new(
         "struct np_judge_set *",
         {
             "members": ffi.from_buffer("uint8_t[]", members),
-            "count": len(found.members),
+            "count": count,
             "slots": slots,
             "slot_count": len(slots),
             "width": 4 if found.family == 4 else 16,
-            "record": member_size(found.kind, found.family),
+            "record": record,
             "is_net": "net" in found.kind,
             "has_port": "port" in found.kind,
         },
     )
-    if len(members) != native.record * native.count or lib.np_judge_index_set(native) < 0:
+    if len(members) != record * count or lib.np_judge_index_set(native) < 0:
         raise _OtherForm
     return found, native, (members, slots)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from netpol.kernel.digests import Content, content
-from netpol.kernel.ipset import Record, Records
+from netpol.kernel.ipset import Record, Records, pack
 from netpol.model import Family
 from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, ReplaceTable, Set, ShrinkSet, Step, is_flagged, member_size
 
@@ -80,7 +80,7 @@ class SetProofs:
             if found is None:
                 self._contents.pop(name, None)
             else:
-                self._contents[name] = content(found.members, member_size(found.kind, found.family))
+                self._contents[name] = content(pack(found), member_size(found.kind, found.family))
 
     @property
     def names(self) -> frozenset[str]:
@@ -128,7 +128,7 @@ class SetProofs:
         contents = self._contents
         for step in steps:
             if isinstance(step, CreateSet):
-                contents[step.set.name] = content(step.set.members, member_size(step.set.kind, step.set.family))
+                contents[step.set.name] = content(pack(step.set), member_size(step.set.kind, step.set.family))
                 self._identities.pop(step.set.name, None)
             elif isinstance(step, DestroySet):
                 contents.pop(step.name, None)
@@ -140,7 +140,7 @@ class SetProofs:
 def _changed(found: Content | None, step: GrowSet | ShrinkSet) -> Content | None:
     if found is None or is_flagged(step.kind):
         return None
-    change = content(step.members, member_size(step.kind, step.family))
+    change = content(pack(step.members), member_size(step.kind, step.family))
     return found.plus(change) if isinstance(step, GrowSet) else found.minus(change)
 
 

@@ -60,7 +60,7 @@ class Judge:
         self._lengths = {
             name: tuple({member[_width(found)] for member in found.members})
             for name, found in ruleset.sets.items()
-            if "net" in found.kind and len(found.members) > _FEW
+            if "net" in found.kind and found.entries > _FEW
         }
         self._known: dict[bytes, bool] = {}
 
@@ -138,7 +138,7 @@ class _Near(Mapping[str, Set]):
         lengths = self._lengths.get(name)
         if lengths is None or _width(found) != len(self._packet.source):
             return found
-        return replace(found, members=frozenset(member for member in self._around(found, lengths) if member in found.members))
+        return found.with_members(frozenset(member for member in self._around(found, lengths) if member in found.members))
 
     def _around(self, found: Set, lengths: tuple[int, ...]) -> Iterator[bytes]:
         packet = self._packet

@@ -129,7 +129,7 @@ def _type(found: Set) -> tuple[str, Family]:
 
 
 def _change(want: Set, have: Set) -> Iterator[_Change]:
-    if want.members != have.members:
+    if not want.holds_same(have):
         gains = want.members - have.members
         losses = _without_flips(have.members - want.members, gains, want)
         yield _Change(want, gains, losses)

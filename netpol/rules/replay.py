@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from msgspec.structs import replace
-
 from netpol.model import Address
 from netpol.rules.ruleset import CreateSet, GrowSet, ReplaceTable, Ruleset, Set, ShrinkSet, Step, grown, is_flagged
 
@@ -52,7 +50,7 @@ class Replay:
 
 def _changed(found: Set, steps: Iterable[GrowSet | ShrinkSet]) -> Set:
     for step in steps:
-        found = grown(found, step) if isinstance(step, GrowSet) else replace(found, members=found.members - step.members)
+        found = grown(found, step) if isinstance(step, GrowSet) else found.minus(step.members)
     return found
 
 

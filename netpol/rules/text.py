@@ -73,7 +73,7 @@ def ipset_save(ruleset: Ruleset) -> str:
 
 def set_lines(found: Set) -> Iterator[str]:
     """One set as lines for `ipset restore`."""
-    size = 1 << max(6, (len(found.members) - 1).bit_length())
+    size = 1 << max(6, (found.entries - 1).bit_length())
     family = "inet" if found.family == 4 else "inet6"
     yield f"create {found.name} {found.kind} family {family} hashsize {size} maxelem {max(65536, 2 * size)}"
     yield from (f"add {found.name} {member_text(found, member)}" for member in sorted(found.members))

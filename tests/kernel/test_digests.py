@@ -82,19 +82,19 @@ addresses = st.binary(min_size=4, max_size=4)
 @given(st.sets(addresses), st.sets(addresses))
 def test_sums_follow_changes(first: set[bytes], second: set[bytes]) -> None:
     """In any order, and whether members were there from the beginning or came and went: the content is that of what is there."""
-    assert content(sorted(first), 4) == content(sorted(first, reverse=True), 4)
-    both = content(first | second, 4)
-    assert content(first, 4).plus(content(second - first, 4)) == both
-    assert both.minus(content(first, 4)) == content(second - first, 4)
-    assert (content(first, 4) == content(second, 4)) == (first == second)
+    assert content(pack(sorted(first)), 4) == content(pack(sorted(first, reverse=True)), 4)
+    both = content(pack(first | second), 4)
+    assert content(pack(first), 4).plus(content(pack(second - first), 4)) == both
+    assert both.minus(content(pack(first), 4)) == content(pack(second - first), 4)
+    assert (content(pack(first), 4) == content(pack(second), 4)) == (first == second)
 
 
 def test_a_member_twice_is_not_none(netns: int) -> None:
     """Sums, not differences: what is there twice does not vanish; and a part of a member is refused."""
-    one = content([b"abcd"], 4)
-    assert one.plus(one).sums != content([], 4).sums != one.sums
+    one = content(pack([b"abcd"]), 4)
+    assert one.plus(one).sums != content(pack([]), 4).sums != one.sums
     with pytest.raises(ValueError, match="5 bytes are no whole number of members of 4"):
-        content([b"abcde"], 4)
+        content(pack([b"abcde"]), 4)
     assert lib.np_digest_members(key(), b"", 0, 0, ffi.new("uint64_t[2]")) == -errno.EINVAL
 
 
@@ -150,8 +150,8 @@ def test_what_a_dump_is_proven_by(netns: int, kind: SetKind, family: Family, cou
         for names in (["NETPOL-a", "NETPOL-b"], ["NETPOL-a", "gone", "NETPOL-b"]):
             first, second = ipset.records(names).decoded()
             assert (first.header.name, second.header.name) == ("NETPOL-a", "NETPOL-b")
-            assert first.content == content(wanted, member_size(kind, family))
-            assert second.content == content(other, member_size(kind, family))
+            assert first.content == content(pack(wanted), member_size(kind, family))
+            assert second.content == content(pack(other), member_size(kind, family))
             assert first.header == ipset.headers()["NETPOL-a"]
         (only,) = ipset.records(["NETPOL-a"], headers_only=True).decoded()
         assert only.header == first.header
@@ -167,7 +167,7 @@ def test_many_sets_need_more_room(netns: int) -> None:
         assert ipset.names("NETPOL") == names
         found = list(ipset.records(names).decoded())
         assert [record.header.name for record in found] == names
-        assert [record.content for record in found] == [content([bytes((10, 0, 0, 1 + i))], 4) for i in range(200)]
+        assert [record.content for record in found] == [content(pack([bytes((10, 0, 0, 1 + i))]), 4) for i in range(200)]
 
 
 def test_a_set_of_ours_of_a_type_that_we_do_not_read(netns: int) -> None:
@@ -176,7 +176,7 @@ def test_a_set_of_ours_of_a_type_that_we_do_not_read(netns: int) -> None:
     run("ipset", "add", "NETPOL-x", "80")
     with IpsetSocket() as ipset:
         (record,) = ipset.records(["NETPOL-x"]).decoded()
-        assert (record.header.kind, record.header.entries, record.content) == ("bitmap:port", 1, content([], 4))
+        assert (record.header.kind, record.header.entries, record.content) == ("bitmap:port", 1, content(pack([]), 4))
 
 
 def test_errors_of_a_dump_are_the_kernels(netns: int) -> None:

@@ -200,7 +200,7 @@ LEAF = Rule(GO, source=network(A, 32), destination=network(A, 32), not_source=Tr
         pytest.param(lambda found: replace(found, sets={}), id="no sets"),
         pytest.param(lambda found: replace(found, chains={}), id="no chains"),
         pytest.param(
-            lambda found: replace(found, sets={name: replace(one, members=frozenset({b"short"})) for name, one in found.sets.items()}),
+            lambda found: replace(found, sets={name: one.with_members(frozenset({b"short"})) for name, one in found.sets.items()}),
             id="members of another form",
         ),
     ],

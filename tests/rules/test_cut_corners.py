@@ -89,10 +89,10 @@ def test_what_is_shown_of_a_set() -> None:
     """Of a large one the members around both ends, match and nomatch; of a small one, and of the other family, all."""
     large = filled("large", 4, 100)
     around = {net_member(network(IN_4, 24)), net_member(network(IN_4, 16), nomatch=True), net_member(network(B, 16))}
-    large = replace(large, members=large.members | around | {net_member(network(OUT_4, 16))})
+    large = large.with_members(large.members | around | {net_member(network(OUT_4, 16))})
     sets = {one.name: one for one in (large, filled("small", 4, 3), filled("six", 6, 100))}
     near = _Near(sets, {"large": (24, 16), "six": (64,)}, Packet(IN_4, B, TCP, 80))
-    assert near["large"] == replace(large, members=frozenset(around))
+    assert near["large"] == large.with_members(frozenset(around))
     assert near["small"] == sets["small"]
     assert near["six"] == sets["six"]
     assert (list(near), len(near)) == (list(sets), 3)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
 from netpol.model import FAMILIES, Address, Family, Network, parse_address, parse_network
 from netpol.rules.diff import diff
@@ -141,7 +140,7 @@ def test_a_set_of_another_type_that_no_rule_uses_goes_and_comes() -> None:
     other = "NETPOL4-T"
     steps = diff(
         ruleset(ips(S, A), ips(other, B)),
-        ruleset(ips(S, C), replace(NETS, name=other), chains={4: {**USES, "X": Chain("X", ())}, 6: DROPS}),
+        ruleset(ips(S, C), NETS._replace(name=other), chains={4: {**USES, "X": Chain("X", ())}, 6: DROPS}),
     )
     assert steps[:2] == (DestroySet(other), CreateSet(ips(other, B)))
     assert CreateSet(ips(ADDED, A)) in steps

@@ -86,7 +86,7 @@ def test_what_a_batch_holds(table: TableName) -> None:
     leaving = state.wanted().sets
     state.put(policy("p", "db", peers(own("api"))), pod("api", D, node=THERE))
     wanted, found, _ = state.state.pending()
-    assert found.sets == {name: structs.replace(one, members=frozenset()) for name, one in leaving.items()}
+    assert found.sets == {name: one.with_members(frozenset()) for name, one in leaving.items()}
     assert [sorted(one.members) for one in wanted.sets.values() if one.family == 4] == [[D]]
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
 from netpol.model import Address, Family, Node, Object, Pod, network
 from netpol.rules.compile import NodeState, Settings
@@ -92,7 +91,7 @@ def test_what_becomes_of_a_set(steps: tuple[Step, ...], members: set[bytes] | No
 
 def test_what_did_not_change_is_the_same_value() -> None:
     """No steps: the very ruleset; a step for one set: the very other set; a table's chains and hook are those of the last replace."""
-    start = Ruleset({}, {"s": nets(IN), "t": replace(nets(IN), name="t")}, frozenset(), "filter")
+    start = Ruleset({}, {"s": nets(IN), "t": nets(IN)._replace(name="t")}, frozenset(), "filter")
     found = Replay(start)
     found.follow(())
     assert found.ruleset() is start

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from operator import ne
 
-from netpol.model import Family, Network, parse_address, parse_network
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netpol.model import FAMILIES, Family, Network, parse_address, parse_network
 from netpol.rules.ruleset import (
     ANY_PORT,
     Connmark,
@@ -105,6 +109,53 @@ def test_a_set_that_grows(family: Family) -> None:
     assert grown(ports, more).members == more.members | {net_port_member(net, 6, 81)}
     address = Set("x", "hash:ip", family, frozenset((A4 if family == 4 else A6,)))
     assert grown(address, GrowSet("x", "hash:ip", family, frozenset((net.address,)))).members == address.members | {net.address}
+
+
+# Few bytes, so that members begin in the middle of others, too.
+few_bytes = st.integers(0, 2).map(lambda value: bytes((value,)))
+kinds: st.SearchStrategy[SetKind] = st.sampled_from(("hash:ip", "hash:net", "hash:ip,port", "hash:net,port"))
+
+
+@st.composite
+def sets_and_members(draw: st.DrawFn) -> tuple[Set, frozenset[bytes]]:
+    """A set, and members of its kind, some of which it has: a few, or many."""
+    kind, family = draw(kinds), draw(st.sampled_from(FAMILIES))
+    size = member_size(kind, family)
+    members = st.lists(few_bytes, min_size=size, max_size=size).map(b"".join)
+    return Set("x", kind, family, draw(st.frozensets(members, max_size=40))), draw(st.frozensets(members, max_size=40))
+
+
+@given(sets_and_members())
+def test_members_that_come_and_go(drawn: tuple[Set, frozenset[bytes]]) -> None:
+    """A set in one piece holds what a frozenset would, each member once; what it was before stays as it was."""
+    found, members = drawn
+    had = found.members
+    for made, expected in (
+        (found.plus(members), had | members),
+        (found.minus(members), had - members),
+        (found.plus(members).minus(had), members - had),
+        (found.minus(frozenset(list(had)[:3])), had - frozenset(list(had)[:3])),
+        (found.with_members(members), members),
+    ):
+        assert made.members == frozenset(made.each()) == expected
+        assert made.entries == len(expected)
+        assert made == Set("x", found.kind, found.family, expected)
+    assert found.members == frozenset(found.each()) == had
+
+
+def test_sets_are_equal_by_what_they_hold() -> None:
+    """The order of the members in the piece is no matter; name, type, family and members are."""
+    one, other = (Set.of_packed("x", "hash:ip", 4, packed) for packed in (b"aaaabbbb", b"bbbbaaaa"))
+    assert one == other
+    assert ne(one, other) is False  # a tuple has one of its own
+    assert hash(one) == hash(other)
+    assert one.holds_same(other._replace(name="y"))
+    assert one != other._replace(name="y")
+    assert one != other._replace(packed=b"aaaacccc")
+    assert one != other._replace(packed=b"aaaa")
+    assert one != ("x", "hash:ip", 4, b"aaaabbbb")
+    assert one != Set.of_packed("x", "hash:ip,port", 4, b"aaaabbbb")
+    assert repr(Set("x", "hash:ip", 4, frozenset((b"aaaa",)))) == "Set('x', 'hash:ip', 4, frozenset({b'aaaa'}))"
 
 
 def test_defaults_are_those_of_iptables() -> None:

@@ -15,10 +15,10 @@ from netpol.rules.compile.selections import (
     as_set,
     content_hash,
     covers,
-    members,
     members_at,
     queries_of,
     set_name,
+    whole_set,
 )
 from netpol.rules.compile.skeleton import Settings, closed, gate, skeleton
 from netpol.rules.ruleset import (
@@ -222,9 +222,11 @@ def test_all_members() -> None:
     cluster.put(Pod("ns", "p", (("app", "web"),), addresses=(A, A6), ports=PORTS))
     cluster.put(Pod("ns", "q", (("app", "db"),), addresses=(C,), ports=PORTS[:1]))
     cluster.put(Pod("ns", "r", (("app", "api"),), addresses=(B,), ports=PORTS[2:]))
-    assert members(WEBS, 4, cluster) == {A, B}
-    assert members(WEBS, 6, cluster) == {A6}
-    assert members(BLOCK, 4, cluster) == {net_member(net, nomatch) for net, nomatch in PREFIXES}
-    assert members(SQL, 4, cluster) == MEMBERS
-    assert members(SQL, 6, cluster) == {port_member(A6, TCP, 3306), port_member(A6, TCP, 3307)}
-    assert members(SQL_INSIDE, 4, cluster) == {*MEMBERS, port_member(C, TCP, 3306)}
+    assert whole_set(WEBS, 4, cluster).members == {A, B}
+    assert whole_set(WEBS, 6, cluster).members == {A6}
+    twice = whole_set(PodSelection((own("web"), EVERYONE)), 4, cluster)
+    assert (twice.members, twice.entries) == ({A, B, C}, 3)
+    assert whole_set(BLOCK, 4, cluster).members == {net_member(net, nomatch) for net, nomatch in PREFIXES}
+    assert whole_set(SQL, 4, cluster).members == MEMBERS
+    assert whole_set(SQL, 6, cluster).members == {port_member(A6, TCP, 3306), port_member(A6, TCP, 3307)}
+    assert whole_set(SQL_INSIDE, 4, cluster).members == {*MEMBERS, port_member(C, TCP, 3306)}

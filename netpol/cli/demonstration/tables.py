@@ -232,7 +232,7 @@ def kernel(report: Report, every: bool) -> Iterator[RenderableType]:
         table = _columns("set", "type", "size", "members", right="size")
         sets = sorted(report.held.sets.values(), key=lambda one: (one.family, one.kind, sorted(one.members)))
         for one in sets if every else sets[:SETS]:
-            table.add_row(one.name, one.kind, str(len(one.members)), _members(one))
+            table.add_row(one.name, one.kind, str(one.entries), _members(one))
         yield _inset(Text())
         yield _inset(table)
         if not every and len(sets) > SETS:

@@ -17,7 +17,7 @@ from msgspec import Struct
 from netpol.model import DIRECTIONS, FAMILIES, Address, Direction, Family, Network, Pod, Policy, Query, family_of
 from netpol.policy.cluster import Change, Cluster, Move
 from netpol.rules.compile.classes import ClassChain, class_chain, named_ports
-from netpol.rules.compile.selections import PortSelection, Selection, as_set, members, members_at, queries_of, set_name
+from netpol.rules.compile.selections import PortSelection, Selection, as_set, members_at, queries_of, set_name, whole_set
 from netpol.rules.compile.skeleton import Settings, skeleton
 from netpol.rules.compile.tree import scope, tree
 from netpol.rules.ruleset import Chain, Ruleset, Set
@@ -256,7 +256,7 @@ class NodeState:
         return frozenset(found)
 
     def _full(self, live: _LiveSet) -> Set:
-        return as_set(live.selection, live.family, members(live.selection, live.family, self.cluster))
+        return whole_set(live.selection, live.family, self.cluster)
 
     def _touched_now(self, live: _LiveSet) -> frozenset[bytes]:
         size = 4 if live.family == 4 else 16

@@ -54,7 +54,7 @@ def set_name(selection: Selection, family: Family) -> str:
 
 
 def queries_of(selection: Selection) -> tuple[Query, ...]:
-    """The queries that must be registered for `members_at` and `members` to be right."""
+    """The queries that must be registered for `members_at` and `whole_set` to be right."""
     if isinstance(selection, BlockSelection):
         return ()
     if isinstance(selection, PortSelection) and selection.prefixes:
@@ -78,24 +78,30 @@ def members_at(selection: Selection, address: Address, standing: Standing | None
     )
 
 
-def members(selection: Selection, family: Family, cluster: Cluster) -> frozenset[bytes]:
-    """All members now. The selection's queries are registered with the cluster's index."""
-    if isinstance(selection, BlockSelection):
-        return frozenset(net_member(net, nomatch) for net, nomatch in selection.prefixes)
-    if isinstance(selection, PodSelection):
-        width = 4 if family == 4 else 16
-        return frozenset().union(*[cluster.addresses(query, width) for query in selection.queries])
-    everywhere = queries_of(selection)
-    return frozenset(
-        member
-        for address, pod in _addresses(cluster, everywhere, family)
-        for member in members_at(selection, address, Standing(pod, cluster.queries(pod)))
-    )
-
-
 def as_set(selection: Selection, family: Family, content: frozenset[bytes]) -> Set:
     """The set of a selection with the given members."""
     return Set(set_name(selection, family), KINDS[type(selection)], family, content)
+
+
+def whole_set(selection: Selection, family: Family, cluster: Cluster) -> Set:
+    """The set of a selection with all its members now. The selection's queries are registered with the cluster's index."""
+    return Set.of_packed(set_name(selection, family), KINDS[type(selection)], family, b"".join(_members(selection, family, cluster)))
+
+
+def _members(selection: Selection, family: Family, cluster: Cluster) -> Iterable[bytes]:
+    """Each once."""
+    if isinstance(selection, BlockSelection):
+        return {net_member(net, nomatch) for net, nomatch in selection.prefixes}
+    if isinstance(selection, PodSelection):
+        width = 4 if family == 4 else 16
+        found = [cluster.addresses(query, width) for query in selection.queries]
+        # One query selects an address once; several may select the same.
+        return found[0] if len(found) == 1 else set().union(*found)
+    return {
+        member
+        for address, pod in _addresses(cluster, queries_of(selection), family)
+        for member in members_at(selection, address, Standing(pod, cluster.queries(pod)))
+    }
 
 
 def covers(prefixes: Prefixes, address: Address) -> bool:
