@@ -1,6 +1,7 @@
 """The cases of ipset: filling, changing, swapping, destroying and reading a set, beside `ipset` and pyroute2.
 
-Ours starts from a frozenset of packed members and a socket that is open, which is what the agent has; a program starts from a file of
+Ours starts from a set as a value, whose members lie packed in one piece in any order, and a socket that is open, which is what the
+agent has; a program starts from a file of
 its own format, or from its arguments; pyroute2 from texts and an open socket. `ipset restore` is measured twice, as most people
 write the file (no hashsize, so that the kernel doubles the hash again and again) and with the hash right-sized.
 """
@@ -11,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from netpol.bench import peers
 from netpol.bench.measure import BenchError, Case, Contender, Contest
@@ -53,7 +56,8 @@ def swap(row: str, count: int, pairs: int) -> Case:
 
 
 def leave(row: str, count: int, share: int, pairs: int) -> Case:
-    """Of `count` members `share` percent leave a live set; beside a set of those that stay, made and swapped into its place."""
+    """Of `count` members `share` percent leave a live set; beside a set of those that stay, made and swapped into its place, and beside
+    deleting each."""
     return Case(row, pairs, partial(_leave, count, share))
 
 
@@ -212,7 +216,9 @@ def _swap(count: int, directory: Path) -> Iterator[Contest]:
 def _leave(count: int, share: int, directory: Path) -> Iterator[Contest]:
     members = sorted(scattered_addresses(count))
     gone, stay = members[: count * share // 100], members[count * share // 100 :]
-    step = ShrinkSet(NAME, "hash:ip", 4, frozenset(gone))
+    left = Set(NAME, "hash:ip", 4, frozenset(stay))
+    deletion = ShrinkSet(NAME, "hash:ip", 4, frozenset(gone))
+    step = replace(deletion, left=left) if len(stay) < len(gone) else deletion
     with Kernel() as kernel, IpsetSocket() as ipset:
 
         def prepare() -> None:
@@ -227,7 +233,10 @@ def _leave(count: int, share: int, directory: Path) -> Iterator[Contest]:
             ipset.run([Create(OTHER, "hash:ip", 4, pack(stay))])
             ipset.run([Swap(OTHER, NAME), Destroy(OTHER)])
 
-        others = {"a set swapped in": Contender(prepare, swapped, verify)}
+        others = {
+            "a set swapped in": Contender(prepare, swapped, verify),
+            "each deleted": Contender(prepare, partial(kernel.apply, [deletion]), verify),
+        }
         yield Contest(Contender(prepare, partial(kernel.apply, [step]), verify), others, lambda: kernel.calls)
 
 

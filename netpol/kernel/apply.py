@@ -2,8 +2,8 @@
 
 Steps are done in their order; neighbouring changes of sets travel together in one send, but nothing together with growth. A step that
 fails raises and leaves those before it in force; the caller reads back what there is and plans anew. Two things are no failures: a set
-that is destroyed last and that somebody else uses is told, and a set that is full is exchanged for a larger one. Chains are encoded
-once and kept as long as they are wanted.
+that is destroyed last and that somebody else uses is told, and a set that is full is exchanged for a larger one. One of which most
+members leave is exchanged for what is left. Chains are encoded once and kept as long as they are wanted.
 
 Looking whether somebody else changed something comes in three depths, each of which is taken only where the one before gives cause:
 - `touched`: what the kernel says about each table in one call, and about few sets by their headers. Right whenever it says yes; it
@@ -18,6 +18,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from netpol.errors import KernelError, MalformedKernelData, Unsupported
 from netpol.kernel.blocks import NO_SETS, EncodedChain, SetNumbers
@@ -42,6 +44,7 @@ from netpol.rules.ruleset import (
     ReplaceTable,
     Ruleset,
     Set,
+    ShrinkSet,
     Step,
     TableName,
     beside,
@@ -56,8 +59,8 @@ MANY = 64
 # Up to so many members of ours, and so many sets, their headers are looked at with the tables: that walks every bucket of each.
 GLANCE_MEMBERS, GLANCE_SETS = 20_000, 64
 
-# The letter of the set that takes a full one's place, by `beside`.
-LARGER = "x"
+# The letter of the set that takes another one's place, by `beside`.
+OTHER = "x"
 
 Counters = Mapping[str, Counts]
 
@@ -143,6 +146,11 @@ class Kernel(Closing):
                 batch = []
                 self._replace(step)
                 continue
+            if isinstance(step, ShrinkSet) and step.left is not None:
+                self._run(batch)
+                self._run([step])
+                batch = []
+                continue
             # A command that fails does not stop those behind it in a send: nothing narrows before it is known that what widens is done.
             if batch and type(step) is not type(batch[-1]) and GrowSet in (type(step), type(batch[-1])):
                 self._run(batch)
@@ -171,6 +179,8 @@ class Kernel(Closing):
 
         The first error is that of the first command that failed: those before it have done what they should.
         """
+        if isinstance(steps[0], ShrinkSet) and steps[0].left is not None:
+            return [self._leave(steps[0], steps[0].left)], {}
         few = sum(isinstance(step, CreateSet) for step in steps) <= MANY
         try:
             return steps, self._ipset.run([_command(step) for step in steps], numbered=few)
@@ -194,12 +204,27 @@ class Kernel(Closing):
         else:
             return step
         larger = grown(self._ipset.read(step.name), step)
-        aside = larger._replace(name=beside(step.name, LARGER))
+        self._exchange(larger)
+        return CreateSet(larger)
+
+    def _leave(self, step: ShrinkSet, left: Set) -> Step:
+        """Members leave a set of which less is left: that is made and takes its place. Where this does not go (somebody lists one of the
+        two just now, another set is in the way), they are deleted. The step that tells what was done."""
+        try:
+            self._exchange(left)
+        except KernelError:
+            self._ask_numbers()
+            self._ipset.run([_command(step)])
+            return replace(step, left=None)
+        return CreateSet(left)
+
+    def _exchange(self, new: Set) -> None:
+        """Makes a set and lets it take the place of the one of this name and type: rules that use the name see the new members at once."""
+        aside = new._replace(name=beside(new.name, OTHER))
         if self._sets.get(aside.name) is not None:
             self._ipset.run([Destroy(aside.name)])
         self._ipset.run([_command(CreateSet(aside))])
-        self._ipset.run([Swap(aside.name, step.name), Destroy(aside.name)])
-        return CreateSet(larger)
+        self._ipset.run([Swap(aside.name, new.name), Destroy(aside.name)])
 
     def _follow_numbers(self, steps: Sequence[Step], numbers: Mapping[str, int]) -> None:
         # Of a set that is destroyed and made, or the reverse, the last counts.

@@ -98,6 +98,10 @@ class Cluster:
                     if self._holders.get(address) is pod:
                         yield address, pod
 
+    def size(self, query: Query) -> int:
+        """How many pods a registered query selects; some may hold no address."""
+        return sum(len(profile.names) for profile in self.index.selected(query))
+
     def addresses(self, query: Query, width: int) -> list[Address]:
         """The same without the pods: addresses of so many bytes."""
         found: list[Address] = []

@@ -50,7 +50,7 @@ class Replay:
 
 def _changed(found: Set, steps: Iterable[GrowSet | ShrinkSet]) -> Set:
     for step in steps:
-        found = grown(found, step) if isinstance(step, GrowSet) else found.minus(step.members)
+        found = grown(found, step) if isinstance(step, GrowSet) else step.left or found.minus(step.members)
     return found
 
 

@@ -431,13 +431,15 @@ class Set(_PackedSet):
 class Ruleset(Struct, frozen=True):
     """netpol's part of one table of the kernel, both families, and the sets its rules use.
 
-    chains -- for each family: name -> chain; hooked -- the families whose FORWARD begins with `-j NETPOL`; sets -- name -> set.
+    chains -- for each family: name -> chain; hooked -- the families whose FORWARD begins with `-j NETPOL`; sets -- name -> set;
+    whole -- where a ruleset holds live sets in part, the names of those that are here with all their members.
     """
 
     chains: Mapping[Family, Mapping[str, Chain]]
     sets: Mapping[str, Set]
     hooked: frozenset[Family] = frozenset()
     table: TableName = "mangle"
+    whole: frozenset[str] = frozenset()
 
 
 # -- steps: what `netpol.rules.diff` plans and `netpol.kernel.apply` does ------------------------------------------------
@@ -476,12 +478,17 @@ class ReplaceTable(Struct, frozen=True, tag=True):
 
 
 class ShrinkSet(Struct, frozen=True, tag=True):
-    """Members that a live set loses."""
+    """Members that a live set loses; with what is `left` of it where more go than stay."""
 
     name: str
     kind: SetKind
     family: Family
     members: frozenset[bytes]
+    left: Set | None = None
+
+
+# So many members at least go out of a set before it is worth while to ask how many stay.
+MANY_GO = 1024
 
 
 class DestroySet(Struct, frozen=True, tag=True):

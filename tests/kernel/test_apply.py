@@ -362,6 +362,51 @@ def test_what_a_killed_exchange_left_is_no_obstacle(netns: int) -> None:
         assert {name: len(found.members) for name, found in kernel.read().sets.items()} == {"NETPOL4-full": 4}
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("kind", "member"), FULL.values(), ids=FULL)
+@pytest.mark.parametrize("hindered", [False, True], ids=["exchanged", "deleted"])
+def test_what_most_members_leave_is_exchanged(
+    netns: int, kind: SetKind, member: Callable[[Family, int], bytes], family: Family, hindered: bool
+) -> None:
+    """The rule goes on with the same number and sees what is left in a set of its own size. Where another set is in the way they are
+    deleted. What comes before in the batch is done before, and what comes after it after."""
+    name = f"NETPOL{family}-many"
+    small, new = (Set(f"NETPOL{family}-{which}", kind, family, frozenset((member(family, 1),))) for which in ("small", "new"))
+    old, left = (frozenset(member(family, number) for number in range(count)) for count in (200, 10))
+    chains = {ROOT: Chain(ROOT, (Rule(DROP, (SetMatch(name, BOTH if "port" in kind else BOTH[:1]),)),))}
+    if hindered:
+        run("ipset", "create", f"NETPOL{family}xmany", "hash:net")
+        run("ipset", "create", "other", "list:set")
+        run("ipset", "add", "other", f"NETPOL{family}xmany")
+    with Kernel() as kernel, IpsetSocket() as ipset:
+        kernel.read()
+        kernel.apply([CreateSet(Set(name, kind, family, old)), CreateSet(small), ReplaceTable(family, "mangle", chains, True)])
+        before = ipset.headers()[name]
+        kernel.apply(
+            [
+                ShrinkSet(small.name, kind, family, small.members),
+                ShrinkSet(name, kind, family, old - left, Set(name, kind, family, left)),
+                CreateSet(new),
+            ]
+        )
+        after = ipset.headers()[name]
+        assert (after.index, after.references, after.entries) == (before.index, 1, 10)
+        assert (before.hashsize, after.hashsize) == (256, 256 if hindered else 64)
+        if not hindered:
+            assert name not in kernel.look().sets
+        assert set(ipset.names("NETPOL")) == {name, small.name, new.name, *([f"NETPOL{family}xmany"] if hindered else [])}
+        assert len(run("ipset", "save", name).splitlines()) == 11
+        found = kernel.read()
+        assert found.chains[family] == chains
+        assert [found.sets[one] for one in (name, small.name, new.name)] == [
+            Set(name, kind, family, left),
+            small.with_members(frozenset()),
+            new,
+        ]
+        kernel.apply([GrowSet(name, kind, family, old)])
+        assert ipset.read(name).members == old
+
+
 def test_nothing_narrows_before_what_widens_is_done(netns: int) -> None:
     """A growth that the kernel refuses leaves the members that were to go where they are."""
     with Kernel() as kernel:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from netpol.model import FAMILIES, Address, Family, Network, parse_address, parse_network
 from netpol.rules.diff import diff
@@ -333,3 +334,17 @@ def test_the_steps_lead_from_found_to_wanted(wanted: Ruleset, found: Ruleset, lo
     assert now.sets == wanted.sets
     for family in FAMILIES:
         assert now.chains.get(family, {}) == wanted.chains.get(family, {})
+
+
+@pytest.mark.parametrize(
+    ("leave", "stay", "is_whole", "says"),
+    [(1024, 1023, True, True), (1024, 1024, True, False), (1023, 0, True, False), (5000, 1, True, True), (5000, 1, False, False)],
+)
+def test_what_is_left_of_a_set_that_most_leave(leave: int, stay: int, is_whole: bool, says: bool) -> None:
+    """The step says it where 1,024 go and fewer stay, of a set that is known to be here as a whole."""
+    gone, left = (
+        frozenset((start + number).to_bytes(4, "big") for number in range(count)) for start, count in ((0, leave), (1 << 24, stay))
+    )
+    wanted = replace(ruleset(Set(S, "hash:ip", 4, left)), whole=frozenset({S} if is_whole else ()))
+    (step,) = diff(wanted, ruleset(Set(S, "hash:ip", 4, gone | left)))
+    assert step == ShrinkSet(S, "hash:ip", 4, gone, Set(S, "hash:ip", 4, left) if says else None)

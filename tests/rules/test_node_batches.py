@@ -7,7 +7,7 @@ from msgspec import structs
 
 from netpol.model import FAMILIES, TCP, ContainerPort, NamedPort, Object, Pod, Policy
 from netpol.rules.compile import Settings
-from netpol.rules.ruleset import EGRESS, INGRESS, GrowSet, Set, TableName
+from netpol.rules.ruleset import EGRESS, INGRESS, GrowSet, Set, ShrinkSet, TableName
 from tests.rules.watched import THERE, A, B, C, D, Watched, app, class_chains, own, peers, pod, policy, port
 
 SQL = peers(own("db"), ports=(NamedPort(TCP, "sql"),))
@@ -157,3 +157,22 @@ def test_a_class_of_egress_does_not_look_at_the_ports_of_its_pods() -> None:
     state = Watched(pod("db1", A, ports=ports[0]), pod("db2", B, ports=ports[1]), both)
     state.steps()
     assert sorted(key.direction for key in state.state._classes) == ["egress", "ingress", "ingress"]
+
+
+@pytest.mark.parametrize(("go", "stay"), [(1024, 1000), (1024, 1024), (1023, 0), (3000, 10)])
+def test_a_set_that_most_members_leave(go: int, stay: int) -> None:
+    """All of it is in the batch, before and after, where many go and fewer stay: so the step can say what is left. Who comes meanwhile
+    comes as ever."""
+    pods = [pod(f"web{number}", (0x0A800000 + number).to_bytes(4, "big"), node=THERE) for number in range(go + stay)]
+    state = Watched(pod("db", A), policy("p", "db", peers(own("web"))), *pods)
+    state.steps()
+    for one in pods[:go]:
+        state.drop(Pod, one.name)
+    state.put(pod("web", B, node=THERE))
+    grow, shrink = state.steps()
+    assert isinstance(grow, GrowSet)
+    assert isinstance(shrink, ShrinkSet)
+    assert grow.members == {B}
+    assert len(shrink.members) == go
+    left = {B, *(one.addresses[0] for one in pods[go:])}
+    assert (shrink.left.members if shrink.left is not None else None) == (left if go >= 1024 and len(left) < go else None)

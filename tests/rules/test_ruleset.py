@@ -5,7 +5,7 @@ from __future__ import annotations
 from operator import ne
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from netpol.model import FAMILIES, Family, Network, parse_address, parse_network
@@ -111,7 +111,6 @@ def test_a_set_that_grows(family: Family) -> None:
     assert grown(address, GrowSet("x", "hash:ip", family, frozenset((net.address,)))).members == address.members | {net.address}
 
 
-# Few bytes, so that members begin in the middle of others, too.
 few_bytes = st.integers(0, 2).map(lambda value: bytes((value,)))
 kinds: st.SearchStrategy[SetKind] = st.sampled_from(("hash:ip", "hash:net", "hash:ip,port", "hash:net,port"))
 
@@ -125,6 +124,9 @@ def sets_and_members(draw: st.DrawFn) -> tuple[Set, frozenset[bytes]]:
     return Set("x", kind, family, draw(st.frozensets(members, max_size=40))), draw(st.frozensets(members, max_size=40))
 
 
+# Bytes of a member that lie across two others; and again in its own place behind them.
+@example((Set.of_packed("x", "hash:ip", 4, b"aabbccdd"), frozenset((b"bbcc",))))
+@example((Set.of_packed("x", "hash:ip", 4, b"aabbccddbbcc"), frozenset((b"bbcc",))))
 @given(sets_and_members())
 def test_members_that_come_and_go(drawn: tuple[Set, frozenset[bytes]]) -> None:
     """A set in one piece holds what a frozenset would, each member once; what it was before stays as it was."""

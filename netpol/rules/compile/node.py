@@ -20,7 +20,7 @@ from netpol.rules.compile.classes import ClassChain, class_chain, named_ports
 from netpol.rules.compile.selections import PortSelection, Selection, as_set, members_at, queries_of, set_name, whole_set
 from netpol.rules.compile.skeleton import Settings, skeleton
 from netpol.rules.compile.tree import scope, tree
-from netpol.rules.ruleset import Chain, Ruleset, Set
+from netpol.rules.ruleset import MANY_GO, Chain, Ruleset, Set
 
 Key = tuple[str, str]
 _Resolution = tuple[tuple[tuple[int, str], tuple[int, ...]], ...]  # named ports, and their numbers
@@ -211,21 +211,28 @@ class NodeState:
     def pending(self) -> tuple[Ruleset, Ruleset, frozenset[Address]]:
         """What `diff` takes: (wanted, found) as far as they can differ since `applied`, and the addresses of isolated pods here.
 
-        Of the two rulesets: all chains, new and leaving sets, and the members that were touched.
+        Of the two rulesets: all chains, new and leaving sets, and the members that were touched; all members of a set of which
+        more go than stay.
         """
         self._settle()
         wanted: dict[str, Set] = {}
         found: dict[str, Set] = {}
+        whole: set[str] = set()
         for live in self._sets.values():
             if live.new:
                 wanted[live.name] = self._full(live)
             elif live.touched:
-                found[live.name] = as_set(live.selection, live.family, frozenset(m for m, was in live.touched.items() if was))
-                wanted[live.name] = as_set(live.selection, live.family, self._touched_now(live))
+                before = as_set(live.selection, live.family, frozenset(m for m, was in live.touched.items() if was))
+                after = as_set(live.selection, live.family, self._touched_now(live))
+                if self._is_less(live, before, after):
+                    whole.add(live.name)
+                    full = self._full(live)
+                    before, after = full.minus(after.members).plus(before.members), full
+                found[live.name], wanted[live.name] = before, after
         for live in self._leaving.values():
             found[live.name] = as_set(live.selection, live.family, frozenset())
         return (
-            Ruleset(self._chains, wanted, frozenset(FAMILIES), self.settings.table),
+            Ruleset(self._chains, wanted, frozenset(FAMILIES), self.settings.table, frozenset(whole)),
             Ruleset(self._applied, found, frozenset(self._applied), self.settings.table),
             self._isolated,
         )
@@ -258,12 +265,17 @@ class NodeState:
     def _full(self, live: _LiveSet) -> Set:
         return whole_set(live.selection, live.family, self.cluster)
 
+    def _is_less(self, live: _LiveSet, before: Set, after: Set) -> bool:
+        """Whether many members of a set went, by those that were touched, and fewer than those are left."""
+        if before.entries < MANY_GO:
+            return False
+        gone = len(before.members - after.members)
+        return gone >= MANY_GO and sum(map(self.cluster.size, queries_of(live.selection))) < gone
+
     def _touched_now(self, live: _LiveSet) -> frozenset[bytes]:
         size = 4 if live.family == 4 else 16
-        now: frozenset[bytes] = frozenset()
-        for address in {member[:size] for member in live.touched}:
-            now |= members_at(live.selection, address, self.cluster.standing(address))
-        return now
+        addresses = {member[:size] for member in live.touched}
+        return frozenset(member for address in addresses for member in members_at(live.selection, address, self.cluster.standing(address)))
 
     # -- structure -----------------------------------------------------------------------------------------------------
 
