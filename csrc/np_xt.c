@@ -274,6 +274,35 @@ int np_xt_normalise(uint8_t *blob, size_t size, int family, uint8_t *counters, s
     return (int)count;
 }
 
+/* Whether `found`, a table as the kernel handed it out, is `left`, of the same size and of the form that np_xt_split takes: but for what the
+ * kernel fills in by itself, and np_xt_normalise clears, the bytes are the same. Returns 1 or 0, or -EBADMSG when `left` has no such form. */
+int np_xt_same(const uint8_t *left, const uint8_t *found, size_t size, int family)
+{
+    struct np_xt_sizes sizes;
+    size_t from = 0;
+
+    if (size > INT32_MAX || np_xt_sizes(family, &sizes) < 0)
+        return -EINVAL;
+    for (size_t offset = 0; offset < size;) {
+        const size_t comefrom = offset + sizes.comefrom_at, counters = offset + sizes.counters_at;
+        uint32_t next;
+
+        if (size - offset < sizes.entry)
+            return -EBADMSG;
+        next = np_u16(left + offset + sizes.target_offset_at + 2);
+        if (next < sizes.entry || next > size - offset)
+            return -EBADMSG;
+        if (memcmp(left + from, found + from, comefrom - from) != 0)
+            return 0;
+        from = comefrom + sizeof(unsigned int);
+        if (memcmp(left + from, found + from, counters - from) != 0)
+            return 0;
+        from = counters + sizeof(struct xt_counters);
+        offset += next;
+    }
+    return memcmp(left + from, found + from, size - from) == 0;
+}
+
 /* Copies chains that stand one behind the other, as they stand when the first of them begins at `offset` and its first entry has the
  * index `first`. Returns 0. */
 int np_xt_place(const struct np_xt_chain *chains, size_t count, uint32_t offset, uint32_t first,

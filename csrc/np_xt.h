@@ -83,6 +83,7 @@ int np_xt_split(const uint8_t *blob, size_t size, int family, const struct np_xt
                 struct np_xt_chain *chains, size_t chain_room, struct np_xt_jump *jumps, size_t jump_room,
                 uint32_t *jump_count, uint32_t *where);
 int np_xt_normalise(uint8_t *blob, size_t size, int family, uint8_t *counters, size_t room);
+int np_xt_same(const uint8_t *left, const uint8_t *found, size_t size, int family);
 int np_xt_place(const struct np_xt_chain *chains, size_t count, uint32_t offset, uint32_t first,
                 struct np_xt_chain *out);
 int np_xt_users(const uint8_t *blob, size_t size, int family, const struct np_xt_chain *chains, size_t chain_count,

@@ -82,7 +82,10 @@ class _Written(NamedTuple):
         known, encoded = self.chains, self.encoded
         if not known:
             return {}
-        return {name: encoded[name] for name, chain in chains.items() if known.get(name) == chain and encoded[name].is_of(sets)}
+        same = {name: encoded[name] for name, chain in chains.items() if known.get(name) == chain}
+        if not any(block.outdated(sets) for block in {chain.block for chain in same.values()}):
+            return same
+        return {name: chain for name, chain in same.items() if chain.is_of(sets)}
 
 
 class Kernel(Closing):

@@ -7,7 +7,8 @@ Of the bytes only the verdicts of jumps ever change: they say where in a table t
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import repeat
 from struct import Struct as Layout
 from typing import Any, NamedTuple
@@ -78,6 +79,10 @@ class SetNumbers:
     def get(self, name: str) -> int | None:
         return self._numbers.get(name)
 
+    def changes(self, sets: SetNumbers) -> AbstractSet[tuple[str, int]]:
+        """The sets, with their numbers, that have other numbers in `sets`, or are not there."""
+        return self._numbers.items() - sets._numbers.items()
+
 
 NO_SETS = SetNumbers({})
 
@@ -101,19 +106,16 @@ class Block:
         self.margin, self._kept = margin, kept
         self._outdated: tuple[SetNumbers, Collection[int]] = sets, ()
 
-    def with_sets(self, sets: SetNumbers) -> Block:
-        """The same bytes, which have the numbers of these sets in them."""
-        return Block(self.family, self.names, self.targets, sets, self.arrays, self._kept)
-
-    @property
-    def arrays(self) -> Arrays:
-        return Arrays(self.native, self.size, self.chains, self.jumps, self.jump_count)
+    def numbered(self, sets: SetNumbers) -> Block:
+        """The block itself: its bytes have the numbers of these sets in them."""
+        self.sets, self._outdated = sets, (sets, ())
+        return self
 
     def outdated(self, sets: SetNumbers) -> Collection[int]:
         """The chains, by number, that match a set which has another number by now, or is no more."""
         known, found = self._outdated
         if known is not sets:
-            found = self._matching([number for name, number in self.sets.pairs if sets.get(name) != number])
+            found = self._matching([number for _, number in self.sets.changes(sets)])
             self._outdated = sets, found
         return found
 
@@ -133,6 +135,10 @@ class Block:
         """A struct np_xt_view of it, for as long as the block lives."""
         arrays = {"blob": self.native, "size": self.size, "chains": self.chains, "chain_count": len(self.names)}
         return ffi.new("struct np_xt_view *", {**arrays, "jumps": self.jumps, "jump_count": self.jump_count, "entries": entries})
+
+    def all_jumps(self) -> Iterator[tuple[int, int, int]]:
+        """The same of all jumps as `jumps_between` has of some."""
+        return _JUMP.iter_unpack(ffi.buffer(self.jumps, self.jump_count * _JUMP.size))
 
     def jumps_between(self, start: int, end: int) -> list[tuple[int, int, int]]:
         """(offset of the verdict, offset of the entry, place among the targets or -1) of the jumps in a part of the bytes."""
@@ -195,12 +201,12 @@ class Assembly:
     """Chains out of other blocks, as they are being put end to end, and then a new block of them.
 
     names -- of all chains that come, in order: built-in ones, `built_in` of them, stand first, and no jump goes there; beyond -- names of
-    others that jumps may go to.
+    others that jumps may go to. number -- where each chain stands that a jump may go to.
     """
 
     def __init__(self, family: Family, names: Sequence[str], built_in: int = 0, beyond: Iterable[str] = ()) -> None:
         self._family, self._names, self._targets = family, names, [*names, *beyond]
-        self._number = {name: i for i, name in enumerate(self._targets[built_in:], built_in)}
+        self.number = dict(zip(self._targets[built_in:], range(built_in, len(self._targets)), strict=True))
         self._parts: list[tuple[Block, int, int] | tuple[bytes, Jumps]] = []
         self._chains, self._chain_count = _allocate("struct np_xt_chain[]", len(names)), 0
         self._size = self._first = 0
@@ -247,6 +253,11 @@ class Assembly:
         if block is not None:
             self._run = block, first, end
 
+    def add_run(self, block: Block, first: int, end: int) -> None:
+        """Whole chains that stand one behind the other in a block, by number."""
+        self._end_run()
+        self._run = block, first, end
+
     def _end_run(self) -> None:
         if not self._run:
             return
@@ -281,7 +292,7 @@ class Assembly:
             else:
                 data, own_jumps = part
                 for at, to in own_jumps:
-                    jumps[count] = (where + at, where, self._number[to] if to else -1)
+                    jumps[count] = (where + at, where, self.number[to] if to else -1)
                     count += 1
                 ffi.memmove(native + where, data, len(data))
                 where += len(data)
@@ -303,7 +314,7 @@ class Assembly:
         return own + head, own
 
     def _renumbered(self, block: Block) -> list[int]:
-        return list(map(self._number.get, block.targets, repeat(-1)))
+        return list(map(self.number.get, block.targets, repeat(-1)))
 
 
 def gathered(block: Block, numbers: Mapping[str, int], sets: SetNumbers) -> dict[str, EncodedChain]:
@@ -311,5 +322,5 @@ def gathered(block: Block, numbers: Mapping[str, int], sets: SetNumbers) -> dict
     names = sorted(numbers, key=lambda name: numbers[name])
     assembly = Assembly(block.family, names, beyond=[name for name in block.targets if name not in numbers])
     assembly.add(*[EncodedChain(block, numbers[name]) for name in names])
-    found = assembly.finish().with_sets(sets)
+    found = assembly.finish().numbered(sets)
     return {name: EncodedChain(found, number) for number, name in enumerate(names)}

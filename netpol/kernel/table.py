@@ -21,6 +21,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property, partial
 from heapq import merge
+from itertools import repeat
 from struct import Struct as Packing
 from types import MappingProxyType
 from typing import Any
@@ -42,8 +43,7 @@ COUNTER = 16  # bytes: packets and bytes, 64 bits each
 
 _allocate = ffi.new_allocator(should_clear_after_alloc=False)
 _COUNTS = Packing("=QQ")
-_CHAIN = Packing("=32siIIII")
-_JUMP = Packing("=IIi")
+_NAME, _CHAIN = Packing("=32si16x"), Packing("=32xiIIII")  # struct np_xt_chain: the name, and the rest
 _REPLACE: int = ffi.sizeof("struct np_xt_replace")
 NOBODY: Mapping[int, int | None] = MappingProxyType({})
 _VERDICT = 8  # bytes of a standard target behind its header
@@ -58,7 +58,7 @@ _HOOK_RULE = {
 Shape = tuple[int, ...]
 
 
-def _let_go(array: Any, pointer: Any) -> None:
+def _let_go(owner: object, pointer: Any) -> None:
     """Nothing: that it knows the array is what it is for."""
 
 
@@ -84,53 +84,33 @@ class Span(Struct, frozen=True):
     first: int
 
 
-class Snapshot:
-    """A table as the kernel handed it out.
+class Table:
+    """A table, read or written.
 
-    blob -- its entries, cleared of counters, as a buffer whose slices are bytes; spans -- its chains in order; counters -- packed (packets,
-    bytes) of every entry. MalformedKernelData when the bytes do not have the form that every writer of tables gives them.
+    family, table -- which one; block -- its chains in order, the built-in ones among them; shape -- what the kernel says about it; blob --
+    its entries, without counters, as a buffer whose slices are bytes.
     """
 
-    def __init__(self, family: Family, table: str, info: Any, array: Any, start: int = 0) -> None:
-        """`info` is a struct np_xt_info, `array` the entries that belong to it, from `start` on, which are changed here and kept."""
-        self.family, self.table, self._info = family, table, info
-        self.valid_hooks, self.entries, self.size = int(info.valid_hooks), int(info.num_entries), len(array) - start
+    def __init__(self, table: str, block: Block, shape: Shape) -> None:
+        self.family, self.table, self.block, self.shape = block.family, table, block, shape
+        self.size, (_, self.entries, self.valid_hooks, *_) = block.size, shape
         # A pointer keeps nothing alive but what lets go of it, and a buffer only its pointer.
-        native = ffi.gc(array + start, partial(_let_go, array))
-        if self.entries * (ENTRY[family] + HEADER.size) > self.size:
-            raise self._malformed("more entries than bytes")
-        layout = ffi.new("struct np_xt_table *", {"valid_hooks": info.valid_hooks, "entries": info.num_entries})
-        layout.hook_entry, layout.underflow = info.hook_entry, info.underflow
-        room = self.entries + 1
-        self.chains, self.jumps = _allocate("struct np_xt_chain[]", room), _allocate("struct np_xt_jump[]", room)
-        count, where = ffi.new("uint32_t *"), ffi.new("uint32_t *")
-        found = lib.np_xt_split(native, self.size, family, layout, self.chains, room, self.jumps, room, count, where)
-        if found < 0:
-            raise self._malformed(f"an entry of another form, at byte {where[0]}")
-        self.jump_count = int(count[0])
-        self._counters = _allocate("uint8_t[]", self.entries * COUNTER)
-        lib.np_xt_normalise(native, self.size, family, self._counters, self.entries)
-        self.native, self.blob = native, ffi.buffer(native, self.size)
-        raw = ffi.buffer(self.chains, found * _CHAIN.size)
-        self.spans = tuple([_span(*fields) for fields in _CHAIN.iter_unpack(raw)])
-        self.by_name = {span.name: span for span in self.spans}
-        names = [span.name for span in self.spans]
-        arrays = Arrays(ffi.cast("uint8_t *", native), self.size, self.chains, self.jumps, self.jump_count)
-        self.block = Block(family, names, names, NO_SETS, arrays, native)
-        if len(self.by_name) != len(self.spans):
-            raise self._malformed("two chains of one name")
-
-    @property
-    def shape(self) -> Shape:
-        """What the kernel says about it."""
-        return shape_of(self._info)
+        self.blob = ffi.buffer(ffi.gc(block.native, partial(_let_go, block)), block.size)
 
     @cached_property
-    def counters(self) -> bytes:
-        return bytes(ffi.buffer(self._counters))
+    def spans(self) -> tuple[Span, ...]:
+        """Its chains in order."""
+        names, raw = self.block.names, ffi.buffer(self.block.chains, len(self.block.names) * _CHAIN.size)
+        return tuple([Span(name, *fields) for name, fields in zip(names, _CHAIN.iter_unpack(raw), strict=True)])
 
-    def _malformed(self, what: str) -> MalformedKernelData:
-        return MalformedKernelData(f"the {self.table} table of IPv{self.family} has no such form as iptables writes: {what}")
+    def span(self, number: int) -> Span:
+        """One of them."""
+        chain = self.block.chains[number]
+        return Span(self.block.names[number], chain.hook, chain.offset, chain.size, chain.entries, chain.first)
+
+    @cached_property
+    def by_name(self) -> dict[str, Span]:
+        return {span.name: span for span in self.spans}
 
     def data(self, span: Span) -> bytes:
         """A chain's bytes, from its head to its tail."""
@@ -139,21 +119,21 @@ class Snapshot:
     def places_of(self, span: Span) -> dict[int, str]:
         """Offset in the chain of each verdict that is a jump -> the chain it goes to, or "" for a rule without a target."""
         jumps = self.block.jumps_between(span.offset, span.offset + span.size)
-        return {at - span.offset: self.spans[to].name if to >= 0 else "" for at, _, to in jumps}
+        return {at - span.offset: self.block.names[to] if to >= 0 else "" for at, _, to in jumps}
 
     def places(self) -> list[dict[int, str]]:
         """The same of all chains."""
         found: list[dict[int, str]] = [{} for _ in self.spans]
         starts = [span.offset for span in self.spans]
-        for at, _, to in _JUMP.iter_unpack(ffi.buffer(self.jumps, self.jump_count * _JUMP.size)):
+        for at, _, to in self.block.all_jumps():
             number = bisect_right(starts, at) - 1
-            found[number][at - starts[number]] = self.spans[to].name if to >= 0 else ""
+            found[number][at - starts[number]] = self.block.names[to] if to >= 0 else ""
         return found
 
     def jumps_to(self, chains: Collection[int]) -> Iterator[tuple[int, int, int]]:
         """(offset of the entry, chain it stands in, chain it goes to), the chains by number, of all jumps to these chains."""
         starts = [span.offset for span in self.spans]
-        for at, entry, to in _JUMP.iter_unpack(ffi.buffer(self.jumps, self.jump_count * _JUMP.size)):
+        for at, entry, to in self.block.all_jumps():
             if to in chains:
                 yield entry, bisect_right(starts, at) - 1, to
 
@@ -177,9 +157,46 @@ class Snapshot:
         return self.forward is not None and self.hooks() == [self.forward.offset]
 
 
-def _span(raw: bytes, hook: int, offset: int, size: int, entries: int, first: int) -> Span:
-    name = HOOK_NAMES[hook] if hook >= 0 else raw.partition(b"\0")[0].decode("utf-8", "surrogateescape")
-    return Span(name, hook, offset, size, entries, first)
+class Snapshot(Table):
+    """A table as the kernel handed it out.
+
+    counters -- packed (packets, bytes) of every entry. MalformedKernelData when the bytes do not have the form that every writer of tables
+    gives them.
+    """
+
+    def __init__(self, family: Family, table: str, info: Any, array: Any, start: int = 0) -> None:
+        """`info` is a struct np_xt_info, `array` the entries that belong to it, from `start` on, which are changed here and kept."""
+        self.family, self.table, self.entries, self.size = family, table, int(info.num_entries), len(array) - start
+        native = array + start
+        if self.entries * (ENTRY[family] + HEADER.size) > self.size:
+            raise self._malformed("more entries than bytes")
+        layout = ffi.new("struct np_xt_table *", {"valid_hooks": info.valid_hooks, "entries": info.num_entries})
+        layout.hook_entry, layout.underflow = info.hook_entry, info.underflow
+        room = self.entries + 1
+        self.chains, self.jumps = _allocate("struct np_xt_chain[]", room), _allocate("struct np_xt_jump[]", room)
+        count, where = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+        found = lib.np_xt_split(native, self.size, family, layout, self.chains, room, self.jumps, room, count, where)
+        if found < 0:
+            raise self._malformed(f"an entry of another form, at byte {where[0]}")
+        self.jump_count = int(count[0])
+        self._counters = _allocate("uint8_t[]", self.entries * COUNTER)
+        lib.np_xt_normalise(native, self.size, family, self._counters, self.entries)
+        names = [_name(*fields) for fields in _NAME.iter_unpack(ffi.buffer(self.chains, found * _NAME.size))]
+        arrays = Arrays(ffi.cast("uint8_t *", native), self.size, self.chains, self.jumps, self.jump_count)
+        super().__init__(table, Block(family, names, names, NO_SETS, arrays, array), shape_of(info))
+        if len(set(names)) != len(names):
+            raise self._malformed("two chains of one name")
+
+    @cached_property
+    def counters(self) -> bytes:
+        return bytes(ffi.buffer(self._counters))
+
+    def _malformed(self, what: str) -> MalformedKernelData:
+        return MalformedKernelData(f"the {self.table} table of IPv{self.family} has no such form as iptables writes: {what}")
+
+
+def _name(raw: bytes, hook: int) -> str:
+    return HOOK_NAMES[hook] if hook >= 0 else raw.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
 class Layout(Assembly):
@@ -189,11 +206,13 @@ class Layout(Assembly):
     table -- the struct np_xt_table of it; block -- its chains.
     """
 
-    def __init__(self, old: Snapshot, names: list[str]) -> None:
-        super().__init__(old.family, names, sum([span.hook >= 0 for span in old.spans]))
-        self._old = old
+    def __init__(self, old: Table, names: list[str], built_in: int) -> None:
+        super().__init__(old.family, names, built_in)
+        self._old, self.built_in = old, built_in
         self.foreign = 0
         """Bytes of other people's chains."""
+        self.is_plain = True
+        """Whether it has no chain of ours but those that it is to have."""
 
     def link(self) -> None:
         """Puts everything into place, and writes the verdicts of all jumps into the bytes. KeyError as for `finish`."""
@@ -216,11 +235,15 @@ class Layout(Assembly):
         """What the kernel will say about it."""
         return shape_of(self.table, self.block.size)
 
+    @property
+    def is_mostly_foreign(self) -> bool:
+        return 2 * self.foreign > self.block.size
+
     def kept(self, names: Collection[str], sets: SetNumbers) -> dict[str, EncodedChain]:
         """Chains of it, in a block that may be kept: of a table that is mostly other people's, theirs are not kept with them."""
-        if 2 * self.foreign > self.block.size:
-            return gathered(self.block, {name: self._number[name] for name in names}, sets)
-        block, number = self.block.with_sets(sets), self._number
+        if self.is_mostly_foreign:
+            return gathered(self.block, {name: self.number[name] for name in names}, sets)
+        block, number = self.block.numbered(sets), self.number
         return {name: EncodedChain(block, number[name]) for name in names}
 
     @cached_property
@@ -230,8 +253,8 @@ class Layout(Assembly):
 
     def renumber(self) -> Any:
         """The new number of each chain of the old table, or -1, as an array."""
-        number = {name: i for i, name in enumerate(self._names)}
-        return ffi.new("int32_t[]", [number.get(span.name, -1) for span in self._old.spans] or 1)
+        number = dict(zip(self._names, range(len(self._names)), strict=True))
+        return ffi.new("int32_t[]", list(map(number.get, self._old.block.names, repeat(-1))) or 1)
 
     def carry(self, counters: Any, carried: Any, stands_for: Mapping[int, int | None] = NOBODY) -> None:
         """Adds to `carried`, which has room for the counters of all entries and holds zeros, those that the old entries had.
@@ -244,9 +267,9 @@ class Layout(Assembly):
         same = ffi.new("uint8_t[]", len(self._names) + 1)
         if lib.np_xt_carry(before, after, renumber, counters, carried, same) < 0:
             raise MalformedKernelData(f"the counters of the {old.table} table of IPv{old.family} do not fit it")
-        for number, span in zip(renumber, old.spans, strict=False):
+        for before_number, number in enumerate(ffi.unpack(renumber, len(old.block.names))):
             if number >= 0 and not same[number]:
-                for index, source in self._same_rules(span, number, stands_for):
+                for index, source in self._same_rules(old.span(before_number), number, stands_for):
                     _add(carried + index * COUNTER, counters + source * COUNTER)
 
     def _same_rules(self, span: Span, number: int, stands_for: Mapping[int, int | None]) -> Iterator[tuple[int, int]]:
@@ -275,7 +298,7 @@ def _add(target: Any, source: Any) -> None:
     _COUNTS.pack_into(ffi.buffer(target, COUNTER), 0, packets + more, size + larger)
 
 
-def splice(old: Snapshot, chains: Mapping[str, EncodedChain], hooked: bool, owns: Callable[[str], bool]) -> Layout:
+def splice(old: Table, chains: Mapping[str, EncodedChain], hooked: bool, owns: Callable[[str], bool]) -> Layout:
     """The table with all chains that we own (by name) replaced by the given ones, everything else as it was.
 
     KernelError when a chain of ours jumps to one that is not there, or when FORWARD is to be hooked and there is none, or no NETPOL.
@@ -287,8 +310,9 @@ def splice(old: Snapshot, chains: Mapping[str, EncodedChain], hooked: bool, owns
     ordered = [*merge(foreign, by_name)] if foreign else by_name
     names = [*[span.name for span in built_in], *ordered]
     _check(old, chains, names, hooked)
-    layout = Layout(old, names)
+    layout = Layout(old, names, len(built_in))
     layout.foreign = sum([old.by_name[name].size for name in foreign])
+    layout.is_plain = len(ordered) == len(chains) + len(foreign)
     hooks = old.hooks()
     for span in built_in:
         if span.hook == FORWARD and hooks != [span.offset] * hooked:
@@ -306,7 +330,7 @@ def splice(old: Snapshot, chains: Mapping[str, EncodedChain], hooked: bool, owns
     return layout
 
 
-def _saved(old: Snapshot, chains: Mapping[str, EncodedChain], ours: set[int]) -> set[str]:
+def _saved(old: Table, chains: Mapping[str, EncodedChain], ours: set[int]) -> set[str]:
     """The chains of ours that go, but that a rule of somebody else (or one in a chain that is kept for it) jumps to."""
     gone = {i for i in ours if old.spans[i].name not in chains}
     if not gone:
@@ -322,7 +346,7 @@ def _saved(old: Snapshot, chains: Mapping[str, EncodedChain], ours: set[int]) ->
     return saved
 
 
-def _check(old: Snapshot, chains: Mapping[str, EncodedChain], names: Collection[str], hooked: bool) -> None:
+def _check(old: Table, chains: Mapping[str, EncodedChain], names: Collection[str], hooked: bool) -> None:
     op = _operation(old)
     known = set(names)
     if len(known) != len(names):
@@ -333,7 +357,7 @@ def _check(old: Snapshot, chains: Mapping[str, EncodedChain], names: Collection[
         raise KernelError(errno.ENOENT, op, old.table, f"there is no chain {missing}, and {HOOK} is to jump to {ROOT}")
 
 
-def _leads_nowhere(old: Snapshot, chains: Mapping[str, EncodedChain], names: Collection[str]) -> Exception:
+def _leads_nowhere(old: Table, chains: Mapping[str, EncodedChain], names: Collection[str]) -> Exception:
     """The exception for a table with a jump to a chain that is not there."""
     known = set(names).difference(HOOK_NAMES)
     for chain in chains.values():
@@ -344,11 +368,11 @@ def _leads_nowhere(old: Snapshot, chains: Mapping[str, EncodedChain], names: Col
     return MalformedKernelData(f"a rule of the {old.table} table jumps to a chain that is not there")
 
 
-def _operation(old: Snapshot) -> str:
+def _operation(old: Table) -> str:
     return f"{'iptables' if old.family == 4 else 'ip6tables'} replace"
 
 
-def _put_forward(layout: Layout, old: Snapshot, span: Span, hooked: bool) -> None:
+def _put_forward(layout: Layout, old: Table, span: Span, hooked: bool) -> None:
     """FORWARD with the jump to NETPOL first, or without one."""
     rule, hooks = _HOOK_RULE[old.family], old.hooks()
     count = hooked - len(hooks)

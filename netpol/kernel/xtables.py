@@ -32,7 +32,8 @@ from netpol.kernel._native import ffi, lib
 from netpol.kernel.blocks import EncodedChain, SetNumbers, gathered, without_verdicts
 from netpol.kernel.digests import Digest, digest
 from netpol.kernel.entries import Known, decode_chain, extensions, used_sets
-from netpol.kernel.table import COUNTER, NOBODY, Layout, Shape, Snapshot, Span, shape_of, splice
+from netpol.kernel.kept import Kept, kept
+from netpol.kernel.table import COUNTER, NOBODY, Layout, Shape, Snapshot, Span, Table, shape_of, splice
 from netpol.kernel.turns import CLOSED, Closing, alone, exclusive, last
 from netpol.model import Family
 from netpol.rules.ruleset import Chain, OpaqueTarget, Rule, TableName, is_ours
@@ -87,6 +88,7 @@ class TableSocket(Closing):
         """Times that a table was written, and what its rules had counted could not be given back: those of everybody begin at 0."""
         self.left: dict[TableName, Shape] = {}
         """The shapes that `change` left tables in, or found that it need not change."""
+        self._kept: dict[str, Kept] = {}  # tables as this socket wrote them
         self._fd = int(lib.np_sys_inet_socket(AF[family], self._calls))
         if self._fd < 0:
             raise self._error(-self._fd, "open", "socket")
@@ -127,6 +129,17 @@ class TableSocket(Closing):
             with suppress(MalformedKernelData):
                 return self.entries(table).snapshot()
         return self.entries(table).snapshot()
+
+    def _found(self, table: str, last: Kept | None) -> Table:
+        """The table as it is now, which is the one that was left where that is what it is."""
+        if last is None:
+            return self.read(table)
+        found = self.entries(table)
+        if found.is_left(last):
+            return last.as_table()
+        with suppress(MalformedKernelData):
+            return found.snapshot()
+        return self.read(table)
 
     @exclusive
     def entries(self, table: str) -> Entries:
@@ -206,18 +219,21 @@ class TableSocket(Closing):
         are beside others for the length of a change, see `Layout.carry`. Everything else in the table stays as it is, with its counters.
         Contended, NotPermitted, Unsupported and KernelError leave the table as it was.
         """
+        last = self._kept.pop(table, None)
+        ready = last.with_chains(chains, hooked) if last is not None and owns is is_ours else None
         for _ in range(TRIES):
             with self.locked():
-                old = self.read(table)
-                new = splice(old, chains, hooked, owns)
-                if not new.is_new or self._replace(old, new, chains, stands_for):
-                    self.left[table] = new.shape
-                    return new
+                old = self._found(table, last)
+                new = ready if ready is not None and not isinstance(old, Snapshot) else splice(old, chains, hooked, owns)
+                is_done = not new.is_new or self._replace(old, new, chains, stands_for)
+            if is_done:
+                self.left[table] = new.shape
+                if owns is is_ours and (now := kept(table, new, chains, hooked)) is not None:
+                    self._kept[table] = now
+                return new
         raise Contended(errno.EAGAIN, self._op("replace"), table, f"somebody without iptables' lock changed it {TRIES} times")
 
-    def _replace(
-        self, old: Snapshot, new: Layout, chains: Mapping[str, EncodedChain], stands_for: Mapping[int, int | None] = NOBODY
-    ) -> bool:
+    def _replace(self, old: Table, new: Layout, chains: Mapping[str, EncodedChain], stands_for: Mapping[int, int | None] = NOBODY) -> bool:
         """One replace; False when the table changed since it was read."""
         counters = _allocate("uint8_t[]", old.entries * COUNTER)
         request = ffi.cast("struct np_xt_replace *", new.request)
@@ -236,10 +252,10 @@ class TableSocket(Closing):
         self._give_back(old, new, counters, stands_for)
         return True
 
-    def _give_back(self, old: Snapshot, new: Layout, counters: Any, stands_for: Mapping[int, int | None]) -> None:
+    def _give_back(self, old: Table, new: Layout, counters: Any, stands_for: Mapping[int, int | None]) -> None:
         """Adds what the old entries had counted, at the instant of the replace, to what the new ones count."""
         counted = bytes(ffi.buffer(counters))
-        if counted.count(0) == len(counted):
+        if counted == bytes(len(counted)):
             return
         data = ffi.new("uint8_t[]", HEADER.size + new.table.entries * COUNTER)
         ffi.memmove(data, HEADER.pack(old.table.encode(), new.table.entries), HEADER.size)
@@ -310,6 +326,10 @@ class Entries(NamedTuple):
     info: Any
     native: Any
     start: int = 0
+
+    def is_left(self, last: Kept) -> bool:
+        """Whether the table is as it was left."""
+        return last.is_as(self.native + self.start, len(self.native) - self.start, shape_of(self.info))
 
     def snapshot(self) -> Snapshot:
         """Taken apart into chains; the bytes are the snapshot's from then on."""

@@ -315,7 +315,7 @@ def test_foreign_chains_in_no_order_stay_in_theirs(netns: int) -> None:
     theirs = encode_chains([Chain(name, (Rule(Jump("b")) if name != "b" else Rule(ACCEPT),)) for name in ("c", "MM", "b", "a")], 4)
     with TableSocket(4) as socket:
         old = socket.read("mangle")
-        layout = Layout(old, [*HOOKS["mangle"], *(chain.name for chain in theirs)])
+        layout = Layout(old, [*HOOKS["mangle"], *(chain.name for chain in theirs)], len(HOOKS["mangle"]))
         for span in old.spans:
             layout.begin(span.hook, span.size, span.entries)
             layout.keep(old.block, span.offset, span.offset + span.size)

@@ -337,7 +337,7 @@ def test_a_broken_chain_is_refused(change: Callable[[bytearray], object]) -> Non
 def carried(old: Snapshot, chains: list[EncodedChain]) -> tuple[int, list[int], list[int]]:
     """How many chains C takes for unchanged, which, and the packets of all entries of the new table; entry n of the old had n + 1."""
     names = [*(span.name for span in old.spans[:5]), *(chain.name for chain in chains)]
-    new = Layout(old, names)
+    new = Layout(old, names, 5)
     for span in old.spans[:5]:
         new.begin(span.hook, span.size, span.entries)
         new.keep(old.block, span.offset, span.offset + span.size)

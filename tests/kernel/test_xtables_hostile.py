@@ -440,14 +440,18 @@ def test_arguments_that_cannot_be(tables: dict[tuple[Family, str], Table]) -> No
     out = ffi.new("struct np_xt_encoding *", {"family": 5})
     assert lib.np_xt_sizes(5, sizes) == -errno.EINVAL
     assert lib.np_xt_encode(b"\x90", 1, out) == -errno.EINVAL
-    assert lib.np_xt_split(old.native, old.size, 5, table, places, 9, jumps, 9, count, where) == -errno.EINVAL
-    assert lib.np_xt_normalise(old.native, old.size, 5, ffi.NULL, 0) == -errno.EINVAL
-    assert lib.np_xt_normalise(old.native, old.size, 4, ffi.new("uint8_t[16]"), 1) == -errno.ENOBUFS
+    assert lib.np_xt_split(old.block.native, old.size, 5, table, places, 9, jumps, 9, count, where) == -errno.EINVAL
+    assert lib.np_xt_normalise(old.block.native, old.size, 5, ffi.NULL, 0) == -errno.EINVAL
+    assert lib.np_xt_normalise(old.block.native, old.size, 4, ffi.new("uint8_t[16]"), 1) == -errno.ENOBUFS
+    assert lib.np_xt_same(old.block.native, old.block.native, old.size, 5) == -errno.EINVAL
+    assert lib.np_xt_same(old.block.native, old.block.native, old.size - 8, 4) == -errno.EBADMSG
+    assert lib.np_xt_same(ffi.new("uint8_t[111]"), ffi.new("uint8_t[111]"), 111, 4) == -errno.EBADMSG
+    assert lib.np_xt_same(ffi.new("uint8_t[112]"), ffi.new("uint8_t[112]"), 112, 4) == -errno.EBADMSG
     valid_hooks, *numbers, entries = tables[4, "full"].numbers
     table.valid_hooks, table.hook_entry, table.underflow, table.entries = valid_hooks, numbers[:5], numbers[5:], entries
-    assert lib.np_xt_split(old.native, old.size, 4, table, places, 7, jumps, 9, count, where) == -errno.ENOBUFS
-    assert lib.np_xt_split(old.native, old.size, 4, table, places, 9, jumps, 5, count, where) == -errno.ENOBUFS
-    assert lib.np_xt_split(old.native, old.size, 4, table, places, 8, jumps, 6, count, where) == 8
+    assert lib.np_xt_split(old.block.native, old.size, 4, table, places, 7, jumps, 9, count, where) == -errno.ENOBUFS
+    assert lib.np_xt_split(old.block.native, old.size, 4, table, places, 9, jumps, 5, count, where) == -errno.ENOBUFS
+    assert lib.np_xt_split(old.block.native, old.size, 4, table, places, 8, jumps, 6, count, where) == 8
     assert lib.np_xt_relocate(jumps, 6, 0, old.size, 0, renumber, 8, jumps, 5) == -errno.ENOBUFS
     assert lib.np_xt_relocate(jumps, 6, 0, old.size, 0, renumber, 2, jumps, 9) == -errno.ENOENT
     renumber[5] = -1
