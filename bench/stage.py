@@ -209,9 +209,9 @@ def made_policy(number: int) -> Json:
 
 
 def made_pod(number: int, where: str, shift: int = 0) -> Json:
-    """A pod of about 3 KB, most of which is no matter to policy."""
+    """A pod of about 3 KB, most of which is no matter to policy. One of its labels is its own: that is what takes most memory."""
     address = f"10.{100 + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
-    labels = {"app": f"app-{(number // SPACES + shift) % APPS}", "tier": "web", "pod-template-hash": "5d4f8c7b9"}
+    labels = {"app": f"app-{(number // SPACES + shift) % APPS}", "tier": "web", "pod-template-hash": f"{number:09x}"}
     made = pod(f"team-{number % SPACES}", f"pod-{number}", address, node=where, labels=labels)
     fields: Json = {"f:metadata": {"f:labels": {f"f:label-{i}": {} for i in range(60)}}}
     managed = {"manager": "kubelet", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1", "fieldsV1": fields}

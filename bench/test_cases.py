@@ -42,6 +42,8 @@ def test_case(case: Case, request: pytest.FixtureRequest, results: list[Result])
     results.append(measured.result)
 
 
-def test_memory(results: list[Result]) -> None:
+@pytest.mark.parametrize("own", [False, True], ids=["workloads", "own labels"])
+def test_memory(results: list[Result], own: bool) -> None:
     """A large cluster with all its indexes, in a process of its own."""
-    results.append(footprint(f"{short(LARGE[0])} pods in memory", *LARGE, MEMORY_GOAL))
+    alone = ", each with a label of its own," if own else ""
+    results.append(footprint(f"{short(LARGE[0])} pods{alone} in memory", *LARGE, MEMORY_GOAL, own))

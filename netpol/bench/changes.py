@@ -42,10 +42,13 @@ APPS, TEAMS = 20, 7
 
 
 class Sizes:
-    """A cluster's: namespaces of 100 pods, `local` pods on our node, and so many policies, each for one app of one namespace."""
+    """A cluster's: namespaces of 100 pods, `local` pods on our node, and so many policies, each for one app of one namespace.
 
-    def __init__(self, pods: int, policies: int, local: int) -> None:
-        self.pods, self.policies, self.local = pods, policies, local
+    own -- whether each pod has a label value of its own, as those of a StatefulSet do; else each workload of a namespace has.
+    """
+
+    def __init__(self, pods: int, policies: int, local: int, own: bool = False) -> None:
+        self.pods, self.policies, self.local, self.own = pods, policies, local, own
         self.namespaces = max(APPS, pods // 100)
 
 
@@ -98,9 +101,10 @@ def _contest(contenders: Mapping[str, Callable[[], Contender]], operations: int,
 # -- clusters ----------------------------------------------------------------------------------------------------------
 
 
-def _pod(sizes: Sizes, number: int) -> Pod:
+def pod_of(sizes: Sizes, number: int) -> Pod:
+    """The pod of this number."""
     app = number // sizes.namespaces % APPS
-    labels: Labels = (("app", f"app-{app}"), ("pod-template-hash", f"{app:08x}"), ("tier", f"tier-{app % 3}"))
+    labels: Labels = (("app", f"app-{app}"), ("pod-template-hash", f"{number if sizes.own else app:08x}"), ("tier", f"tier-{app % 3}"))
     return Pod(
         f"ns-{number % sizes.namespaces}",
         f"app-{app}-{number:06x}",
@@ -127,13 +131,23 @@ def matching(key: str, value: str) -> Selector:
     return Selector((Requirement(key, "In", (value,)),))
 
 
-def objects(sizes: Sizes) -> Iterator[Object]:
-    """The cluster, namespaces first."""
+def namespaces_of(sizes: Sizes) -> Iterator[Namespace]:
+    """All of them."""
     for number in range(sizes.namespaces):
         name = f"ns-{number}"
         yield Namespace(name, (("kubernetes.io/metadata.name", name), ("team", f"team-{number % TEAMS}")))
-    yield from (_pod(sizes, number) for number in range(sizes.pods))
-    yield from (policy_of(sizes, number, 80 + number % 5) for number in range(sizes.policies))
+
+
+def policies_of(sizes: Sizes) -> Iterator[Policy]:
+    """All of them."""
+    return (policy_of(sizes, number, 80 + number % 5) for number in range(sizes.policies))
+
+
+def objects(sizes: Sizes) -> Iterator[Object]:
+    """The cluster, namespaces first."""
+    yield from namespaces_of(sizes)
+    yield from (pod_of(sizes, number) for number in range(sizes.pods))
+    yield from policies_of(sizes)
 
 
 def _cluster(sizes: Sizes) -> Cluster:
@@ -147,12 +161,12 @@ def _cluster(sizes: Sizes) -> Cluster:
 
 
 def _relabel(sizes: Sizes, turn: int) -> Object:
-    pod = _pod(sizes, sizes.local + turn * 7919 % (sizes.pods - sizes.local))
+    pod = pod_of(sizes, sizes.local + turn * 7919 % (sizes.pods - sizes.local))
     return replace(pod, labels=(("app", f"app-{turn % APPS}"), ("tier", f"tier-{turn // APPS % 3}")))
 
 
 def _again(sizes: Sizes, turn: int) -> Object:
-    return _pod(sizes, sizes.local + turn * 7919 % (sizes.pods - sizes.local))
+    return pod_of(sizes, sizes.local + turn * 7919 % (sizes.pods - sizes.local))
 
 
 def _repolicy(sizes: Sizes, turn: int) -> Object:

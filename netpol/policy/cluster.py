@@ -13,11 +13,15 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 
 from msgspec import Struct, structs
 
-from netpol.model import Address, Namespace, Node, Object, Pod, Policy, Query
-from netpol.policy.index import NOTHING, QueryIndex
+from netpol.model import Address, Labels, Namespace, Node, Object, Pod, Policy, Query
+from netpol.policy.index import NOTHING, Profile, QueryIndex
+
+# Pods of one profile whose labels a new one is compared with. Where they differ they are those of the few ReplicaSets of a roll-out.
+LOOK_AT = 3
 
 
 class Standing(Struct, frozen=True, gc=False):
@@ -55,8 +59,8 @@ class Cluster:
         self.namespaces: dict[str, Namespace] = {}
         self.policies: dict[tuple[str, str], Policy] = {}
         self.nodes: dict[str, Node] = {}
-        self.index = QueryIndex()
         self._pods: dict[str, dict[str, Pod]] = {}
+        self.index = QueryIndex(lambda namespace, name: self._pods[namespace][name].labels)
         self._holders: dict[Address, Pod] = {}
         # Addresses that more than one live pod claims, oldest claim first; the last one holds it. Rare and short-lived.
         self._contested: dict[Address, list[tuple[str, str]]] = {}
@@ -196,23 +200,27 @@ class Cluster:
 
     def _enter(self, before: Pod | None, pod: Pod | None, namespace: str, name: str) -> Pod | None:
         """Puts the pod into the mappings and its profile; returns it with its parts shared with those of its like."""
+        joined = None
         if pod is not None:
+            pods = self._pods.setdefault(namespace, {})
             if _is_subject(pod):
-                profile = self.index.join(namespace, pod.labels, name)
+                joined = self.index.join(namespace, pod.labels, name)
                 pod = structs.replace(
                     pod,
-                    namespace=profile.namespace,
-                    labels=profile.labels,
+                    namespace=joined.namespace,
+                    labels=_known_labels(joined, pods, pod.labels),
                     node=self._share(pod.node),
                     ports=self._share(pod.ports),
                 )
-            self._pods.setdefault(namespace, {})[name] = pod
+            pods[name] = pod
         else:
             del self._pods[namespace][name]
             if not self._pods[namespace]:
                 del self._pods[namespace]
-        if before is not None and _is_subject(before) and not (pod is not None and _is_subject(pod) and pod.labels == before.labels):
-            self.index.leave(self.index.profile(namespace, before.labels), name)
+        if before is not None and _is_subject(before):
+            left = self.index.profile(namespace, before.labels)
+            if left is not joined:
+                self.index.leave(left, name)
         return pod
 
     def _claim(self, key: tuple[str, str], before: Pod | None, pod: Pod | None, touched: Mapping[Address, None]) -> None:
@@ -252,3 +260,11 @@ class Cluster:
 def _is_subject(pod: Pod) -> bool:
     """Whether policies can select this pod and its addresses are its own (SEMANTICS 17, 18)."""
     return not pod.host_network and not pod.finished
+
+
+def _known_labels(profile: Profile, pods: Mapping[str, Pod], labels: Labels) -> Labels:
+    """The same labels, as the profile or one of its pods has them already: those of one workload come from bytes of their own each."""
+    if profile.labels == labels:
+        return profile.labels
+    alike = (pods[name].labels for name in islice(profile.names, LOOK_AT) if name in pods)
+    return next((known for known in alike if known == labels), labels)

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from sys import intern
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
@@ -127,9 +128,25 @@ def _read_list(raw: Raw, kind: type[T], path: str) -> list[T]:
 # -- labels, selectors -------------------------------------------------------------------------------------------------
 
 
+def _once(value: T) -> T:
+    """The value, as an object that was read lately had it: pods repeat labels, policies selectors and ports."""
+    return _recent(value)  # type: ignore[no-any-return]  # what it is given
+
+
+@lru_cache(512)
+def _recent(value: Any) -> Any:
+    return value
+
+
 def _labels(labels: dict[str, str] | None) -> Labels:
-    # Few different keys in a whole cluster: each is kept once. A value may be one pod's own.
-    return tuple(sorted([(intern(key), value) for key, value in labels.items()])) if labels else ()
+    # A server lists by namespace and name, so the pods of one workload come together.
+    return _once(tuple(sorted([_label(key, value) for key, value in labels.items()]))) if labels else ()
+
+
+@lru_cache(512)
+def _label(key: str, value: str) -> tuple[str, str]:
+    """The pair, as another object had it lately. A key is kept once for the whole cluster; a value may be one pod's own."""
+    return intern(key), value
 
 
 def _label_key(key: str, path: str) -> str:
@@ -156,7 +173,7 @@ def _selector(wire: WireSelector, path: str) -> Selector:
     requirements = {Requirement(_label_key(key, f"{path}.matchLabels"), "In", (value,)) for key, value in (wire.matchLabels or {}).items()}
     for i, expression in enumerate(wire.matchExpressions or ()):
         requirements.add(_requirement(expression, f"{path}.matchExpressions[{i}]"))
-    return Selector(tuple(sorted(requirements)))
+    return _once(Selector(tuple(sorted(requirements))))
 
 
 # -- rules -------------------------------------------------------------------------------------------------------------
@@ -232,7 +249,7 @@ def _rule(wire: WireIngressRule | WireEgressRule, namespace: str, path: str) -> 
     field = "from" if isinstance(wire, WireIngressRule) else "to"
     peers = {_peer(peer, namespace, f"{path}.{field}[{i}]") for i, peer in enumerate(wire.peers or ())}
     ports = {_port(port, f"{path}.ports[{i}]") for i, port in enumerate(wire.ports or ())}
-    return PolicyRule(canonical(peers) or None, canonical(ports) or None)
+    return _once(PolicyRule(canonical(peers) or None, _once(canonical(ports)) or None))
 
 
 # -- objects -----------------------------------------------------------------------------------------------------------
@@ -268,7 +285,7 @@ def decode_policy(data: bytes) -> Decoded[Policy]:
 
 
 def _policy(wire: WirePolicy, report: Report) -> Policy:
-    name, namespace = wire.metadata.name, wire.metadata.namespace
+    name, namespace = wire.metadata.name, _once(wire.metadata.namespace)
     spec = _attempt(report, lambda: _read(_or_empty(wire.spec), WirePolicySpec, "spec"))
     if spec is None:
         return Policy(namespace, name, EVERYTHING, (), ())

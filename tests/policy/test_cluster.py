@@ -239,6 +239,18 @@ def test_pods_share_what_they_have_in_common() -> None:
     assert (one.namespace is two.namespace, one.labels is two.labels, one.node is two.node, one.ports is two.ports) == (True,) * 4
 
 
+def test_labels_that_nobody_asks_for_are_shared_too() -> None:
+    """The pods of both ReplicaSets of a roll-out are one profile; each takes its labels from the one that is like it."""
+    state = cluster()
+    state.index.register(Query("ns", EVERYTHING, Selector((Requirement("app", "Exists"),))))
+    for name, version in (("one", "a"), ("two", "b"), ("three", "a"), ("four", "b")):
+        state.put(pod(name, labels=(("app", "web"), ("version", version))))
+    labels = {name: found.labels for name, found in state.pods["ns"].items()}
+    assert labels["one"] is labels["three"] is not labels["two"]
+    assert labels["two"] is labels["four"]
+    assert len(set(state.index.profile("ns", labels["one"]).names)) == 4
+
+
 # -- any events --------------------------------------------------------------------------------------------------------
 
 QUERIES = (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from netpol.model import EVERYONE, EVERYTHING, Labels, Query, Requirement, Selector
-from netpol.policy.index import NOTHING, QueryIndex
+from netpol.policy.index import FEW, NOTHING, PAST, QueryIndex
 from netpol.policy.selectors import matches
 from tests import clusters
 
@@ -22,16 +22,18 @@ queries = (
     | st.builds(Query, namespaces, st.just(EVERYTHING), clusters.selectors)
     | st.builds(Query, st.just(""), clusters.selectors, clusters.selectors)
 )
-Profiles = dict[tuple[str, Labels], frozenset[Query]]
+Key = tuple[str, str]
 
 
 class IndexAndNaive(RuleBasedStateMachine):
     """An index, and beside it what it should say, by looking at everything."""
 
+    past = PAST
+
     def __init__(self) -> None:
         super().__init__()
-        self.index = QueryIndex()
-        self.pods: dict[tuple[str, str], Labels] = {}
+        self.pods: dict[Key, Labels] = {}
+        self.index = QueryIndex(lambda namespace, name: self.pods[namespace, name], self.past)
         self.namespaces: dict[str, Labels] = {}
         self.uses: Counter[Query] = Counter()
 
@@ -42,20 +44,21 @@ class IndexAndNaive(RuleBasedStateMachine):
             return namespace == query.namespace and matches(query.pods, labels)
         return matches(query.namespaces, self.namespaces[namespace]) and matches(query.pods, labels)
 
-    def expected(self) -> Profiles:
+    def expected(self) -> dict[Key, frozenset[Query]]:
         return {
-            (namespace, labels): frozenset(query for query in self.uses if self.selects(query, namespace, labels))
-            for (namespace, _), labels in self.pods.items()
+            (namespace, name): frozenset(query for query in self.uses if self.selects(query, namespace, labels))
+            for (namespace, name), labels in self.pods.items()
         }
 
     @rule(namespace=namespaces, name=names, labels=clusters.labels)
     def put_pod(self, namespace: str, name: str, labels: Labels) -> None:
         """As a cluster does it: into the new profile first, then out of the old one."""
         before = self.pods.get((namespace, name))
-        profile = self.index.join(namespace, labels, name)
-        assert (profile.namespace, profile.labels) == (namespace, labels)
-        if before is not None and before != labels:
-            self.index.leave(self.index.profile(namespace, before), name)
+        joined = self.index.join(namespace, labels, name)
+        if before is not None:
+            left = self.index.profile(namespace, before)
+            if left is not joined:
+                self.index.leave(left, name)
         self.pods[namespace, name] = labels
 
     @precondition(lambda self: self.pods)
@@ -66,14 +69,15 @@ class IndexAndNaive(RuleBasedStateMachine):
 
     @rule(name=namespaces, labels=st.none() | clusters.labels)
     def label_namespace(self, name: str, labels: Labels | None) -> None:
-        """It says exactly which profiles are selected by other queries now, and what they were selected by."""
+        """It says exactly which pods are selected by other queries now, and what they were selected by."""
         before = self.expected()
         if labels is None:
             self.namespaces.pop(name, None)
         else:
             self.namespaces[name] = labels
         after = self.expected()
-        said = {(profile.namespace, profile.labels): was for profile, was in self.index.label_namespace(name, labels)}
+        changed = self.index.label_namespace(name, labels)
+        said = {(profile.namespace, pod): was for profile, was in changed for pod in profile.names}
         assert said == {key: was for key, was in before.items() if after[key] != was}
 
     @rule(query=queries)
@@ -89,17 +93,28 @@ class IndexAndNaive(RuleBasedStateMachine):
         self.uses -= Counter([query])
 
     @invariant()
-    def every_profile_has_its_queries(self) -> None:
-        for (namespace, labels), selecting in self.expected().items():
-            profile = self.index.profile(namespace, labels)
+    def every_pod_has_its_queries(self) -> None:
+        """Its profile is its own alone, and shared with those pods that agree in the labels that count."""
+        profiles: dict[tuple[str, Labels], set[str]] = {}
+        for (namespace, name), selecting in self.expected().items():
+            profile = self.index.profile(namespace, self.pods[namespace, name])
             assert profile.queries == selecting
-            assert set(profile.names) == {name for (where, name), held in self.pods.items() if (where, held) == (namespace, labels)}
+            profiles.setdefault((profile.namespace, profile.labels), set()).add(name)
+        found = [profile for space in self.index._spaces.values() for profile in space.profiles.values()]
+        assert {(profile.namespace, profile.labels): set(profile.names) for profile in found} == profiles
 
     @invariant()
-    def every_query_has_its_profiles(self) -> None:
+    def the_keys_that_are_asked_for_count(self) -> None:
+        """And of others no more than were asked for once, and as many as are allowed."""
+        for name, space in self.index._spaces.items():
+            asked = {r.key for query in self.uses if query.namespace in ("", name) for r in query.pods.requirements}
+            assert asked <= space.keys <= set(clusters.KEYS)
+
+    @invariant()
+    def every_query_has_its_pods(self) -> None:
         expected = self.expected()
         for query in self.uses:
-            selected = [(profile.namespace, profile.labels) for profile in self.index.selected(query)]
+            selected = [(profile.namespace, name) for profile in self.index.selected(query) for name in profile.names]
             assert sorted(selected) == sorted(key for key, selecting in expected.items() if query in selecting)
 
     def teardown(self) -> None:
@@ -118,15 +133,31 @@ TestIndex = IndexAndNaive.TestCase
 TestIndex.settings = settings(stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
+class ForgetfulIndex(IndexAndNaive):
+    """The same where no key counts that is not asked for, from the next new key on."""
+
+    past = -len(clusters.KEYS)
+
+
+TestForgetfulIndex = ForgetfulIndex.TestCase
+TestForgetfulIndex.settings = TestIndex.settings
+
+
+def no_other_labels(namespace: str, name: str) -> Labels:
+    """For an index that is never asked for a new key after its pods have come."""
+    raise AssertionError("no pod has to be looked at again")
+
+
 def one_label(value: str) -> Query:
     return Query("", EVERYTHING, Selector((Requirement("app", "In", (value,)),)))
 
 
 def test_combinations_of_the_past_are_forgotten() -> None:
     """A profile that was selected by thousands of combinations of queries, one after another, keeps but a bounded number of them."""
-    index = QueryIndex()
+    index = QueryIndex(no_other_labels)
     for name in ("red", "blue"):
         index.label_namespace(name, ())
+    index.register(Query("red", EVERYTHING, Selector((Requirement("app", "In", ("b",)),))))
     profile = index.join("red", (("app", "a"),), "one")
     everyone_in_red, everyone_in_blue = (Query(name, EVERYTHING, EVERYTHING) for name in ("red", "blue"))
     index.register(everyone_in_blue)
@@ -145,7 +176,7 @@ def test_combinations_of_the_past_are_forgotten() -> None:
 
 def test_profiles_share_their_combination() -> None:
     """What many profiles have in common is one object: it is what a cluster of 100,000 pods can be held with."""
-    index = QueryIndex()
+    index = QueryIndex(no_other_labels)
     for name in ("red", "blue"):
         index.label_namespace(name, ())
     index.register(EVERYONE)
@@ -158,7 +189,7 @@ def test_profiles_share_their_combination() -> None:
 
 def test_a_query_does_not_look_at_other_pods() -> None:
     """A query by a label pair finds its profiles without a walk over the others: it is registered before and after they come."""
-    index = QueryIndex()
+    index = QueryIndex(no_other_labels)
     index.label_namespace("red", ())
     index.register(one_label("before"))
     profiles = {value: index.join("red", (("app", value),), value) for value in ("before", "after", "other")}
@@ -169,7 +200,7 @@ def test_a_query_does_not_look_at_other_pods() -> None:
 
 def test_a_name_that_is_not_there_is_not_taken_away() -> None:
     """Of one name and of several: those that are there stay."""
-    profile = QueryIndex().join("red", (), "one")
+    profile = QueryIndex(no_other_labels).join("red", (), "one")
     profile.discard("other")
     assert set(profile.names) == {"one"}
     profile.add("two")
@@ -191,9 +222,11 @@ def test_a_name_that_is_not_there_is_not_taken_away() -> None:
 )
 def test_at_how_many_profiles_a_query_looks(query: Query, looked_at: int) -> None:
     """At those with one of its label pairs, or at those of its namespaces, whichever are fewer."""
-    index = QueryIndex()
+    index = QueryIndex(no_other_labels)
     for name in ("red", "blue"):
         index.label_namespace(name, ())
+    index.register(Query("red", EVERYTHING, Selector((Requirement("app", "Exists"), Requirement("number", "Exists")))))
+    index.register(one_label("anything"))
     for number in range(10):
         index.join("red", (("app", "common"), ("number", str(number))), "pod")
     for namespace in ("red", "green"):
@@ -202,16 +235,86 @@ def test_at_how_many_profiles_a_query_looks(query: Query, looked_at: int) -> Non
     assert len(list(index._candidates(query))) == looked_at
 
 
-def test_pods_that_differ_in_one_label_share_the_others() -> None:
-    """Each pod of a StatefulSet has a label of its own, decoded from bytes of its own: the rest is kept once for all of them."""
-    index = QueryIndex()
-    profiles = [index.join("ns", decode_labels(app="db", number=number), f"db-{number}") for number in ("0", "1", "2")]
-    assert len({id(profile) for profile in profiles}) == 3
-    assert len({id(profile.labels[0]) for profile in profiles}) == 1
-    index.leave(profiles[0], "db-0")
-    assert index.join("ns", decode_labels(app="db", number="3"), "db-3").labels[0] is profiles[1].labels[0]
+def test_pods_that_differ_in_labels_that_nobody_asks_for_are_one_profile() -> None:
+    """A label that each pod has for itself costs no profile a pod, and selectors are evaluated once for all of them."""
+    index = QueryIndex(no_other_labels)
+    index.label_namespace("red", ())
+    index.register(one_label("db"))
+    profiles = [index.join("red", (("app", "db"), ("number", str(number))), f"db-{number}") for number in range(50)]
+    assert all(profile is profiles[0] for profile in profiles)
+    assert profiles[0].labels == (("app", "db"),)
+    assert profiles[0].queries == {one_label("db")}
+    assert len(profiles[0].names) == 50
 
 
-def decode_labels(**labels: str) -> Labels:
-    """Pairs that are nobody else's objects, sorted."""
-    return tuple(sorted((key, value) for key, value in labels.items()))
+def by_number(number: int, namespace: str = "") -> Query:
+    return Query(namespace, EVERYTHING, Selector((Requirement("number", "In", (str(number),)),)))
+
+
+def test_a_new_key_takes_pods_apart_where_it_is_asked_for() -> None:
+    """In the namespace of the query, or in all; where no pod carries it, none is looked at; and a later query with it looks at none."""
+    pods = {
+        ("red", "one"): (("app", "db"), ("number", "1")),
+        ("red", "two"): (("app", "db"), ("number", "2")),
+        ("blue", "one"): (("app", "db"), ("number", "1")),
+        ("green", "one"): (("app", "db"),),
+    }
+    looked_at: list[str] = []
+
+    def labels_of(namespace: str, name: str) -> Labels:
+        looked_at.append(f"{namespace}/{name}")
+        return pods[namespace, name]
+
+    index = QueryIndex(labels_of)
+    for namespace in NAMESPACES:
+        index.label_namespace(namespace, ())
+    for (namespace, name), labels in pods.items():
+        index.join(namespace, labels, name)
+
+    def selected(query: Query) -> set[str]:
+        return {f"{profile.namespace}/{name}" for profile in index.selected(query) for name in profile.names}
+
+    index.register(by_number(1, "red"))
+    assert looked_at == ["red/one", "red/two"]
+    assert selected(by_number(1, "red")) == {"red/one"}
+    looked_at.clear()
+    index.register(by_number(1))
+    assert looked_at == ["blue/one"]
+    assert selected(by_number(1)) == {"red/one", "blue/one"}
+    looked_at.clear()
+    index.register(by_number(2))
+    index.unregister(by_number(2))
+    index.register(by_number(2))
+    assert selected(by_number(2)) == {"red/two"}
+    assert looked_at == []
+
+
+def test_keys_of_the_past_are_forgotten() -> None:
+    """Policies that come and go, each with a key of its own, leave a bounded number of keys and of profiles; a key may come again."""
+    pods: dict[Key, Labels] = {("red", str(number)): ((f"key-{number}", "x"),) for number in range(100)}
+    index = QueryIndex(lambda namespace, name: pods[namespace, name])
+    index.label_namespace("red", ())
+    for (namespace, name), labels in pods.items():
+        index.join(namespace, labels, name)
+    for number in (*range(100), 0, 1, 2):
+        query = Query("red", EVERYTHING, Selector((Requirement(f"key-{number}", "Exists"),)))
+        index.register(query)
+        assert [set(profile.names) for profile in index.selected(query)] == [{str(number)}]
+        index.unregister(query)
+        assert len(index._spaces["red"].keys) <= PAST + 2
+        assert len(index._spaces["red"].profiles) <= PAST + 3
+
+
+def test_few_names_and_many() -> None:
+    """From one to more than a tuple holds and back: a profile has exactly the names that were put into it."""
+    profile = QueryIndex(no_other_labels).join("red", (), "0")
+    numbers = [str(number) for number in range(2 * FEW)]
+    for number in range(1, len(numbers)):
+        for _ in range(2):
+            profile.add(numbers[number])
+        assert sorted(profile.names) == sorted(numbers[: number + 1])
+    while numbers:
+        for _ in range(2):
+            profile.discard(numbers[-1])
+        numbers.pop()
+        assert sorted(profile.names) == sorted(numbers)
