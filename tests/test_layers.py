@@ -79,6 +79,8 @@ MODULES = {
     "netpol.kube.reflector": Room(("netpol.policy.decode",), MSGSPEC, pure=True),
     # The one module that imports the kubernetes package, and so takes 0.2 s: whoever needs it imports it when it runs.
     "netpol.kube.client": Room((), MSGSPEC | {"kubernetes", "urllib3"}),
+    # Its one purpose is the import of whatever others name.
+    "netpol.kube.later": Room((), frozenset(), own=False, standard=frozenset({"importlib"})),
     # What a command imports when it runs, and nobody before.
     "netpol.cli.connections": Room(("netpol",), MSGSPEC),
     "netpol.cli.main": Room((), frozenset({"click"}), own=False, lazy=True, standard=frozenset({"importlib"})),

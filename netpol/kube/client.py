@@ -1,8 +1,8 @@
 """A connection to an API server: configuration, authentication and TLS by the `kubernetes` package, bytes by urllib3.
 
 Nothing of that package's API classes and models is used: requests are raw paths, answers are bytes. Importing this module takes 0.2 s
-and 20 MB, so only what is about to run does it. Half of that are requests, oauthlib and pydantic, which the package's loaders import
-themselves; to put off what it imports besides (dynamic, stream, watch, informer) would save 1 MB.
+and 12 MB, so only what is about to run does it. It would be 19 MB with requests, oauthlib and what else the package imports for uses that
+are not ours: that waits until it is used (`netpol.kube.later`), which is never, but for the renewal of OpenID Connect tokens.
 
 Invariants
 - A request never goes out without the credentials that the configuration names: a token file that cannot be read or an exec plugin
@@ -28,17 +28,37 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
 import urllib3
-from kubernetes.client import ApiClient, Configuration
-from kubernetes.client.exceptions import ApiException
-from kubernetes.config import ConfigException
-from kubernetes.config.dateutil import parse_rfc3339
-from kubernetes.config.exec_provider import ExecProvider
-from kubernetes.config.incluster_config import SERVICE_CERT_FILENAME, SERVICE_HOST_ENV_NAME, SERVICE_TOKEN_FILENAME, InClusterConfigLoader
-from kubernetes.config.kube_config import ConfigNode, KubeConfigLoader, KubeConfigMerger
 from msgspec import Struct
 
 from netpol import __version__
 from netpol.errors import ApiError, Cut, Silence
+from netpol.kube.later import put_off
+
+# What the package imports besides what we need of it: for other uses of it, and for the renewal of OpenID Connect tokens.
+with put_off(
+    (
+        "kubernetes.dynamic",
+        "kubernetes.informer",
+        "kubernetes.leaderelection",
+        "kubernetes.stream",
+        "kubernetes.watch",
+        "oauthlib",
+        "oauthlib.oauth2",
+    ),
+    {"dateutil.parser": ("parse",), "requests_oauthlib": ("OAuth2Session",)},
+):
+    from kubernetes.client import ApiClient, Configuration
+    from kubernetes.client.exceptions import ApiException
+    from kubernetes.config import ConfigException
+    from kubernetes.config.dateutil import parse_rfc3339
+    from kubernetes.config.exec_provider import ExecProvider
+    from kubernetes.config.incluster_config import (
+        SERVICE_CERT_FILENAME,
+        SERVICE_HOST_ENV_NAME,
+        SERVICE_TOKEN_FILENAME,
+        InClusterConfigLoader,
+    )
+    from kubernetes.config.kube_config import ConfigNode, KubeConfigLoader, KubeConfigMerger
 
 CONNECT = 5.0  # seconds for a connection and its TLS handshake
 ANSWER = 60.0  # seconds of silence before an answer, or in it, where nothing else is asked for
