@@ -146,9 +146,11 @@ class QueryIndex:
 
     def leave(self, profile: Profile, name: str) -> None:
         """That pod has gone; so has the profile when it was its last."""
-        space = self._spaces[profile.namespace]
-        self._leave(space, profile, name)
-        self._forget_empty(space)
+        profile.discard(name)
+        if not profile.names:
+            space = self._spaces[profile.namespace]
+            self._remove(space, profile)
+            self._forget_empty(space)
 
     def _space(self, name: str) -> _Space:
         space = self._spaces.get(name)
@@ -156,19 +158,20 @@ class QueryIndex:
             space = self._spaces[name] = _Space(name, self._asked_in(name))
         return space
 
-    def _profile(self, space: _Space, counting: Labels) -> Profile:
+    def _profile(self, space: _Space, counting: Labels, queries: frozenset[Query] | None = None) -> Profile:
+        """The profile of these labels; `queries` are those that select it, where that is known."""
         profile = space.profiles.get(counting)
         if profile is None:
             profile = space.profiles[counting] = Profile(space.name, counting)
             for pair in counting:
                 self._pairs[pair] = _with(self._pairs.get(pair), profile)
-            self._evaluate(space, profile)
+            if queries is None:
+                self._evaluate(space, profile)
+            else:
+                profile.queries = queries
         return profile
 
-    def _leave(self, space: _Space, profile: Profile, name: str) -> None:
-        profile.discard(name)
-        if profile.names:
-            return
+    def _remove(self, space: _Space, profile: Profile) -> None:
         del space.profiles[profile.labels]
         for pair in profile.labels:
             self._unfile(self._pairs, pair, profile)
@@ -218,11 +221,22 @@ class QueryIndex:
         space.spare -= space.keys
         if again:
             for profile in list(space.profiles.values()):
-                for name in tuple(profile.names):
-                    counting = space.counting(self._labels_of(space.name, name))
-                    if counting != profile.labels:
-                        self._profile(space, counting).add(name)
-                        self._leave(space, profile, name)
+                self._take_apart(space, profile)
+
+    def _take_apart(self, space: _Space, profile: Profile) -> None:
+        """The pods of a profile go to those of the labels that count now."""
+        groups: dict[Labels, list[str]] = {}
+        for name in profile.names:
+            groups.setdefault(space.counting(self._labels_of(space.name, name)), []).append(name)
+        groups.pop(profile.labels, None)
+        for counting, names in groups.items():
+            # No query that is registered so far asks for the labels that make the difference.
+            other = self._profile(space, counting, profile.queries)
+            for name in names:
+                other.add(name)
+                profile.discard(name)
+        if not profile.names:
+            self._remove(space, profile)
 
     # -- namespaces ----------------------------------------------------------------------------------------------------
 
