@@ -123,11 +123,14 @@ static int keep(struct np_ipset *ipset, struct np_nl_out *out, size_t start)
     return 0;
 }
 
-/* The kind of a set type: NP_IPSET_NET and NP_IPSET_PORT, or -EOPNOTSUPP for a type that netpol does not read or write. */
+/* The kind of a set type, which says what a member is made of: NP_IPSET_NET and NP_IPSET_PORT; or -EOPNOTSUPP for a type that netpol
+ * does not read or write. */
 int np_ipset_kind(const char *type)
 {
     static const char *const types[] = {"hash:ip", "hash:net", "hash:ip,port", "hash:net,port"};
 
+    if (strcmp(type, "bitmap:ip") == 0)
+        return 0;
     for (int kind = 0; kind < 4; kind++)
         if (strcmp(type, types[kind]) == 0)
             return kind;
@@ -190,7 +193,18 @@ int np_ipset_protocol(struct np_ipset *ipset, uint32_t seq)
     return result < 0 ? result : np_ipset_parse_version(ipset->buffer, (size_t)result, seq);
 }
 
-/* Creates a set of a type in one of its revisions, without time-outs, counters and comments; that it exists is an error. `hashsize`
+/* Begins the message that creates a set. Returns where its nested numbers begin. */
+static size_t begin_create(struct np_nl_out *out, uint32_t seq, const char *name, const char *type, int revision, int family)
+{
+    begin(out, IPSET_CMD_CREATE, NLM_F_CREATE | NLM_F_EXCL, seq);
+    np_nl_put_string(out, IPSET_ATTR_SETNAME, name);
+    np_nl_put_string(out, IPSET_ATTR_TYPENAME, type);
+    np_nl_put_u8(out, IPSET_ATTR_REVISION, (uint8_t)revision);
+    np_nl_put_u8(out, IPSET_ATTR_FAMILY, family == 4 ? NFPROTO_IPV4 : NFPROTO_IPV6);
+    return np_nl_nest(out, IPSET_ATTR_DATA);
+}
+
+/* Creates a hash of a type in one of its revisions, without time-outs, counters and comments; that it exists is an error. `hashsize`
  * (buckets) and `maxelem` (members) are never 0. Returns 0 or -errno. */
 int np_ipset_create(struct np_ipset *ipset, uint32_t seq, const char *name, const char *type, int revision, int family,
                     uint32_t hashsize, uint32_t maxelem)
@@ -201,12 +215,8 @@ int np_ipset_create(struct np_ipset *ipset, uint32_t seq, const char *name, cons
 
     if (result < 0)
         return result;
-    start = begin(&out, IPSET_CMD_CREATE, NLM_F_CREATE | NLM_F_EXCL, seq);
-    np_nl_put_string(&out, IPSET_ATTR_SETNAME, name);
-    np_nl_put_string(&out, IPSET_ATTR_TYPENAME, type);
-    np_nl_put_u8(&out, IPSET_ATTR_REVISION, (uint8_t)revision);
-    np_nl_put_u8(&out, IPSET_ATTR_FAMILY, family == 4 ? NFPROTO_IPV4 : NFPROTO_IPV6);
-    data = np_nl_nest(&out, IPSET_ATTR_DATA);
+    start = out.used;
+    data = begin_create(&out, seq, name, type, revision, family);
     np_nl_put_be32(&out, IPSET_ATTR_HASHSIZE, hashsize);
     np_nl_put_be32(&out, IPSET_ATTR_MAXELEM, maxelem);
     np_nl_unnest(&out, data);
@@ -223,6 +233,26 @@ static size_t put_address(struct np_nl_out *out, uint16_t type, size_t size)
 
     np_nl_unnest(out, nest);
     return place;
+}
+
+/* Creates a bitmap:ip for the IPv4 prefix of `length` bits, 16 to 31, at `address` (4 bytes), as np_ipset_create. Returns 0 or -errno. */
+int np_ipset_create_bitmap(struct np_ipset *ipset, uint32_t seq, const char *name, int revision,
+                           const uint8_t *address, int length)
+{
+    struct np_nl_out out;
+    size_t start = 0, data = 0, place = 0;
+    const int result = writer(ipset, &out);
+
+    if (result < 0)
+        return result;
+    start = out.used;
+    data = begin_create(&out, seq, name, "bitmap:ip", revision, 4);
+    place = put_address(&out, IPSET_ATTR_IP, 4);
+    if (!out.overflow)
+        memcpy(out.data + place, address, 4);
+    np_nl_put_u8(&out, IPSET_ATTR_CIDR, (uint8_t)length);
+    np_nl_unnest(&out, data);
+    return keep(ipset, &out, start);
 }
 
 /* Encodes the form of an entry with an address of `address` bytes. Returns 0 or -ENOBUFS. */
@@ -319,7 +349,7 @@ static int put_message(const struct batch *batch, size_t *i)
 }
 
 /* Adds (NP_IPSET_ADD) or deletes (NP_IPSET_DELETE) packed members; that one is there, or not there, already is no error. `scratch`
- * has twice `size` bytes for IPv4 hash:ip, which is sorted so that contiguous addresses go as ranges, and may be NULL elsewhere.
+ * has twice `size` bytes for IPv4 hash:ip and bitmap:ip, which is sorted so that contiguous addresses go as ranges, and may be NULL elsewhere.
  * A member's number, in an error, is its place from 1 on: in sorted order there, as given elsewhere. Returns 0 or -errno. */
 int np_ipset_members(struct np_ipset *ipset, uint32_t seq, int command, const char *name, int kind, int family,
                      const uint8_t *members, size_t size, uint8_t *scratch)

@@ -7,6 +7,7 @@
  * Packed members, A being 4 or 16 bytes of address, are the form in which members cross:
  *   hash:ip       A                              hash:net       A length(1) nomatch(1)
  *   hash:ip,port  A protocol(1) port(2)          hash:net,port  A length(1) nomatch(1) protocol(1) port(2)
+ *   bitmap:ip     A of 4 bytes, inside the range that the set was made with
  * Addresses and ports are network byte order, all other numbers host byte order. A family is 4 or 6. */
 #ifndef NP_IPSET_H
 #define NP_IPSET_H
@@ -63,6 +64,8 @@ struct np_ipset_header {
     uint16_t index;
     uint8_t family;
     uint8_t revision;
+    uint8_t first[4];
+    uint8_t last[4];
 };
 
 struct np_ipset_record {
@@ -95,6 +98,8 @@ int np_ipset_open(struct np_ipset *ipset, int protocol);
 int np_ipset_protocol(struct np_ipset *ipset, uint32_t seq);
 int np_ipset_create(struct np_ipset *ipset, uint32_t seq, const char *name, const char *type, int revision, int family,
                     uint32_t hashsize, uint32_t maxelem);
+int np_ipset_create_bitmap(struct np_ipset *ipset, uint32_t seq, const char *name, int revision,
+                           const uint8_t *address, int length);
 int np_ipset_members(struct np_ipset *ipset, uint32_t seq, int command, const char *name, int kind, int family,
                      const uint8_t *members, size_t size, uint8_t *scratch);
 int np_ipset_destroy(struct np_ipset *ipset, uint32_t seq, const char *name);

@@ -10,8 +10,8 @@
 #include <linux/netlink.h>
 #include <string.h>
 
-_Static_assert(sizeof(struct np_ipset_header) == 84, "a header has no padding");
-_Static_assert(sizeof(struct np_ipset_record) == 104 && offsetof(struct np_ipset_record, digest) == 88,
+_Static_assert(sizeof(struct np_ipset_header) == 92, "a header has no padding");
+_Static_assert(sizeof(struct np_ipset_record) == 112 && offsetof(struct np_ipset_record, digest) == 96,
                "a record has no padding");
 _Static_assert(sizeof(((struct np_ipset_header *)0)->name) == IPSET_MAXNAMELEN, "a name is as long as the kernel's");
 _Static_assert(sizeof(struct nlmsgerr) == 20 && offsetof(struct nlmsgerr, msg) == 4,
@@ -121,7 +121,20 @@ int np_ipset_parse_answers(const uint8_t *data, size_t size, struct np_ipset_out
     return result;
 }
 
-/* Reads the set's numbers out of the nested attribute IPSET_ATTR_DATA. Returns 0 or -EBADMSG. */
+/* Reads a nested address of exactly `size` bytes, 4 or 16, network byte order. Returns 0 or -EBADMSG. */
+static int parse_address(const struct np_nl_attribute *nested, uint8_t *address, size_t size)
+{
+    struct np_nl_in in = nested->value;
+    struct np_nl_attribute attribute;
+
+    if (np_nl_next_attribute(&in, &attribute) <= 0)
+        return -EBADMSG;
+    if (attribute.type != (size == 4 ? IPSET_ATTR_IPADDR_IPV4 : IPSET_ATTR_IPADDR_IPV6))
+        return -EBADMSG;
+    return np_nl_get(&attribute, address, size);
+}
+
+/* Reads the set's numbers, and the ends of a range of addresses, out of the nested attribute IPSET_ATTR_DATA. Returns 0 or -EBADMSG. */
 static int parse_numbers(struct np_nl_in in, struct np_ipset_header *header)
 {
     struct np_nl_attribute attribute;
@@ -143,6 +156,12 @@ static int parse_numbers(struct np_nl_in in, struct np_ipset_header *header)
         case IPSET_ATTR_REFERENCES:
             bad = np_nl_get_be32(&attribute, &header->references);
             break;
+        case IPSET_ATTR_IP:
+            bad = parse_address(&attribute, header->first, sizeof(header->first));
+            break;
+        case IPSET_ATTR_IP_TO:
+            bad = parse_address(&attribute, header->last, sizeof(header->last));
+            break;
         default:
             break;
         }
@@ -150,19 +169,6 @@ static int parse_numbers(struct np_nl_in in, struct np_ipset_header *header)
             return bad;
     }
     return result;
-}
-
-/* Reads a nested address of exactly `size` bytes, 4 or 16, network byte order. Returns 0 or -EBADMSG. */
-static int parse_address(const struct np_nl_attribute *nested, uint8_t *address, size_t size)
-{
-    struct np_nl_in in = nested->value;
-    struct np_nl_attribute attribute;
-
-    if (np_nl_next_attribute(&in, &attribute) <= 0)
-        return -EBADMSG;
-    if (attribute.type != (size == 4 ? IPSET_ATTR_IPADDR_IPV4 : IPSET_ATTR_IPADDR_IPV6))
-        return -EBADMSG;
-    return np_nl_get(&attribute, address, size);
 }
 
 /* Packs one member into `member`, which has the width of that kind and family. Returns 0, or -EBADMSG where a part of it is missing. */

@@ -48,6 +48,8 @@ from netpol.model import (
     parse_address,
 )
 from netpol.rules.compile import Settings
+from netpol.rules.compile.skeleton import FRONT_FROM
+from netpol.rules.ruleset import GrowSet, ShrinkSet
 
 CHANGES = 1000 if os.environ.get("NETPOL_SOAK") == "1" else 150
 PAUSE = 0.0005  # between packets of a sender: well below what the machine carries
@@ -222,7 +224,8 @@ def test_no_change_is_a_window(seed: int, is_tight: bool, tmp_path: Path, monkey
         with lab.entered():
             kernel = Kernel()
         with kernel:
-            enforcer = Enforcer(kernel, "n", Settings(unknown_pods="allow"))
+            # Of so few that a tree has a set in front, now and then, and with members that come and go.
+            enforcer = Enforcer(kernel, "n", Settings(unknown_pods="allow", front_from=4))
             enforcer.put(Namespace("x"), *stay(), *map(drawn.pod, sorted(ADDRESSES)))
             with lab.entered():
                 enforcer.enforce()
@@ -247,6 +250,36 @@ def test_no_change_is_a_window(seed: int, is_tight: bool, tmp_path: Path, monkey
                     one.close()
             with lab.entered():
                 assert enforcer.audit()[0] == type(enforcer.audit()[0])()
+
+
+@pytest.mark.parametrize("front_from", [1, FRONT_FROM])
+def test_isolation_goes_from_one_end_to_the_other(front_from: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Now the source may not send, now the destination may not receive: nothing arrives, with and without sets in front of the trees."""
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
+    with Lab([Host(name, (ADDRESSES[name],)) for name in ("u", "v")]) as lab:
+        with lab.entered():
+            kernel = Kernel()
+        with kernel:
+            enforcer = Enforcer(kernel, "n", Settings(unknown_pods="allow", front_from=front_from))
+            silent, deaf = Policy("x", "u", selector(pair="u"), None, ()), Policy("x", "v", selector(pair="v"), (), None)
+            pods = [Pod("x", name, (("pair", name),), "n", (ADDRESSES[name],)) for name in ("u", "v")]
+            # Of each side one pod stays isolated, so that its set stays.
+            others = [Pod("x", f"other-{i}", (("pair", "other"),), "n", (parse_address(f"10.244.0.{200 + i}"),)) for i in range(3)]
+            enforcer.put(Namespace("x"), Policy("x", "others", selector(pair="other"), (), ()), *pods, *others, silent)
+            with lab.entered():
+                enforcer.enforce()
+            never, steps = Traffic(lab, "u", ADDRESSES["u"], "v", NEVER), set()
+            with running([never]), lab.entered():
+                changes = 0
+                while changes < CHANGES or never.sent <= CHANGES:
+                    comes, goes = (deaf, silent) if changes % 2 == 0 else (silent, deaf)
+                    enforcer.put(comes)
+                    enforcer.drop(Policy, goes.name, "x")
+                    steps |= {type(step) for step in enforcer.enforce().steps}
+                    changes += 1
+            assert never.count() == 0
+            assert ({GrowSet, ShrinkSet} <= steps) == (front_from == 1)
+            never.close()
 
 
 def test_the_traffic_itself_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,13 @@ from netpol.agent.audit import NO_DRIFT, Drift, compare, written
 from netpol.agent.takeover import forget_marks, gate_bits, take_over
 from netpol.errors import KernelError, MalformedKernelData
 from netpol.kernel.apply import Kernel
+from netpol.kernel.ipset_errors import FIND_TYPE
 from netpol.model import Address, Object, Pod, Policy
 from netpol.policy.cluster import Cluster
 from netpol.rules.compile import NodeState, Settings
 from netpol.rules.diff import diff
 from netpol.rules.replay import touched as touched_members
-from netpol.rules.ruleset import CreateSet, DestroySet, Ruleset, Step
+from netpol.rules.ruleset import CreateSet, DestroySet, Ruleset, Step, is_front
 
 
 class Report(Struct, frozen=True):
@@ -87,6 +88,16 @@ class Enforcer:
         KernelError names what failed: the steps before it are in force, as the law of `netpol.rules.diff` has it, and the next call
         tries again from what is there.
         """
+        try:
+            return self._try()
+        except KernelError as error:
+            if error.code != FIND_TYPE or not is_front(error.object):
+                raise
+        # The kernel lacks a set type that only saves time.
+        self.state.forgo_fronts()
+        return self._try()
+
+    def _try(self) -> Report:
         if not self._taken_over:
             return self._take_over()
         return self._enforce(None if self._sure else self.state.wanted(), None)

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from netpol.errors import NetpolError
-from netpol.model import Family
+from netpol.model import Family, Network
 from netpol.rules.ruleset import Chain, Ruleset, Set, SetKind, TableName
 
 FORMAT = b"netpol state 2\n"
@@ -29,6 +29,7 @@ class _Set(Struct, frozen=True, array_like=True):
     kind: SetKind
     family: Family
     members: list[bytes]
+    net: Network | None = None
 
 
 class _Content(Struct, frozen=True):
@@ -44,7 +45,7 @@ def save(path: Path, ruleset: Ruleset) -> None:
         ruleset.table,
         sorted(ruleset.hooked),
         {family: {name: chain.packed for name, chain in sorted(chains.items())} for family, chains in sorted(ruleset.chains.items())},
-        {name: _Set(found.kind, found.family, sorted(found.each())) for name, found in sorted(ruleset.sets.items())},
+        {name: _Set(found.kind, found.family, sorted(found.each()), found.net) for name, found in sorted(ruleset.sets.items())},
     )
     payload = msgspec.msgpack.encode(content)
     new = path.with_name(f".{path.name}.new")
@@ -79,5 +80,5 @@ def load(path: Path) -> Ruleset | None:
     except msgspec.DecodeError as error:
         raise SavedStateError(f"{path}: {error}") from error
     chains = {family: {name: Chain.of_packed(name, packed) for name, packed in found.items()} for family, found in content.chains.items()}
-    sets = {name: Set(name, found.kind, found.family, frozenset(found.members)) for name, found in content.sets.items()}
+    sets = {name: Set(name, found.kind, found.family, frozenset(found.members), found.net) for name, found in content.sets.items()}
     return Ruleset(chains, sets, frozenset(content.hooked), content.table)

@@ -82,6 +82,7 @@ def packet_cases(policies: int, isolated: tuple[int, ...]) -> tuple[Case, ...]:
         packets.policies_on_one_pod(f"new flow, {short(policies)} policies", policies, PACKET_PAIRS, {"1 policy": POLICIES_GOAL}),
         packets.isolated_pods(f"new flow, {many} isolated pods", isolated, PACKET_PAIRS, {f"{isolated[0]} pods": DISPATCH_GOAL}),
         packets.free_pod(f"new flow, free among {many}", isolated[-1], PACKET_PAIRS, {packets.MATCH_ONLY: FREE_GOAL}),
+        packets.free_pods(f"new flow, to {many} free among {many}", isolated[-1], PACKET_PAIRS, {packets.MATCH_ONLY: FREE_GOAL}),
     )
 
 

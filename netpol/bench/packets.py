@@ -14,6 +14,7 @@ and made, outside the clock.
 from __future__ import annotations
 
 import os
+import random
 import socket
 import struct
 import time
@@ -65,14 +66,15 @@ MATCH = b"*mangle\n-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j RETU
 
 
 class Question(NamedTuple):
-    """A ruleset, and the packets to send through it; `known` are those of established flows, on a port that is denied to new ones; `others`
-    is what iptables-restore is given first."""
+    """A ruleset, and the packets to send through it, to `more` destinations in turn where there are some; `known` are those of established
+    flows, on a port that is denied to new ones; `others` is what iptables-restore is given first."""
 
     ruleset: Ruleset
     source: Address
     destination: Address
     known: bool = False
     others: bytes = b""
+    more: tuple[Address, ...] = ()
 
 
 def policies_on_one_pod(row: str, count: int, pairs: int, goals: Mapping[str, float]) -> Case:
@@ -92,6 +94,15 @@ def free_pod(row: str, count: int, pairs: int, goals: Mapping[str, float]) -> Ca
     """A pod without policy among so many isolated ones, beside the least that there can be."""
     questions: dict[str, Callable[[], Question]] = {row: partial(_free_among, count), **_least()}
     return _case(row, pairs, questions, row, goals)
+
+
+def free_pods(row: str, count: int, pairs: int, goals: Mapping[str, float]) -> Case:
+    """As many pods without policy as there are isolated ones, among those, in turn: what a packet meets is not met again soon. Beside the
+    least that there can be, for the same packets."""
+    free = [_address(PODS, number) for number in _mixed(count)[1]]
+    random.Random(count).shuffle(free)
+    questions: dict[str, Callable[[], Question]] = {row: partial(_among_mixed, count), **_least()}
+    return _case(row, pairs, {name: partial(_to, ask, free) for name, ask in questions.items()}, row, goals)
 
 
 def known_by_policies(row: str, count: int, pairs: int, goals: Mapping[str, float]) -> Case:
@@ -179,7 +190,10 @@ def _among(count: int, but: int | None = None) -> Question:
     """One class for all; the packets go to the last of them by address, from an address that the policy's block allows.
 
     but -- the number that none of them has."""
-    numbers = [i for i in range(count if but is None else count + 1) if i != but]
+    return _isolated([i for i in range(count if but is None else count + 1) if i != but])
+
+
+def _isolated(numbers: Sequence[int]) -> Question:
     pods = [Pod("bench", f"pod-{i}", (), NODE, (_address(PODS, i),)) for i in numbers]
     policy = Policy("bench", "ports", EVERYTHING, (PolicyRule(None, (NumberedPort(UDP, PORT, PORT),)),), None)
     return Question(_compiled(*pods, policy), _address(PEERS, 0), _address(PODS, numbers[-1]))
@@ -189,6 +203,21 @@ def _free_among(count: int) -> Question:
     """The free pod stands among the isolated ones, at three quarters: a long way in the tree, not the end of it."""
     free = 3 * count // 4
     return _among(count, but=free)._replace(destination=_address(PODS, free))
+
+
+def _mixed(count: int) -> tuple[list[int], list[int]]:
+    """(numbers of so many isolated pods, numbers of so many free ones), in no order that a prefix could tell."""
+    numbers = list(range(2 * count))
+    random.Random(1).shuffle(numbers)
+    return sorted(numbers[:count]), sorted(numbers[count:])
+
+
+def _among_mixed(count: int) -> Question:
+    return _isolated(_mixed(count)[0])
+
+
+def _to(ask: Callable[[], Question], destinations: Sequence[Address]) -> Question:
+    return ask()._replace(destination=destinations[0], more=tuple(destinations[1:]))
 
 
 def _gate_only() -> Question:
@@ -260,7 +289,8 @@ class _Node:
         self.question = question
         self.lab = stack.enter_context(Lab((Host("client", (CLIENT,)), Host("sink", (SINK,)))))
         source, destination, port = question.source, question.destination, DENIED_PORT if question.known else PORT
-        flows = [(source, destination, 1024 + i, port) for i in range(KNOWN_FLOWS if question.known else FLOWS)]
+        count, ends = KNOWN_FLOWS if question.known else FLOWS, (destination, *question.more)
+        flows = [(source, ends[i % len(ends)], 1024 + i, port) for i in range(count)]
         with self.lab.entered():
             _route_pods_to_sink()
             if question.others:

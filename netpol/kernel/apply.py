@@ -415,7 +415,7 @@ class Kernel(Closing):
 
 def _command(step: Step) -> Command:
     if isinstance(step, CreateSet):
-        return Create(step.set.name, step.set.kind, step.set.family, pack(step.set))
+        return Create(step.set.name, step.set.kind, step.set.family, pack(step.set), net=step.set.net)
     if isinstance(step, DestroySet):
         return Destroy(step.name)
     if isinstance(step, ReplaceTable):

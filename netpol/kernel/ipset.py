@@ -28,7 +28,7 @@ from typing import Any, cast
 from netpol.errors import Contended, KernelError, MalformedKernelData, Unsupported
 from netpol.kernel._native import ffi, lib
 from netpol.kernel.digests import key
-from netpol.kernel.ipset_errors import FIND_TYPE, missing_type, translate
+from netpol.kernel.ipset_errors import FIND_TYPE, HASH_FULL, missing_type, translate
 from netpol.kernel.ipset_values import (
     Add,
     Command,
@@ -43,6 +43,7 @@ from netpol.kernel.ipset_values import (
     check_name,
     member_text,
     pack,
+    range_of,
 )
 from netpol.kernel.netlink import NetlinkSocket
 from netpol.kernel.turns import exclusive, in_use
@@ -78,10 +79,12 @@ _MEMBERS = _BUFFER  # packed they are shorter than as the kernel sends them
 _NAMED = 3  # sets in the words of an error that is about all of a run
 
 _KINDS: dict[SetKind, int] = {
-    kind: int(lib.np_ipset_kind(kind.encode())) for kind in ("hash:ip", "hash:net", "hash:ip,port", "hash:net,port")
+    kind: int(lib.np_ipset_kind(kind.encode())) for kind in ("hash:ip", "hash:net", "hash:ip,port", "hash:net,port", "bitmap:ip")
 }
 # The first revision of each type that can do what we use (nomatch, SCTP): every kernel has it, whatever later ones it has as well.
-_REVISIONS: dict[SetKind, int] = {"hash:ip": 0, "hash:net": 2, "hash:ip,port": 1, "hash:net,port": 3}
+_REVISIONS: dict[SetKind, int] = {"hash:ip": 0, "hash:net": 2, "hash:ip,port": 1, "hash:net,port": 3, "bitmap:ip": 0}
+
+_MERGED = ("hash:ip", "bitmap:ip")  # contiguous members of IPv4 go as ranges
 
 _allocate = ffi.new_allocator(should_clear_after_alloc=False)
 
@@ -194,9 +197,13 @@ class IpsetSocket(NetlinkSocket):
         native = self._native
         if isinstance(command, Create):
             name, kind, family = _raw(command.name), command.kind, command.family
+            revision = _REVISIONS[kind]
             count = len(command.members) // member_size(kind, family)
-            hashsize, maxelem = command.hashsize or _power(count), command.maxelem or room(count)
-            code = int(lib.np_ipset_create(native, seq, name, kind.encode(), _REVISIONS[kind], family, hashsize, maxelem))
+            if command.net is not None:
+                code = int(lib.np_ipset_create_bitmap(native, seq, name, revision, command.net.address, command.net.length))
+            else:
+                hashsize, maxelem = command.hashsize or _power(count), command.maxelem or room(count)
+                code = int(lib.np_ipset_create(native, seq, name, kind.encode(), revision, family, hashsize, maxelem))
             if code >= 0 and count:
                 code = self._put_members(seq, command, name)
             return int(lib.np_ipset_ask_number(native, seq, name)) if code >= 0 and numbered else code
@@ -210,7 +217,7 @@ class IpsetSocket(NetlinkSocket):
     def _put_members(self, seq: int, command: Create | Add | Delete, name: bytes) -> int:
         kind, family, members = command.kind, command.family, command.members
         size, scratch = len(members), ffi.NULL
-        if kind == "hash:ip" and family == 4 and size > 4:
+        if kind in _MERGED and family == 4 and size > 4:
             scratch = self._scratch if size <= _SCRATCH else _allocate("uint8_t[]", 2 * size)
         verb = lib.NP_IPSET_DELETE if isinstance(command, Delete) else lib.NP_IPSET_ADD
         return int(lib.np_ipset_members(self._native, seq, verb, name, _KINDS[kind], family, members, size, scratch))
@@ -253,7 +260,10 @@ class IpsetSocket(NetlinkSocket):
         """A set as a value."""
         header, members = self._members(name)
         kind, family = cast(SetKind, header.kind), cast(Family, header.family)
-        return Set.of_packed(name, kind, family, members)
+        if kind == "bitmap:ip" and header.net is None:
+            raise Unsupported(errno.EOPNOTSUPP, "ipset list", name, "netpol does not read a bitmap:ip set whose range is no prefix")
+        net = header.net if kind == "bitmap:ip" else None
+        return Set.of_packed(name, kind, family, members, net)
 
     @exclusive
     def names(self, prefix: str) -> list[str]:
@@ -364,7 +374,8 @@ def _objects(commands: Sequence[Command]) -> str:
 def _header(native: Any) -> Header:
     name, kind = (ffi.string(raw).decode("utf-8", "surrogateescape") for raw in (native.name, native.type))
     numbers = native.entries, native.references, native.hashsize, native.maxelem
-    return Header(name, kind, native.family, native.index, *numbers)
+    net = range_of(bytes(native.first), bytes(native.last))
+    return Header(name, kind, native.family, native.index, *numbers, net)
 
 
 def _unread(header: Header) -> Unsupported:
@@ -379,6 +390,8 @@ def _failure(commands: Sequence[Command], outcome: Any) -> KernelError:
         member = _failed_member(command, int(outcome.member))
     if code == FIND_TYPE and isinstance(command, Create):
         note = missing_type(command.kind)
+    if code == HASH_FULL and isinstance(command, Create | Add | Delete) and command.kind == "bitmap:ip":
+        note = "; of a bitmap: the address is outside of its range"  # one number has two meanings
     others, all_known = int(outcome.failures) - 1, outcome.flags == lib.NP_IPSET_DONE
     if others or not all_known:
         least = "" if all_known else "at least "
@@ -392,7 +405,7 @@ def _failed_member(command: Create | Add | Delete, number: int) -> str:
     first = number - 1
     if not 0 <= first < len(members):
         return f"number {number}"
-    if command.kind != "hash:ip" or command.family != 4:
+    if command.kind not in _MERGED or command.family != 4:
         return member_text(command.kind, command.family, members[first])
     members.sort()
     last = first

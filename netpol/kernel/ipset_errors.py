@@ -55,7 +55,10 @@ _WORDS: dict[tuple[int, str], str] = {
     (INVALID_FAMILY, ""): "the set type has no such address family",
     (IPADDR_IPV4, ""): "an IPv4 address is needed",
     (IPADDR_IPV6, ""): "an IPv6 address is needed",
-    (HASH_FULL, ""): "the set is full: raise its maxelem (a new set, filled and swapped in)",
+    (
+        HASH_FULL,
+        "",
+    ): "the set is full: raise its maxelem (a new set, filled and swapped in)",
     (HASH_ELEM, ""): "the null address cannot be a member",
     (INVALID_PROTO, ""): "the protocol cannot be a member's",
     (MISSING_PROTO, ""): "the set's members have a protocol and a port, this one has none",

@@ -12,7 +12,7 @@ from struct import Struct as Packing
 from msgspec import Struct
 
 from netpol.kernel.digests import Content
-from netpol.model import PROTOCOL_NAMES, Family, format_address
+from netpol.model import PROTOCOL_NAMES, Address, Family, Network, format_address, network
 from netpol.rules.ruleset import Set, SetKind, member_size
 
 # -- commands and headers ----------------------------------------------------------------------------------------------
@@ -34,7 +34,8 @@ class Create(Struct, frozen=True, tag=True, gc=False):
     """A new set with these packed members. That it exists already is an error, but does not keep its members out.
 
     maxelem -- the most members it may ever have; hashsize -- buckets, a power of two: both are sized from the members where they are 0
-    (no resize while the set is filled, and room to grow to twice as many, 65,536 at least).
+    (no resize while the set is filled, and room to grow to twice as many, 65,536 at least); net -- the range of a bitmap:ip, which has
+    neither: a prefix of IPv4 of 16 bits or more.
     """
 
     name: str
@@ -43,10 +44,13 @@ class Create(Struct, frozen=True, tag=True, gc=False):
     members: bytes = b""
     maxelem: int = 0
     hashsize: int = 0
+    net: Network | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
         _check_members(self.kind, self.family, self.members)
+        if (self.kind == "bitmap:ip") != (self.net is not None and self.family == self.net.family == 4 and 16 <= self.net.length < 32):
+            raise ValueError("a bitmap:ip, and nothing else, has a range: an IPv4 prefix of 16 to 31 bits")
         if not (0 <= self.maxelem < 1 << 32 and 0 <= self.hashsize < 1 << 32):
             raise ValueError("maxelem and hashsize have 32 bits")
 
@@ -113,7 +117,7 @@ class Header(Struct, frozen=True, gc=False):
     """What the kernel says about a set of any type and owner.
 
     family -- 4, 6, or 0 for a type without one; index -- by which rules refer to it; entries -- members now; references -- rules and
-    sets that use it; hashsize and maxelem are 0 for a type that has none.
+    sets that use it; hashsize and maxelem are 0 for a type that has none; net -- the range of a set of addresses, where it is a prefix.
     """
 
     name: str
@@ -124,6 +128,7 @@ class Header(Struct, frozen=True, gc=False):
     references: int
     hashsize: int
     maxelem: int
+    net: Network | None = None
 
 
 class Record(Struct, frozen=True, gc=False):
@@ -134,8 +139,8 @@ class Record(Struct, frozen=True, gc=False):
     content: Content
 
 
-_RECORD = Packing("=32s32sIIIIHBBIQQ")
-_NUMBERED = Packing("=32s48xH22x")  # a record's name and number
+_RECORD = Packing("=32s32sIIIIHBB4s4sIQQ")
+_NUMBERED = Packing("=32s48xH30x")  # a record's name and number
 
 
 class Records(Struct, frozen=True):
@@ -147,13 +152,21 @@ class Records(Struct, frozen=True):
         """The single records."""
         for fields in _RECORD.iter_unpack(self.raw):
             name, kind = (raw.partition(b"\0")[0].decode("utf-8", "surrogateescape") for raw in fields[:2])
-            entries, references, hashsize, maxelem, index, family, revision, members, *sums = fields[2:]
-            header = Header(name, kind, family, index, entries, references, hashsize, maxelem)
+            entries, references, hashsize, maxelem, index, family, revision, first, last, members, *sums = fields[2:]
+            header = Header(name, kind, family, index, entries, references, hashsize, maxelem, range_of(first, last))
             yield Record(header, revision, Content(members, (sums[0], sums[1])))
 
     def numbers(self) -> dict[str, int]:
         """The number of each set by its name."""
         return {raw.partition(b"\0")[0].decode("utf-8", "surrogateescape"): number for raw, number in _NUMBERED.iter_unpack(self.raw)}
+
+
+def range_of(first: Address, last: Address) -> Network | None:
+    """The prefix from the first to the last of IPv4 addresses; None where that is none, as where both are 0.0.0.0: no set has that one."""
+    low, high = int.from_bytes(first, "big"), int.from_bytes(last, "big")
+    bits = (low ^ high).bit_length()
+    found = network(first, 32 - bits)
+    return found if high and found.address == first and low | ((1 << bits) - 1) == high else None
 
 
 # -- packed members ----------------------------------------------------------------------------------------------------

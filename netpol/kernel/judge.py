@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from netpol.kernel._native import ffi, lib
 from netpol.kernel.turns import Handle, exclusive
-from netpol.model import FAMILIES, ICMPV6, SCTP, TCP, UDP, Address, Family, Network, family_of
+from netpol.model import FAMILIES, ICMPV6, SCTP, TCP, UDP, Address, Direction, Family, Network, family_of
 from netpol.rules.flows import SIZE
 from netpol.rules.ruleset import (
     ANY_PORT,
@@ -46,6 +46,8 @@ from netpol.rules.ruleset import (
     SetMatch,
     Tcp,
     Udp,
+    front_match,
+    front_name,
     member_size,
 )
 
@@ -55,6 +57,7 @@ _END = Packing("=16sIIII")
 _RANGE = Packing("=16sBBB")
 _PASS, _DENY, _ASK, _RULES = lib.NP_JUDGE_PASS, lib.NP_JUDGE_DENY, lib.NP_JUDGE_ASK, lib.NP_JUDGE_RULES
 _POD, _LOCAL = lib.NP_JUDGE_POD, lib.NP_JUDGE_LOCAL
+_DIRECTIONS: tuple[Direction, Direction] = ("egress", "ingress")
 _SIDES = (EGRESS, INGRESS)
 _LINK_LOCAL = Network(b"\xfe\x80" + bytes(14), 10)
 
@@ -82,6 +85,14 @@ class _Side(Struct, frozen=True):
 
 _NOBODY = _Side({}, ())
 
+
+class _Scope(NamedTuple):
+    """Which packets go on to a tree: those with an address of the network and, where it has a set in front, of that."""
+
+    net: Network
+    has_front: bool
+
+
 # A chain of a tree, and the network by which it is reached.
 _Place = tuple[Chain, Network]
 
@@ -95,12 +106,17 @@ class _Branch(NamedTuple):
 
 
 class _About(NamedTuple):
-    """What all but the sets of an index follows from; chains are the very same ones, or others."""
+    """What all but the other sets of an index follows from; chains, and sets in front of trees, are the very same ones, or others."""
 
     hooked: list[Family]
     chains: list[Mapping[str, Chain]]
+    fronts: list[tuple[Set | None, ...]]
     pods: frozenset[Address]
     local: frozenset[Address]
+
+    def same(self) -> tuple[object, ...]:
+        """Equal where nothing is to be taken apart again. Chains and sets live as long as this, so their ids are theirs."""
+        return self.hooked, list(map(id, self.chains)), [list(map(id, fronts)) for fronts in self.fronts], self.pods, self.local
 
 
 class Sorting(Handle):
@@ -152,7 +168,7 @@ class Index(Handle):
         self._sets: dict[str, tuple[Set, Any, tuple[Any, ...]]] = {}
         self._arrays = _Arrays()
         self._branches: dict[_Place, _Branch] = {}
-        self._sides: dict[Family, tuple[Mapping[str, Chain], tuple[_Side, ...]]] = {}
+        self._sides: dict[Family, tuple[Mapping[str, Chain], tuple[Set | None, ...], tuple[_Side, ...]]] = {}
         self._about: _About | None = None
         self._parts: dict[str, Any] = {}
         self._native: Any = None
@@ -175,21 +191,24 @@ class Index(Handle):
 
     # -- rules -> what they ask for ------------------------------------------------------------------------------------
 
-    def _sides_of(self, chains: Mapping[str, Chain], family: Family) -> tuple[_Side, ...]:
+    def _sides_of(self, chains: Mapping[str, Chain], fronts: tuple[Set | None, ...], family: Family) -> tuple[_Side, ...]:
         known = self._sides.get(family)
-        if known is not None and known[0] is chains:
-            return known[1]
+        if known is not None and known[0] is chains and list(map(id, known[1])) == list(map(id, fronts)):
+            return known[2]
         scopes = _scopes(_chain(chains, ROOT).rules, _chain(chains, NEW).rules, family)
         _check_deny(_chain(chains, DENY).rules, family)
-        sides = tuple(self._side(chains, root, scopes[root]) if root in scopes else _NOBODY for root in _SIDES)
-        self._sides[family] = (chains, sides)
+        sides = tuple(
+            self._side(chains, root, scopes[root], front) if root in scopes else _NOBODY for root, front in zip(_SIDES, fronts, strict=True)
+        )
+        self._sides[family] = (chains, fronts, sides)
         return sides
 
-    def _side(self, chains: Mapping[str, Chain], root: str, scope: Network) -> _Side:
-        """Walks a tree. It is about no address outside its scope, and all its chains deny the same ranges at their ends."""
+    def _side(self, chains: Mapping[str, Chain], root: str, scope: _Scope, front: Set | None) -> _Side:
+        """Walks a tree. It is about no address outside its scope, nor of those outside the set in front, where there is one; and all its
+        chains deny the same ranges at their ends."""
         found: dict[Address, str] = {}
         ranges: set[tuple[Network, ...]] = set()
-        waiting = [(root, scope)]
+        waiting = [(root, scope.net)]
         while waiting:
             name, within = waiting.pop()
             place = _chain(chains, name), within
@@ -204,9 +223,13 @@ class Index(Handle):
         if len(ranges) != 1:
             raise _OtherForm
         denied = ranges.pop()
-        if any(net.length < scope.length or net.address not in scope for net in denied):
+        if any(net.length < scope.net.length or net.address not in scope.net for net in denied):
             raise _OtherForm
-        return _Side(found, denied)
+        if not scope.has_front:
+            return _Side(found, denied)
+        if front is None or front.kind not in ("hash:ip", "bitmap:ip") or denied:
+            raise _OtherForm
+        return _Side({address: chain for address, chain in found.items() if address in front.members}, ())
 
     # -- what they ask for -> arrays -----------------------------------------------------------------------------------
 
@@ -215,10 +238,11 @@ class Index(Handle):
         chains = [ruleset.chains.get(family, {}) for family in hooked]
         if not self._arrays.names.keys() <= ruleset.sets.keys() or len(self._arrays.codes) > 2 * sum(map(len, chains)):
             self._arrays, self._about = _Arrays(), None  # most of what they hold, or some of their sets, are of a time gone by
-        known, about = self._about, _About(hooked, chains, pods, local)
-        if known is None or known[:1] + known[2:] != about[:1] + about[2:] or list(map(id, known.chains)) != list(map(id, chains)):
+        fronts = [tuple([ruleset.sets.get(front_name(family, direction)) for direction in _DIRECTIONS]) for family in hooked]
+        known, about = self._about, _About(hooked, chains, fronts, pods, local)
+        if known is None or known.same() != about.same():
             self._about = None
-            self._parts = self._take_apart(ruleset, hooked, pods, local)
+            self._parts = self._take_apart(ruleset, about)
             self._about = about
         sets, keep = self._use_sets(ruleset.sets, self._arrays.names)
         slots = ffi.new("uint32_t[]", _slots(self._parts["end_count"]))
@@ -230,14 +254,15 @@ class Index(Handle):
             raise _OtherForm
         self._native, self._alive = native, (sets, slots, self._parts, keep)
 
-    def _take_apart(self, ruleset: Ruleset, hooked: list[Family], pods: frozenset[Address], local: frozenset[Address]) -> dict[str, Any]:
+    def _take_apart(self, ruleset: Ruleset, about: _About) -> dict[str, Any]:
         """All of a struct np_judge but its sets."""
         arrays = self._arrays
+        hooked, _, all_fronts, pods, local = about
         ends: dict[Address, list[int]] = {address: [_PASS, _PASS] for address in pods | local}
         ranges: list[bytes] = []
-        for family in hooked:
+        for family, fronts in zip(hooked, all_fronts, strict=True):
             by_name = ruleset.chains.get(family, {})
-            sides = self._sides_of(by_name, family)
+            sides = self._sides_of(by_name, fronts, family)
             for side in sides:
                 ends |= {address: [_PASS, _PASS] for address in side.chains.keys() - ends.keys()}
             for number, side in enumerate(sides):
@@ -347,21 +372,26 @@ def _chain(chains: Mapping[str, Chain], name: str) -> Chain:
     return chains[name]
 
 
-def _scopes(root: tuple[Rule, ...], new: tuple[Rule, ...], family: Family) -> dict[str, Network]:
-    """The sides to which a new flow's packet goes on, each with the network of sources, or of destinations, for which it does."""
+def _scopes(root: tuple[Rule, ...], new: tuple[Rule, ...], family: Family) -> dict[str, _Scope]:
+    """The sides to which a new flow's packet goes on, each with those sources, or destinations, for which it does."""
     if not root or root[0] != Rule(Goto(NEW), (Conntrack(("RELATED", "ESTABLISHED"), invert=True),)):
         raise _OtherForm
-    found: dict[str, Network] = {}
+    found: dict[str, _Scope] = {}
     everywhere = Network(bytes(4 if family == 4 else 16), 0)
     # Link-local flows are asked about.
     for rule in [rule for rule in new if rule != Rule(Goto(DENY), source=_LINK_LOCAL, destination=_LINK_LOCAL)]:
-        if rule == Rule(Jump(EGRESS), source=rule.source) and not found:
-            found[EGRESS] = rule.source or everywhere
-        elif rule == Rule(Goto(INGRESS), destination=rule.destination) and INGRESS not in found:
-            found[INGRESS] = rule.destination or everywhere
+        if rule == Rule(Jump(EGRESS), _front_match(rule, family, "egress"), source=rule.source) and not found:
+            found[EGRESS] = _Scope(rule.source or everywhere, bool(rule.matches))
+        elif rule == Rule(Goto(INGRESS), _front_match(rule, family, "ingress"), destination=rule.destination) and INGRESS not in found:
+            found[INGRESS] = _Scope(rule.destination or everywhere, bool(rule.matches))
         else:
             raise _OtherForm
     return found
+
+
+def _front_match(rule: Rule, family: Family, direction: Direction) -> tuple[SetMatch, ...]:
+    """The matches that a rule in front of a tree may have: none, or that of its set."""
+    return (front_match(family, direction),) if rule.matches else ()
 
 
 def _check_deny(rules: tuple[Rule, ...], family: Family) -> None:

@@ -160,7 +160,7 @@ def _in_set(found: Set, directions: tuple[str, ...], packet: Packet, family: Fam
     if found.family != family:
         return False
     address = packet.source if directions[0] == "src" else packet.destination
-    if found.kind == "hash:ip":
+    if found.kind in ("hash:ip", "bitmap:ip"):
         return address in found.members
     suffix = b""
     if "port" in found.kind:

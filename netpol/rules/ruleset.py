@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple, TypeVar
 import msgspec
 from msgspec import Struct
 
-from netpol.model import Address, Family, Network
+from netpol.model import Address, Direction, Family, Network
 
 PortRange = tuple[int, int]
 ANY_PORT: PortRange = (0, 65535)
@@ -33,7 +33,7 @@ INGRESS = "NETPOL-INGRESS"
 DENY = "NETPOL-DENY"
 
 TableName = Literal["mangle", "filter"]
-SetKind = Literal["hash:ip", "hash:net", "hash:ip,port", "hash:net,port"]
+SetKind = Literal["hash:ip", "hash:net", "hash:ip,port", "hash:net,port", "bitmap:ip"]
 SetDirection = Literal["src", "dst"]
 
 
@@ -45,6 +45,16 @@ def is_ours(chain: str) -> bool:
 def is_our_set(name: str) -> bool:
     """Whether a set of this name belongs to netpol."""
     return name.startswith("NETPOL")
+
+
+def front_name(family: Family, direction: Direction) -> str:
+    """The name of the set in front of the tree of a direction: the addresses for which that has a leaf. Others are not looked up."""
+    return f"NETPOL{family}-{direction.upper()}"
+
+
+def is_front(name: str) -> bool:
+    """Whether a set of this name is one in front of a tree."""
+    return name[7:] in ("-EGRESS", "-INGRESS")
 
 
 Default = TypeVar("Default")
@@ -144,6 +154,11 @@ class SetMatch(Struct, frozen=True, tag_field="kind", tag=True, gc=False, omit_d
     name: str
     directions: tuple[SetDirection, ...]
     invert: bool = False
+
+
+def front_match(family: Family, direction: Direction) -> SetMatch:
+    """The match of the set in front of the tree of a direction."""
+    return SetMatch(front_name(family, direction), ("src" if direction == "egress" else "dst",))
 
 
 class Addrtype(Struct, frozen=True, tag_field="kind", tag=True, gc=False, omit_defaults=True):
@@ -346,25 +361,27 @@ class _PackedSet(NamedTuple):
     kind: SetKind
     family: Family
     packed: bytes
+    net: Network | None = None
 
 
 class Set(_PackedSet):
-    """An ipset. `members` are packed (see the end of this module), all of `family`.
+    """An ipset. `members` are packed (see the end of this module), all of `family`; `net` is the range of a bitmap:ip, an IPv4 prefix of 16
+    bits or more.
 
     It is its name, its type and its members one after another, each once, in no order that means anything: the form in which the kernel
     boundary takes them. So a set of 60,000 is one piece of memory, and a load of it touches no member. Two are equal that hold the same.
     """
 
-    def __new__(cls, name: str, kind: SetKind, family: Family, members: AbstractSet[bytes] = frozenset()) -> Set:
-        made = cls.of_packed(name, kind, family, b"".join(members))
+    def __new__(cls, name: str, kind: SetKind, family: Family, members: AbstractSet[bytes] = frozenset(), net: Network | None = None) -> Set:
+        made = cls.of_packed(name, kind, family, b"".join(members), net)
         if isinstance(members, frozenset):
             made.__dict__["members"] = members
         return made
 
     @classmethod
-    def of_packed(cls, name: str, kind: SetKind, family: Family, packed: bytes) -> Set:
+    def of_packed(cls, name: str, kind: SetKind, family: Family, packed: bytes, net: Network | None = None) -> Set:
         """The set with these members, one after another, of which no two are the same."""
-        return tuple.__new__(cls, (name, kind, family, packed))
+        return tuple.__new__(cls, (name, kind, family, packed, net))
 
     @cached_property
     def members(self) -> frozenset[bytes]:
@@ -416,7 +433,7 @@ class Set(_PackedSet):
         return self.packed == other.packed or self.members == other.members
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Set) and self[:3] == other[:3] and self.holds_same(other)
+        return isinstance(other, Set) and self[:3] == other[:3] and self.net == other.net and self.holds_same(other)
 
     def __ne__(self, other: object) -> bool:  # a tuple's would compare the order of members
         return not self == other
@@ -425,7 +442,7 @@ class Set(_PackedSet):
         return hash((self[:3], len(self.packed)))
 
     def __repr__(self) -> str:
-        return f"Set({self.name!r}, {self.kind!r}, {self.family}, {self.members!r})"
+        return f"Set({self.name!r}, {self.kind!r}, {self.family}, {self.members!r}{f', {self.net!r}' if self.net else ''})"
 
 
 class Ruleset(Struct, frozen=True):
@@ -504,6 +521,7 @@ Step = CreateSet | GrowSet | ReplaceTable | ShrinkSet | DestroySet
 # The one form in which members of a set live in Python and cross into C, A being 4 or 16 bytes of address:
 #   hash:ip        A                                  hash:net       A length(1) nomatch(1)
 #   hash:ip,port   A protocol(1) port(2, big-endian)  hash:net,port  A length(1) nomatch(1) protocol(1) port(2, big-endian)
+#   bitmap:ip      A
 
 
 def net_member(net: Network, nomatch: bool = False) -> bytes:

@@ -73,9 +73,13 @@ def ipset_save(ruleset: Ruleset) -> str:
 
 def set_lines(found: Set) -> Iterator[str]:
     """One set as lines for `ipset restore`."""
-    size = 1 << max(6, (found.entries - 1).bit_length())
-    family = "inet" if found.family == 4 else "inet6"
-    yield f"create {found.name} {found.kind} family {family} hashsize {size} maxelem {max(65536, 2 * size)}"
+    if found.net is not None:
+        last = (int.from_bytes(found.net.address, "big") | (1 << 32 - found.net.length) - 1).to_bytes(4, "big")
+        yield f"create {found.name} {found.kind} range {format_address(found.net.address)}-{format_address(last)}"
+    else:
+        size = 1 << max(6, (found.entries - 1).bit_length())
+        family = "inet" if found.family == 4 else "inet6"
+        yield f"create {found.name} {found.kind} family {family} hashsize {size} maxelem {max(65536, 2 * size)}"
     yield from (f"add {found.name} {member_text(found, member)}" for member in sorted(found.members))
 
 

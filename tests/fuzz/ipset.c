@@ -84,6 +84,7 @@ static void check_written(struct input *in)
     members = take_block(in, size);
     scratch = zeros(2 * size);
     HOLDS(np_ipset_create(&ipset, 1, name, "hash:ip", 4, family, 64, 65536) == 0);
+    HOLDS(np_ipset_create_bitmap(&ipset, 1, name, 0, (const uint8_t *)name, width) == 0);
     HOLDS(np_ipset_members(&ipset, 2, command, name, kind, family, members, size,
                            kind == 0 && family == 4 ? scratch : NULL) <= 0);
     HOLDS(np_ipset_ask_number(&ipset, 1, name) == 0);

@@ -16,7 +16,7 @@ from netpol.kernel import namespaces
 from netpol.kernel.encode import encode_chains, pack_chains
 from netpol.kernel.ipset import Create, IpsetSocket
 from netpol.kernel.xtables import TableSocket
-from netpol.model import FAMILIES
+from netpol.model import FAMILIES, parse_network
 from netpol.rules.ruleset import DROP, ROOT, Chain, Goto, Jump, Rule
 from tests.kernel import test_conntrack_hostile as conntrack
 from tests.kernel import test_ipset_hostile as ipset
@@ -71,7 +71,8 @@ def _tables() -> list[bytes]:
 def _ipset() -> list[bytes]:
     with IpsetSocket() as socket:
         socket.run([Create("NETPOL-a", "hash:ip", 4, ipset.MANY), Create("NETPOL-b", "hash:net,port", 6, ipset.NETS)])
-        dumps = [ipset.listing(socket, name) for name in (b"NETPOL-a", b"NETPOL-b")]
+        socket.run([Create("NETPOL-c", "bitmap:ip", 4, ipset.MANY, net=parse_network("10.0.0.0/16"))])
+        dumps = [ipset.listing(socket, name) for name in (b"NETPOL-a", b"NETPOL-b", b"NETPOL-c")]
         names = ipset.listing(socket, None)
     refused = ipset.message(2, 0, struct.pack("=i", -4103) + bytes(16), ipset.SEQ)
     version = ipset.message(0x601, 0, b"\2\0\0\0" + ipset.attribute(1, b"\7"))

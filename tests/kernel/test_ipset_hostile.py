@@ -101,7 +101,7 @@ def attribute(type: int, value: bytes) -> bytes:
 
 @pytest.fixture(scope="module")
 def captured() -> dict[str, bytes]:
-    """What a real kernel sent, its sequence numbers set to SEQ: two dumps of members, and the echo of a failed add."""
+    """What a real kernel sent, its sequence numbers set to SEQ: three dumps of members, and the echo of a failed add."""
     namespace = namespaces.create()
     sent: dict[str, bytes] = {}
     try:
@@ -111,9 +111,10 @@ def captured() -> dict[str, bytes]:
                     Create("ips", "hash:ip", 4, MANY),
                     Create("np", "hash:net,port", 6, NETS),
                     Create("full", "hash:ip", 4, MANY[:4], maxelem=1),
+                    Create("bits", "bitmap:ip", 4, MANY, net=parse_network("10.0.0.0/16")),
                 ]
             )
-            for name in ("ips", "np"):
+            for name in ("ips", "np", "bits"):
                 assert lib.np_ipset_list(ipset._native, SEQ, name.encode(), 0) == 0
                 sent[name] = receive(ipset)
                 assert parse_done(receive(ipset)) == 0
@@ -147,7 +148,9 @@ def parse_done(data: bytes) -> int:
 
 
 # A message around anything, with attributes that are often the right ones: deeper than bytes at random would get.
-values = st.binary(max_size=40) | st.sampled_from([b"hash:ip\0", b"hash:net,port\0", b"s\0", bytes(4), bytes(16), b"\2", b"\12"])
+values = st.binary(max_size=40) | st.sampled_from(
+    [b"hash:ip\0", b"bitmap:ip\0", b"hash:net,port\0", b"s\0", bytes(4), bytes(16), b"\2", b"\12"]
+)
 leaves = st.builds(attribute, st.integers(0, 32) | st.just(0x4001), values)
 nested = st.recursive(
     leaves, lambda inner: st.builds(lambda t, parts: attribute(t, b"".join(parts)), st.integers(0, 12), st.lists(inner, max_size=4))

@@ -44,6 +44,7 @@ from netpol.rules.ruleset import (
     SetKind,
     SetMatch,
     Tcp,
+    front_name,
     net_member,
     net_port_member,
 )
@@ -113,7 +114,7 @@ def entries(addresses: list[Address]) -> st.SearchStrategy[list[Entry]]:
 def test_it_judges_as_the_interpreter_does(items: tuple[Object, ...], unknown: Unknown, data: st.DataObject) -> None:
     """Any cluster, any flows, before and after changes that the same index follows; only ICMPv6 and hairpins are asked about."""
     cluster = clusters.build(items)
-    state = NodeState(cluster, clusters.NODE, Settings(unknown_pods=unknown))
+    state = NodeState(cluster, clusters.NODE, Settings(unknown_pods=unknown, front_from=data.draw(st.sampled_from((0, 1, 2)))))
     index, found = Index(), Replay(state.wanted())
     state.applied()
     for _ in range(3):
@@ -427,3 +428,25 @@ def test_what_is_taken_apart_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (again.count("_allowed"), again.count("_take_apart")) == (1, 1)
     assert 1 <= again.count("_branch") <= 7
     assert follow() == []
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_pod_that_is_not_in_the_set_in_front_is_not_judged(other: bool) -> None:
+    """The set says who is looked up: a change of the set alone is seen; and one that is asked otherwise, or is not there, is another form."""
+    ruleset = Watched(*RULES, settings=Settings(front_from=1)).wanted()
+    name, packets = front_name(4, "ingress"), [Entry(TCP, Tuple(C, A, 40000, 81), Tuple(A, C, 81, 40000), 0, 0, 0, HAS_PORTS)]
+    index = Index()
+    assert not Both(index, ruleset, frozenset((A, B))).agree(packets)
+    assert index.sorting(BIT).mark == b""
+    for members, denied in ((frozenset((A,)), True), (frozenset((B,)), False), (frozenset((A, B)), True)):
+        sets = {**ruleset.sets, name: ruleset.sets[name].with_members(members)}
+        both = Both(index, replace(ruleset, sets=sets), frozenset((A, B)))
+        both.agree(packets)
+        assert bool(both.slow.sort_out(pack(packets), BIT).mark) == denied
+    if other:
+        assert not index.build(replace(ruleset, sets={}), frozenset((A, B)), frozenset())
+    else:
+        new = ruleset.chains[4][NEW].rules
+        inverted = tuple(replace(rule, matches=(SetMatch(name, ("dst",), invert=True),)) for rule in new)
+        chains = {**ruleset.chains, 4: {**ruleset.chains[4], NEW: Chain(NEW, inverted)}}
+        assert not index.build(replace(ruleset, chains=chains), frozenset((A, B)), frozenset())

@@ -19,6 +19,7 @@ from netpol.rules.ruleset import (
     Chain,
     CreateSet,
     DestroySet,
+    Goto,
     GrowSet,
     OpaqueTarget,
     ReplaceTable,
@@ -29,6 +30,7 @@ from netpol.rules.ruleset import (
     SetMatch,
     ShrinkSet,
     Step,
+    beside_what,
     net_member,
     net_port_member,
     port_member,
@@ -208,6 +210,31 @@ def test_a_changed_table_takes_its_changed_sets_along() -> None:
         grow(A),
         ReplaceTable(4, "mangle", wanted, True),
         DestroySet(ADDED),
+    )
+
+
+FRONT = "NETPOL4-INGRESS"
+
+
+def test_a_set_in_front_of_a_tree_grows_before_the_table_and_shrinks_after_it() -> None:
+    """No small sets and no second table, with other live sets that change beside them, too: those take their detour in between."""
+    asks = chains(Rule(Goto("T"), (SetMatch(FRONT, ("dst",)),)), *USES[ROOT].rules)
+    wanted, found = {4: {**asks, "T": Chain("T", (Rule(DROP),))}, 6: DROPS}, {4: {**asks, "T": Chain("T", ())}, 6: DROPS}
+    new, old = ips(FRONT, A, B), ips(FRONT, B, C)
+    more, less = GrowSet(FRONT, "hash:ip", 4, frozenset({A})), ShrinkSet(FRONT, "hash:ip", 4, frozenset({C}))
+    assert diff(ruleset(new, chains=wanted), ruleset(old, chains=found)) == (more, ReplaceTable(4, "mangle", wanted[4], True), less)
+    steps = diff(ruleset(new, ips(S, A), chains=wanted), ruleset(old, ips(S), chains=found))
+    assert [type(step) for step in steps] == [CreateSet, GrowSet, ReplaceTable, GrowSet, ShrinkSet, ReplaceTable, DestroySet]
+    assert (steps[1], steps[4]) == (more, less)
+    assert not any(isinstance(step, CreateSet) and beside_what(step.set.name) == (FRONT, "a") for step in steps)
+
+
+def test_a_set_in_front_of_a_tree_opposes_nobody() -> None:
+    """What comes and goes in it is allowed neither more nor less: what others get needs no detour for its sake."""
+    assert diff(ruleset(ips(S, A), ips(FRONT, B)), ruleset(ips(S), ips(FRONT, C))) == (
+        GrowSet(FRONT, "hash:ip", 4, frozenset({B})),
+        grow(A),
+        ShrinkSet(FRONT, "hash:ip", 4, frozenset({C})),
     )
 
 

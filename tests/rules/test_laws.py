@@ -10,12 +10,13 @@ from netpol.model import DIRECTIONS, EVERYTHING, Namespace, Node, Object, Pod, P
 from netpol.policy.cluster import Cluster
 from netpol.policy.verdict import Verdict, verdict
 from netpol.rules.compile import NodeState, Settings, compiled
+from netpol.rules.compile.skeleton import FRONT_FROM
 from netpol.rules.diff import diff
 from netpol.rules.interpret import Packet, interpret
 from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, ReplaceTable, Ruleset, Set, ShrinkSet, Step
 from tests import clusters
 
-ALLOW = Settings(unknown_pods="allow")
+fronts = st.sampled_from((FRONT_FROM, 1, 2))  # pods from which on a tree has a set in front: never so many here, always, now and then
 MANY = settings().max_examples  # as many as the profile allows
 slow = settings(max_examples=MANY * 3 // 2, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
@@ -32,11 +33,11 @@ def here(cluster: Cluster, said: Verdict, source: bytes, destination: bytes) -> 
 
 
 @slow
-@given(clusters.clusters())
-def test_the_interpreted_rules_are_the_specification(items: tuple[Object, ...]) -> None:
+@given(clusters.clusters(), fronts)
+def test_the_interpreted_rules_are_the_specification(items: tuple[Object, ...], front_from: int) -> None:
     """For every flow that the node forwards, the packet passes exactly where the specification's verdict for this node's pods allows it."""
     cluster = clusters.build(items)
-    ruleset = compiled(cluster, clusters.NODE, ALLOW)
+    ruleset = compiled(cluster, clusters.NODE, Settings(unknown_pods="allow", front_from=front_from))
     for flow in clusters.flows(cluster):
         said = verdict(cluster, flow)
         done = interpret(ruleset, Packet(flow.source, flow.destination, flow.protocol, flow.port, 40000))
@@ -66,11 +67,11 @@ def play(cluster: Cluster, event: object) -> object:
 
 
 @slow
-@given(events, st.sampled_from(("auto", "deny", "allow")), st.integers(1, 5))
-def test_any_sequence_of_events_ends_where_a_fresh_start_does(story: list[object], unknown: str, batch: int) -> None:
+@given(events, st.sampled_from(("auto", "deny", "allow")), st.integers(1, 5), fronts)
+def test_any_sequence_of_events_ends_where_a_fresh_start_does(story: list[object], unknown: str, batch: int, front_from: int) -> None:
     """After any events the followed state is a fresh compile's; and the deltas, applied batch by batch, lead to the same kernel."""
     cluster = Cluster()
-    wish = Settings(unknown_pods=unknown)  # type: ignore[arg-type]  # drawn from its three values
+    wish = Settings(unknown_pods=unknown, front_from=front_from)  # type: ignore[arg-type]  # drawn from its three values
     state = NodeState(cluster, clusters.NODE, wish)
     kernel = Ruleset({}, {})
     for at, event in enumerate(story, 1):
@@ -109,11 +110,11 @@ def test_the_order_of_unrelated_objects_does_not_matter(items: tuple[Object, ...
 
 
 @settings(slow, max_examples=MANY)
-@given(clusters.clusters(), st.data())
-def test_a_change_is_never_a_window(items: tuple[Object, ...], data: st.DataObject) -> None:
+@given(clusters.clusters(), st.data(), fronts)
+def test_a_change_is_never_a_window(items: tuple[Object, ...], data: st.DataObject, front_from: int) -> None:
     """Between any two steps of any batch: what old and new both allow passes, what both deny does not (SEMANTICS 30)."""
     cluster = clusters.build(items)
-    state = NodeState(cluster, clusters.NODE)
+    state = NodeState(cluster, clusters.NODE, Settings(front_from=front_from))
     kernel = apply(Ruleset({}, {}), diff(*state.pending()))
     state.applied()
     for _ in range(3):
@@ -201,14 +202,33 @@ A_RULE_GOES = (
 )
 
 
+# The source may not send any more; the destination may receive.
+ISOLATION_MOVES: tuple[tuple[Object, ...], tuple[Object, ...]] = (
+    (
+        labelled("k", 0, app="a"),
+        labelled("l", 1, app="b"),
+        labelled("m", 2, app="c"),
+        Policy("red", "a", selecting(app="b"), (), None),
+        Policy("red", "c", selecting(app="c"), (), ()),
+    ),
+    (labelled("l", 1), Policy("red", "b", selecting(app="a"), None, ())),
+)
+
+
+@pytest.mark.parametrize("front_from", [1, FRONT_FROM])
 @pytest.mark.parametrize(
     ("items", "batch"),
-    [pytest.param(*OPPOSED, id="two-ends"), pytest.param(*A_RULE_COMES, id="a-rule-comes"), pytest.param(*A_RULE_GOES, id="a-rule-goes")],
+    [
+        pytest.param(*OPPOSED, id="two-ends"),
+        pytest.param(*A_RULE_COMES, id="a-rule-comes"),
+        pytest.param(*A_RULE_GOES, id="a-rule-goes"),
+        pytest.param(*ISOLATION_MOVES, id="isolation-moves"),
+    ],
 )
-def test_the_traps_of_a_change(items: tuple[Object, ...], batch: tuple[Object, ...]) -> None:
+def test_the_traps_of_a_change(items: tuple[Object, ...], batch: tuple[Object, ...], front_from: int) -> None:
     """The orders that would open a window, each made by hand: on the way nothing passes that neither state allows."""
     cluster = clusters.build((Namespace("red"), *items))
-    state = NodeState(cluster, clusters.NODE)
+    state = NodeState(cluster, clusters.NODE, Settings(front_from=front_from))
     kernel = apply(Ruleset({}, {}), diff(*state.pending()))
     state.applied()
     for item in batch:

@@ -13,10 +13,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from netpol.model import DIRECTIONS, FAMILIES, Address, Direction, Family, Network, Pod, Policy, Query, family_of
 from netpol.policy.cluster import Change, Cluster, Move
 from netpol.rules.compile.classes import ClassChain, class_chain, named_ports
+from netpol.rules.compile.front import changed, front, front_net
 from netpol.rules.compile.selections import PortSelection, Selection, as_set, members_at, queries_of, set_name, whole_set
 from netpol.rules.compile.skeleton import Settings, skeleton
 from netpol.rules.compile.tree import scope, tree
@@ -26,6 +28,7 @@ Key = tuple[str, str]
 _Resolution = tuple[tuple[tuple[int, str], tuple[int, ...]], ...]  # named ports, and their numbers
 _Targets = tuple[dict[Address, str | None], tuple[Network, ...]]  # the chain of each address, and the ranges of unknown ones
 _Place = tuple[Family, Direction]
+_Trees = dict[_Place, tuple[_Targets, dict[str, Chain]]]
 _Found = dict[Address, ClassChain | None]
 _Leaves = dict[_Place, _Found]
 _Distinct = dict[_Place, dict[int, ClassChain]]  # the chains in them, each once
@@ -78,8 +81,8 @@ class NodeState:
         self._classes: dict[_ClassKey, dict[Family, ClassChain]] = {}
         self._ways: dict[Key, _Ways] = {}
         self._isolations: dict[frozenset[Query], _Isolation] = {}
-        self._trees: dict[_Place, tuple[_Targets, dict[str, Chain]]] = {}
-        self._applied_trees: dict[_Place, tuple[_Targets, dict[str, Chain]]] = {}
+        self._trees: _Trees = {}
+        self._applied_trees: _Trees = {}
         self._sets: dict[str, _LiveSet] = {}
         self._leaving: dict[str, _LiveSet] = {}
         self._users: dict[Query, set[_LiveSet]] = {}
@@ -114,6 +117,11 @@ class NodeState:
         keys = {key for query in self.cluster.queries(pod) for key in self._subjects.get(query, ())}
         found = [policy for key in keys if (policy := self.cluster.policies[key]).rules(direction) is not None]
         return tuple(sorted(found, key=str))
+
+    def forgo_fronts(self) -> None:
+        """From now on no tree has a set in front: the kernel has no such sets. None was applied."""
+        self.settings = replace(self.settings, front_from=0)
+        self._stale = True
 
     # -- events --------------------------------------------------------------------------------------------------------
 
@@ -206,6 +214,8 @@ class NodeState:
         """All that the kernel should hold now."""
         self._settle()
         sets = {live.name: self._full(live) for live in self._sets.values()}
+        fronts = [self._front(place, self._trees) for place in self._trees]
+        sets |= {found.name: found for found in fronts if found is not None}
         return Ruleset(self._chains, sets, frozenset(FAMILIES), self.settings.table)
 
     def pending(self) -> tuple[Ruleset, Ruleset, frozenset[Address]]:
@@ -231,6 +241,10 @@ class NodeState:
                 found[live.name], wanted[live.name] = before, after
         for live in self._leaving.values():
             found[live.name] = as_set(live.selection, live.family, frozenset())
+        for place in [place for place, kept in self._trees.items() if kept is not self._applied_trees.get(place)]:
+            now, before = changed(self._front(place, self._trees), self._front(place, self._applied_trees))
+            wanted |= {one.name: one for one in now}
+            found |= {one.name: one for one in before}
         return (
             Ruleset(self._chains, wanted, frozenset(FAMILIES), self.settings.table, frozenset(whole)),
             Ruleset(self._applied, found, frozenset(self._applied), self.settings.table),
@@ -261,6 +275,12 @@ class NodeState:
             found.update([address for address, chain in targets.items() if targets_before.get(address, "") != chain])
             found.update(targets_before.keys() - targets.keys())
         return frozenset(found)
+
+    def _front(self, place: _Place, trees: _Trees) -> Set | None:
+        """What stands in front of one of these trees."""
+        (leaves, ranges), _ = trees.get(place, (({}, ()), None))
+        net = front_net(place[0], leaves.keys(), ranges, self.settings.front_from)
+        return front(place[1], place[0], leaves.keys(), net) if net is not None else None
 
     def _full(self, live: _LiveSet) -> Set:
         return whole_set(live.selection, live.family, self.cluster)
@@ -362,7 +382,9 @@ class NodeState:
         classes = [found for direction in DIRECTIONS for found in distinct[family, direction].values()]
         ranges = tuple(net for net in unknown if net.family == family)
         within = {direction: scope(leaves[family, direction].keys(), ranges) for direction in DIRECTIONS}
-        chains = skeleton(family, self.settings, bool(classes), within["egress"], within["ingress"])
+        least = self.settings.front_from
+        fronts = [direction for direction in DIRECTIONS if front_net(family, leaves[family, direction].keys(), ranges, least) is not None]
+        chains = skeleton(family, self.settings, bool(classes), within["egress"], within["ingress"], fronts)
         chains |= {found.chain.name: found.chain for found in classes}
         for direction in DIRECTIONS:
             place = family, direction

@@ -1,16 +1,18 @@
 """The chains that are always there, whatever the policies: NETPOL, NETPOL-NEW, and NETPOL-DENY; and the settings that shape them.
 
 NETPOL is what a packet of a known connection pays: two matches, and no other chain. The first packet of a flow pays for the first of them
-and goes on to NETPOL-NEW, where there are prefixes only, and of those no more than there are sides on which a pod of this node is isolated.
+and goes on to NETPOL-NEW, where there are no more rules than there are sides on which a pod of this node is isolated: each a prefix and,
+where those pods are many, a set of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from msgspec import Struct
 
-from netpol.model import DIRECTIONS, FAMILIES, ICMPV6, TCP, Family, Network
+from netpol.model import DIRECTIONS, FAMILIES, ICMPV6, TCP, Direction, Family, Network
 from netpol.rules.compile.tree import scope, tree
 from netpol.rules.ruleset import (
     DENY,
@@ -31,12 +33,17 @@ from netpol.rules.ruleset import (
     Reject,
     Rule,
     Ruleset,
+    SetMatch,
     TableName,
+    front_match,
 )
 
 LINK_LOCAL = Network(b"\xfe\x80" + bytes(14), 10)
 # Multicast listener discovery (130-132, 143) and neighbour discovery with redirects (133-137): IPv6 does not work without them.
 ALWAYS_ALLOWED_ICMPV6 = (*range(130, 138), 143)
+
+# A look into a set costs as much as the tree of so many pods, for a packet that goes to another one (docs/decisions/0011).
+FRONT_FROM = 64
 
 
 class Settings(Struct, frozen=True):
@@ -44,7 +51,8 @@ class Settings(Struct, frozen=True):
 
     cut_bit -- the connmark bit of flows that were cut; deny -- "reject" answers what is denied, in the filter table only;
     unknown_pods -- what happens to addresses of this node's pod CIDRs that belong to no known pod (SEMANTICS 29); pod_cidrs -- those
-    ranges, where the Node object does not say them; log_group -- the NFLOG group for denied packets, None for no log.
+    ranges, where the Node object does not say them; log_group -- the NFLOG group for denied packets, None for no log; front_from -- how
+    many isolated pods of one side are worth a set in front of their tree, 0 for none.
     """
 
     table: TableName = "mangle"
@@ -53,6 +61,7 @@ class Settings(Struct, frozen=True):
     pod_cidrs: tuple[Network, ...] = ()
     log_group: int | None = None
     deny: Literal["drop", "reject"] = "drop"
+    front_from: int = FRONT_FROM
 
     def __post_init__(self) -> None:
         if self.deny == "reject" and self.table != "filter":
@@ -60,12 +69,17 @@ class Settings(Struct, frozen=True):
 
 
 def skeleton(
-    family: Family, settings: Settings, isolated: bool, egress: Network | None = None, ingress: Network | None = None
+    family: Family,
+    settings: Settings,
+    isolated: bool,
+    egress: Network | None = None,
+    ingress: Network | None = None,
+    fronts: Collection[Direction] = (),
 ) -> dict[str, Chain]:
     """NETPOL, NETPOL-NEW and NETPOL-DENY of a family.
 
     isolated -- whether any pod of this node is; egress, ingress -- a prefix of all sources, and of all destinations, that matter; None
-    where none does, and there is no tree of them.
+    where none does, and there is no tree of them; fronts -- the directions whose tree has a set in front.
     """
     # A flow that nobody has answered yet is judged as a new one, marked or not: when it is allowed again it need not wait until its mark is
     # taken away, and what it is denied it is denied anyway.
@@ -80,9 +94,9 @@ def skeleton(
     # A packet from elsewhere does not pay for the tree of sources, nor one to elsewhere for that of destinations. From the first a packet
     # has to come back, for the second; after that nothing is left to do here.
     if egress is not None:
-        new.append(Rule(Jump(EGRESS), source=_tested(egress)))
+        new.append(Rule(Jump(EGRESS), _in_front(family, "egress", fronts), source=_tested(egress)))
     if ingress is not None:
-        new.append(Rule(Goto(INGRESS), destination=_tested(ingress)))
+        new.append(Rule(Goto(INGRESS), _in_front(family, "ingress", fronts), destination=_tested(ingress)))
     deny = (*_exceptions(family), *_log(settings, family), *_ends(settings, family))
     return {chain.name: chain for chain in (Chain(ROOT, root), Chain(NEW, tuple(new)), Chain(DENY, deny))}
 
@@ -102,6 +116,10 @@ def closed(settings: Settings, ranges: tuple[Network, ...]) -> Ruleset:
         for direction in DIRECTIONS:
             chains[family] |= tree(direction, {}, tuple(own))
     return Ruleset(chains, {}, frozenset(FAMILIES), settings.table)
+
+
+def _in_front(family: Family, direction: Direction, fronts: Collection[Direction]) -> tuple[SetMatch, ...]:
+    return (front_match(family, direction),) if direction in fronts else ()
 
 
 def _tested(net: Network) -> Network | None:

@@ -1,0 +1,52 @@
+"""The set in front of a tree: a packet whose address is not in it is not looked up.
+
+A new flow's packet from or to a pod that nothing isolates would go down the whole tree for nothing, and where there are many such pods
+its way is cold each time. One look into a bitmap of all the tree's addresses costs less, and no more with more pods. A pod that does have
+a leaf pays it on top.
+
+The set says nothing that the tree does not say: a packet whose address is in it and has no leaf falls off the tree, as if it had not been
+looked up. So the set gets what it is to get before the table that has the new leaves, and loses what it is to lose after that
+(`netpol.rules.diff`). The other way round an isolated pod would be open for a moment.
+
+Only a bitmap is worth it, and there is none of IPv6, nor of more than 65,536 addresses: a hash is as cold as the tree. What it was measured
+to cost is in docs/decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from netpol.model import Address, Direction, Family, Network, network
+from netpol.rules.ruleset import Set, front_name
+
+RANGE = 16  # bits: the longest prefix that as many addresses as a bitmap can have
+
+
+def front_net(family: Family, leaves: Collection[Address], unknown: tuple[Network, ...], least: int) -> Network | None:
+    """The range of the set in front of a tree; None where it has none.
+
+    There is one from `least` leaves of IPv4 on, for a short tree costs less than the set, and none at all where that is 0; and only where
+    one range has them all. None where unknown addresses are denied: the tree is about those too then, and no set can hold them.
+    """
+    if family != 4 or unknown or not least or len(leaves) < least:
+        return None
+    first = network(min(leaves), RANGE)
+    return first if max(leaves) in first else None
+
+
+def front(direction: Direction, family: Family, leaves: Collection[Address], net: Network) -> Set:
+    """The whole set."""
+    return Set(front_name(family, direction), "bitmap:ip", family, frozenset(leaves), net)
+
+
+def changed(now: Set | None, before: Set | None) -> tuple[list[Set], list[Set]]:
+    """What `diff` takes of a set that was applied, and is another now: as far as they differ; both, where they have different ranges."""
+    if now is not None and before is not None and now.net == before.net:
+        now, before = _less(now, before), _less(before, now)
+    elif now is None and before is not None:
+        before = _less(before, before)
+    return [now] if now is not None else [], [before] if before is not None else []
+
+
+def _less(found: Set, other: Set) -> Set:
+    return Set(found.name, found.kind, found.family, found.members - other.members, found.net)
