@@ -432,7 +432,7 @@ def test_what_is_taken_apart_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("other", [False, True])
 def test_a_pod_that_is_not_in_the_set_in_front_is_not_judged(other: bool) -> None:
-    """The set says who is looked up: a change of the set alone is seen; and one that is asked otherwise, or is not there, is another form."""
+    """The set says who is looked up, and its change alone is seen; one that is asked otherwise, or is not there, is another form."""
     ruleset = Watched(*RULES, settings=Settings(front_from=1)).wanted()
     name, packets = front_name(4, "ingress"), [Entry(TCP, Tuple(C, A, 40000, 81), Tuple(A, C, 81, 40000), 0, 0, 0, HAS_PORTS)]
     index = Index()

@@ -219,7 +219,8 @@ FRONT = "NETPOL4-INGRESS"
 def test_a_set_in_front_of_a_tree_grows_before_the_table_and_shrinks_after_it() -> None:
     """No small sets and no second table, with other live sets that change beside them, too: those take their detour in between."""
     asks = chains(Rule(Goto("T"), (SetMatch(FRONT, ("dst",)),)), *USES[ROOT].rules)
-    wanted, found = {4: {**asks, "T": Chain("T", (Rule(DROP),))}, 6: DROPS}, {4: {**asks, "T": Chain("T", ())}, 6: DROPS}
+    wanted: dict[Family, dict[str, Chain]] = {4: {**asks, "T": Chain("T", (Rule(DROP),))}, 6: DROPS}
+    found: dict[Family, dict[str, Chain]] = {4: {**asks, "T": Chain("T", ())}, 6: DROPS}
     new, old = ips(FRONT, A, B), ips(FRONT, B, C)
     more, less = GrowSet(FRONT, "hash:ip", 4, frozenset({A})), ShrinkSet(FRONT, "hash:ip", 4, frozenset({C}))
     assert diff(ruleset(new, chains=wanted), ruleset(old, chains=found)) == (more, ReplaceTable(4, "mangle", wanted[4], True), less)

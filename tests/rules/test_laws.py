@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from netpol.model import DIRECTIONS, EVERYTHING, Namespace, Node, Object, Pod, Policy, PolicyRule, Query, Requirement, Selector
 from netpol.policy.cluster import Cluster
@@ -13,7 +14,7 @@ from netpol.rules.compile import NodeState, Settings, compiled
 from netpol.rules.compile.skeleton import FRONT_FROM
 from netpol.rules.diff import diff
 from netpol.rules.interpret import Packet, interpret
-from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, ReplaceTable, Ruleset, Set, ShrinkSet, Step
+from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, ReplaceTable, Ruleset, ShrinkSet, Step
 from tests import clusters
 
 fronts = st.sampled_from((FRONT_FROM, 1, 2))  # pods from which on a tree has a set in front: never so many here, always, now and then
@@ -261,7 +262,7 @@ def apply(kernel: Ruleset, steps: tuple[Step, ...]) -> Ruleset:
         elif isinstance(step, GrowSet | ShrinkSet):
             old = sets[step.name]
             grown = old.members | step.members if isinstance(step, GrowSet) else old.members - step.members
-            sets[step.name] = Set(old.name, old.kind, old.family, grown)
+            sets[step.name] = replace(old, members=grown)
         elif isinstance(step, ReplaceTable):
             chains[step.family] = step.chains
             hooked.add(step.family)
