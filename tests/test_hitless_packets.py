@@ -277,9 +277,10 @@ def test_isolation_goes_from_one_end_to_the_other(front_from: int, tmp_path: Pat
                     enforcer.drop(Policy, goes.name, "x")
                     steps |= {type(step) for step in enforcer.enforce().steps}
                     changes += 1
-            assert never.count() == 0
-            assert ({GrowSet, ShrinkSet} <= steps) == (front_from == 1)
+            arrived = never.count()
             never.close()
+            assert arrived == 0
+            assert ({GrowSet, ShrinkSet} <= steps) == (front_from == 1)
 
 
 def test_the_traffic_itself_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
