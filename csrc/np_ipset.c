@@ -194,7 +194,8 @@ int np_ipset_protocol(struct np_ipset *ipset, uint32_t seq)
 }
 
 /* Begins the message that creates a set. Returns where its nested numbers begin. */
-static size_t begin_create(struct np_nl_out *out, uint32_t seq, const char *name, const char *type, int revision, int family)
+static size_t begin_create(struct np_nl_out *out, uint32_t seq, const char *name, const char *type, int revision,
+                           int family)
 {
     begin(out, IPSET_CMD_CREATE, NLM_F_CREATE | NLM_F_EXCL, seq);
     np_nl_put_string(out, IPSET_ATTR_SETNAME, name);
@@ -236,8 +237,8 @@ static size_t put_address(struct np_nl_out *out, uint16_t type, size_t size)
 }
 
 /* Creates a bitmap:ip for the IPv4 prefix of `length` bits, 16 to 31, at `address` (4 bytes), as np_ipset_create. Returns 0 or -errno. */
-int np_ipset_create_bitmap(struct np_ipset *ipset, uint32_t seq, const char *name, int revision,
-                           const uint8_t *address, int length)
+int np_ipset_create_bitmap(struct np_ipset *ipset, uint32_t seq, const char *name, int revision, const uint8_t *address,
+                           int length)
 {
     struct np_nl_out out;
     size_t start = 0, data = 0, place = 0;

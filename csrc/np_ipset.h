@@ -98,8 +98,8 @@ int np_ipset_open(struct np_ipset *ipset, int protocol);
 int np_ipset_protocol(struct np_ipset *ipset, uint32_t seq);
 int np_ipset_create(struct np_ipset *ipset, uint32_t seq, const char *name, const char *type, int revision, int family,
                     uint32_t hashsize, uint32_t maxelem);
-int np_ipset_create_bitmap(struct np_ipset *ipset, uint32_t seq, const char *name, int revision,
-                           const uint8_t *address, int length);
+int np_ipset_create_bitmap(struct np_ipset *ipset, uint32_t seq, const char *name, int revision, const uint8_t *address,
+                           int length);
 int np_ipset_members(struct np_ipset *ipset, uint32_t seq, int command, const char *name, int kind, int family,
                      const uint8_t *members, size_t size, uint8_t *scratch);
 int np_ipset_destroy(struct np_ipset *ipset, uint32_t seq, const char *name);
