@@ -372,7 +372,9 @@ class Set(_PackedSet):
     boundary takes them. So a set of 60,000 is one piece of memory, and a load of it touches no member. Two are equal that hold the same.
     """
 
-    def __new__(cls, name: str, kind: SetKind, family: Family, members: AbstractSet[bytes] = frozenset(), net: Network | None = None) -> Set:
+    def __new__(
+        cls, name: str, kind: SetKind, family: Family, members: AbstractSet[bytes] = frozenset(), net: Network | None = None
+    ) -> Set:
         made = cls.of_packed(name, kind, family, b"".join(members), net)
         if isinstance(members, frozenset):
             made.__dict__["members"] = members

@@ -50,7 +50,7 @@ def test_we_read_what_ipset_wrote(netns: int) -> None:
     with IpsetSocket() as ipset:
         assert ipset.read("s") == Set("s", "bitmap:ip", 4, frozenset((B, C)), NET)
         (record,) = ipset.records(["s"]).decoded()
-        assert record.content == content([B, C], 4)
+        assert record.content == content(B + C, 4)
         assert record.header == ipset.headers()["s"]
         assert record.header.net == NET
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
 from netpol.model import DIRECTIONS, EVERYTHING, Namespace, Node, Object, Pod, Policy, PolicyRule, Query, Requirement, Selector
 from netpol.policy.cluster import Cluster
@@ -262,7 +261,7 @@ def apply(kernel: Ruleset, steps: tuple[Step, ...]) -> Ruleset:
         elif isinstance(step, GrowSet | ShrinkSet):
             old = sets[step.name]
             grown = old.members | step.members if isinstance(step, GrowSet) else old.members - step.members
-            sets[step.name] = replace(old, members=grown)
+            sets[step.name] = old.with_members(grown)
         elif isinstance(step, ReplaceTable):
             chains[step.family] = step.chains
             hooked.add(step.family)

@@ -242,9 +242,9 @@ class NodeState:
         for live in self._leaving.values():
             found[live.name] = as_set(live.selection, live.family, frozenset())
         for place in [place for place, kept in self._trees.items() if kept is not self._applied_trees.get(place)]:
-            now, before = changed(self._front(place, self._trees), self._front(place, self._applied_trees))
-            wanted |= {one.name: one for one in now}
-            found |= {one.name: one for one in before}
+            coming, going = changed(self._front(place, self._trees), self._front(place, self._applied_trees))
+            wanted |= {one.name: one for one in coming}
+            found |= {one.name: one for one in going}
         return (
             Ruleset(self._chains, wanted, frozenset(FAMILIES), self.settings.table, frozenset(whole)),
             Ruleset(self._applied, found, frozenset(self._applied), self.settings.table),
