@@ -63,7 +63,7 @@ def _fill(make: Make, count: int, directory: Path) -> Iterator[Contest]:
 
 @contextmanager
 def _load(rules: int, directory: Path) -> Iterator[Contest]:
-    with tables.load("", rules, 4, 1, 1.0).open(directory) as contest, socket(AF_INET, SOCK_DGRAM) as any_socket:
+    with tables.load("", rules, 4, 1).open(directory) as contest, socket(AF_INET, SOCK_DGRAM) as any_socket:
         loop = Load(built("tables", directory), rules)
         yield _beside(contest, lambda: loop.run(any_socket.fileno()))
 

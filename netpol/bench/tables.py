@@ -29,9 +29,9 @@ FOREIGN = "KUBE"
 BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 
 
-def load(row: str, rules: int, family: Family, pairs: int, goal: float) -> Case:
+def load(row: str, rules: int, family: Family, pairs: int, goal: float | None = None) -> Case:
     """A table of so many rules, into one that is empty."""
-    return Case(row, pairs, partial(_load, rules, family), {peers.RESTORE[family]: goal})
+    return Case(row, pairs, partial(_load, rules, family), {} if goal is None else {peers.RESTORE[family]: goal})
 
 
 def load_beside(row: str, rules: int, foreign: int, pairs: int) -> Case:

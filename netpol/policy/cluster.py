@@ -109,14 +109,15 @@ class Cluster:
     def addresses(self, query: Query, width: int) -> list[Address]:
         """The same without the pods: addresses of so many bytes."""
         found: list[Address] = []
-        holders = self._holders
+        # Nobody else holds an address that one pod claims.
+        contested, holders = self._contested, self._holders
         for profile in self.index.selected(query):
             pods = self._pods[profile.namespace]
             found += [
                 address
                 for pod in map(pods.__getitem__, profile.names)
                 for address in pod.addresses
-                if len(address) == width and holders.get(address) is pod
+                if len(address) == width and (address not in contested or holders[address] is pod)
             ]
         return found
 

@@ -271,8 +271,13 @@ class QueryIndex:
             self._filed[filing] = _with(self._filed.get(filing), query)
         if not query.namespace:
             self._register_selector(query.namespaces)
+        # Many profiles, few combinations: each is put together once.
+        with_it: dict[frozenset[Query], frozenset[Query]] = {}
         for profile in self._search(query):
-            self._assign(profile, profile.queries | {query})
+            before = profile.queries
+            if before not in with_it:
+                with_it[before] = before | {query}
+            self._assign(profile, with_it[before])
 
     def unregister(self, query: Query) -> None:
         """One use of this query has ended."""

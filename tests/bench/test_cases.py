@@ -125,6 +125,13 @@ def test_a_contender_that_does_nothing_is_found_out(case: Case, netns: int, tmp_
             contender.verify(contender.run())
 
 
+def test_the_goal_of_a_loaded_table_begins_at_1000_rules() -> None:
+    """A smaller one is a row without a goal."""
+    loads = [case for case in cases() if "rules into a table" in case.row and "foreign" not in case.row]
+    assert len(loads) == 6
+    assert [case.row for case in loads if not case.goals] == ["100 rules into a table"]
+
+
 def test_every_row_has_a_name_of_its_own() -> None:
     """Rows are what results are found by, at the sizes of users too."""
     rows = [case.row for case in cases()]

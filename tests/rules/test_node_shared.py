@@ -23,6 +23,7 @@ from netpol.model import (
     parse_address,
     parse_network,
 )
+from netpol.rules.compile.node import UNUSED
 from netpol.rules.ruleset import DestroySet, GrowSet, Multiport, SetMatch, ShrinkSet, Tcp, port_member
 from tests.rules.watched import OUT, THERE, A, B, C, D, Watched, app, class_chains, kinds, own, peers, pod, policy, port
 
@@ -96,6 +97,27 @@ def test_classes_of_pods_that_are_gone_are_forgotten() -> None:
         state.put(pod("db", A, ports=(ContainerPort("sql", TCP, number),)))
         assert state.passes(OUT, A, number)
     assert len(state.state._classes) == 1
+
+
+def test_classes_that_policies_leave_behind_are_few() -> None:
+    """Each policy more makes another class of a pod; those that it was of before do not gather."""
+    state = Watched(pod("db", A), policy("p", "db"))
+    for number in range(50):
+        state.put(policy(f"q{number}", "db", peers(ports=(port(80 + number),))))
+        assert len(class_chains(state.wanted())) == 1
+        assert len(state.state._classes) + len(state.state._isolations) <= UNUSED + 2
+
+
+def test_who_is_isolated_follows_policies() -> None:
+    """A policy that comes isolates a pod, one that goes frees it: the others stay what they were."""
+    state = Watched(pod("db", A), pod("web", B), policy("p", "db"))
+    for comes, isolated in ((True, {A, B}), (False, {A}), (True, {A, B})):
+        if comes:
+            state.put(policy("q", "web"))
+        else:
+            state.drop(Policy, "q")
+        assert state.state.pending()[2] == isolated
+        assert state.state.judged == isolated
 
 
 def test_named_ports_of_peers_are_members() -> None:

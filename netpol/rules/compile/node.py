@@ -9,6 +9,7 @@ Only what concerns this node's isolated pods is in it: a policy that selects no 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ from netpol.rules.compile.selections import PortSelection, Selection, as_set, me
 from netpol.rules.compile.skeleton import Settings, skeleton
 from netpol.rules.compile.tree import scope, tree
 from netpol.rules.ruleset import MANY_GO, Chain, Ruleset, Set
+
+UNUSED = 8  # classes and isolations for each pod, before those that no pod has are looked for
 
 Key = tuple[str, str]
 _Resolution = tuple[tuple[tuple[int, str], tuple[int, ...]], ...]  # named ports, and their numbers
@@ -83,6 +86,8 @@ class NodeState:
         self._isolations: dict[frozenset[Query], _Isolation] = {}
         self._trees: _Trees = {}
         self._applied_trees: _Trees = {}
+        self._distinct: _Distinct = {}
+        self._uses: Counter[str] = Counter()  # set -> chains that need it
         self._sets: dict[str, _LiveSet] = {}
         self._leaving: dict[str, _LiveSet] = {}
         self._users: dict[Query, set[_LiveSet]] = {}
@@ -305,36 +310,48 @@ class NodeState:
             return
         changed, self._stale, self._changed = self._changed, False, set()
         unknown = self._unknown()
-        if changed is None or unknown != self._denied:
+        is_whole = changed is None or unknown != self._denied
+        if changed is None or is_whole:
             leaves: _Leaves = {(family, direction): {} for family in FAMILIES for direction in DIRECTIONS}
             ways: dict[Key, _Ways] = {}
             pods = self._locals
         else:
             leaves = {place: found.copy() for place, found in self._leaves.items()}
             ways, pods = self._ways.copy(), {key: self._locals[key] for key in changed}
+        shifted = is_whole
         for key, pod in pods.items():
             found = ways[key] = self._way(key, pod)
             for address in pod.addresses:
                 if self.cluster.holder(address) is pod:
                     family = family_of(address)
                     for direction, chains in found.chains:
+                        shifted = shifted or leaves[family, direction].get(address) is None
                         leaves[family, direction][address] = chains[family]
                     for direction in found.free:
+                        shifted = shifted or leaves[family, direction].get(address) is not None
                         if unknown:
                             leaves[family, direction][address] = None
                         else:
                             leaves[family, direction].pop(address, None)
         self._ways, self._denied = ways, unknown
-        self._isolations = {found.queries: found.isolation for found in ways.values()}
-        used = {id(chains) for found in ways.values() for _, chains in found.chains}
-        for unused in [key for key, chains in self._classes.items() if id(chains) not in used]:
-            del self._classes[unused]
+        # What few changes leave unused may stay for a while.
+        if is_whole or len(self._classes) + len(self._isolations) > UNUSED * len(ways):
+            self._forget_unused()
         distinct = {place: {id(chain): chain for chain in found.values() if chain is not None} for place, found in leaves.items()}
         self._chains = {family: self._family_chains(family, leaves, distinct, unknown) for family in FAMILIES}
         self._leaves = leaves
-        self._isolated = frozenset([a for found in leaves.values() for a, chain in found.items() if chain is not None])
-        self.judged = frozenset().union(*leaves.values())
+        if shifted:
+            self._isolated = frozenset([a for found in leaves.values() for a, chain in found.items() if chain is not None])
+            self.judged = frozenset().union(*leaves.values())
         self._use_sets(distinct)
+
+    def _forget_unused(self) -> None:
+        """The isolations and classes of which no pod is."""
+        ways = self._ways.values()
+        self._isolations = {found.queries: found.isolation for found in ways}
+        used = {id(chains) for found in ways for _, chains in found.chains}
+        for unused in [key for key, chains in self._classes.items() if id(chains) not in used]:
+            del self._classes[unused]
 
     def _unknown(self) -> tuple[Network, ...]:
         """The ranges whose unknown addresses are denied now (SEMANTICS 29)."""
@@ -397,13 +414,20 @@ class NodeState:
         return chains
 
     def _use_sets(self, distinct: _Distinct) -> None:
-        needed = {
-            name: (selection, family)
-            for (family, _), classes in distinct.items()
-            for found in classes.values()
-            for name, selection in found.selections.items()
-        }
-        for name in self._sets.keys() - needed.keys():
+        """Begins with the sets that new chains need, and ends with those that no chain needs any more."""
+        needed: dict[str, tuple[Selection, Family]] = {}
+        going: list[str] = []
+        for place, classes in distinct.items():
+            before = self._distinct.get(place, {})
+            for number in classes.keys() - before.keys():
+                needed.update({name: (selection, place[0]) for name, selection in classes[number].selections.items()})
+                self._uses.update(classes[number].selections.keys())
+            for number in before.keys() - classes.keys():
+                going += before[number].selections
+        self._distinct = distinct
+        self._uses.subtract(going)
+        for name in {name for name in going if not self._uses[name]}:
+            del self._uses[name]
             live = self._sets.pop(name)
             if live.new:
                 self._release(live)
