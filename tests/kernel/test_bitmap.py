@@ -10,7 +10,7 @@ from netpol.kernel.digests import content
 from netpol.kernel.ipset import Add, Create, Delete, IpsetSocket
 from netpol.kernel.ipset_values import range_of
 from netpol.model import Address, Family, Network, parse_address, parse_network
-from netpol.rules.compile.front import front
+from netpol.rules.compile.front import Front, front
 from netpol.rules.diff import diff
 from netpol.rules.ruleset import DROP, RETURN, ROOT, Chain, Goto, Rule, Ruleset, Set, front_match
 from netpol.rules.text import ipset_save, iptables_save
@@ -104,7 +104,7 @@ def rules(*members: Address) -> Ruleset:
     """A set in front of a chain that denies."""
     chain = Chain(ROOT, (Rule(Goto("NETPOL-T"), (front_match(4, "ingress"),), destination=NET), Rule(RETURN)))
     chains = {chain.name: chain for chain in (chain, Chain("NETPOL-T", (Rule(DROP),)))}
-    return Ruleset({4: chains}, {NAME: front("ingress", 4, members, NET)}, frozenset((4,)))
+    return Ruleset({4: chains}, {NAME: front("ingress", 4, Front(frozenset(members), NET))}, frozenset((4,)))
 
 
 def test_the_tools_load_what_we_print_and_print_it_again(netns: int) -> None:

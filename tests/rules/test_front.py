@@ -6,7 +6,7 @@ import pytest
 
 from netpol.model import DIRECTIONS, Address, Direction, Family, Network, Pod, Policy, parse_address, parse_network
 from netpol.rules.compile import Settings
-from netpol.rules.compile.front import changed, front, front_net
+from netpol.rules.compile.front import Front, changed, front, front_net
 from netpol.rules.ruleset import (
     NEW,
     CreateSet,
@@ -35,7 +35,7 @@ def watched(least: int, *objects: Pod | Policy) -> Watched:
 
 
 def whole(*members: Address) -> Set:
-    return front("ingress", 4, members, RANGE)
+    return front("ingress", 4, Front(frozenset(members), RANGE))
 
 
 def fronts(ruleset: Ruleset) -> dict[str, frozenset[bytes]]:
@@ -70,19 +70,19 @@ def test_its_name_is_its_own(family: Family, direction: Direction, name: str) ->
     assert beside_what(beside(name, "a")) == (name, "a")
     assert not is_front(beside(name, "a"))
     assert not is_front("NETPOL4-0123456789abcdef0123456")
-    assert front(direction, family, [A, B], RANGE) == Set(name, "bitmap:ip", family, frozenset((A, B)), RANGE)
+    assert front(direction, family, Front(frozenset((A, B)), RANGE)) == Set(name, "bitmap:ip", family, frozenset((A, B)), RANGE)
     assert front_match(family, direction) == SetMatch(name, ("src" if direction == "egress" else "dst",))
 
 
 def test_what_changed_of_it() -> None:
     """As far as the two differ; all of one that comes, and the name of one that goes; all of both, when the range is another one."""
-    old, new, none = whole(A, B), whole(B, C), whole()
-    assert changed(new, old) == ([whole(C)], [whole(A)])
-    assert changed(new, None) == ([new], [])
-    assert changed(None, old) == ([], [none])
-    assert changed(None, None) == ([], [])
-    moved = front("ingress", 4, [FAR], parse_network("10.1.0.0/16"))
-    assert changed(moved, old) == ([moved], [old])
+    old, new, none = (Front(frozenset(found), RANGE) for found in ((A, B), (B, C), ()))
+    assert changed(new, old) == (Front({C}, RANGE), Front({A}, RANGE))
+    assert changed(new, None) == (new, None)
+    assert changed(None, old) == (None, none)
+    assert changed(None, None) == (None, None)
+    moved = Front(frozenset((FAR,)), parse_network("10.1.0.0/16"))
+    assert changed(moved, old) == (moved, old)
 
 
 def test_each_side_has_its_own() -> None:

@@ -15,6 +15,8 @@ to cost is in docs/decisions.
 from __future__ import annotations
 
 from collections.abc import Collection
+from collections.abc import Set as AbstractSet
+from typing import NamedTuple
 
 from netpol.model import Address, Direction, Family, Network, network
 from netpol.rules.ruleset import Set, front_name
@@ -34,19 +36,22 @@ def front_net(family: Family, leaves: Collection[Address], unknown: tuple[Networ
     return first if max(leaves) in first else None
 
 
-def front(direction: Direction, family: Family, leaves: Collection[Address], net: Network) -> Set:
+class Front(NamedTuple):
+    """What stands in front of a tree: the addresses that this has leaves for, and the range that they are of."""
+
+    leaves: AbstractSet[Address]
+    net: Network
+
+
+def front(direction: Direction, family: Family, found: Front) -> Set:
     """The whole set."""
-    return Set(front_name(family, direction), "bitmap:ip", family, frozenset(leaves), net)
+    return Set(front_name(family, direction), "bitmap:ip", family, found.leaves, found.net)
 
 
-def changed(now: Set | None, before: Set | None) -> tuple[list[Set], list[Set]]:
+def changed(now: Front | None, before: Front | None) -> tuple[Front | None, Front | None]:
     """What `diff` takes of a set that was applied, and is another now: as far as they differ; both, where they have different ranges."""
     if now is not None and before is not None and now.net == before.net:
-        now, before = _less(now, before), _less(before, now)
-    elif now is None and before is not None:
-        before = _less(before, before)
-    return [now] if now is not None else [], [before] if before is not None else []
-
-
-def _less(found: Set, other: Set) -> Set:
-    return Set(found.name, found.kind, found.family, found.members - other.members, found.net)
+        return now._replace(leaves=now.leaves - before.leaves), before._replace(leaves=before.leaves - now.leaves)
+    if now is None and before is not None:
+        return None, before._replace(leaves=frozenset())
+    return now, before

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from netpol.model import DIRECTIONS, FAMILIES, Address, Direction, Family, Network, Pod, Policy, Query, family_of
 from netpol.policy.cluster import Change, Cluster, Move
 from netpol.rules.compile.classes import ClassChain, class_chain, named_ports
-from netpol.rules.compile.front import changed, front, front_net
+from netpol.rules.compile.front import Front, changed, front, front_net
 from netpol.rules.compile.selections import PortSelection, Selection, as_set, members_at, queries_of, set_name, whole_set
 from netpol.rules.compile.skeleton import Settings, skeleton
 from netpol.rules.compile.tree import scope, tree
@@ -219,8 +219,7 @@ class NodeState:
         """All that the kernel should hold now."""
         self._settle()
         sets = {live.name: self._full(live) for live in self._sets.values()}
-        fronts = [self._front(place, self._trees) for place in self._trees]
-        sets |= {found.name: found for found in fronts if found is not None}
+        sets |= _front_sets({place: self._front(place, self._trees) for place in self._trees})
         return Ruleset(self._chains, sets, frozenset(FAMILIES), self.settings.table)
 
     def pending(self) -> tuple[Ruleset, Ruleset, frozenset[Address]]:
@@ -246,10 +245,10 @@ class NodeState:
                 found[live.name], wanted[live.name] = before, after
         for live in self._leaving.values():
             found[live.name] = as_set(live.selection, live.family, frozenset())
-        for place in [place for place, kept in self._trees.items() if kept is not self._applied_trees.get(place)]:
-            coming, going = changed(self._front(place, self._trees), self._front(place, self._applied_trees))
-            wanted |= {one.name: one for one in coming}
-            found |= {one.name: one for one in going}
+        places = [place for place, kept in self._trees.items() if kept is not self._applied_trees.get(place)]
+        fronts = {place: changed(self._front(place, self._trees), self._front(place, self._applied_trees)) for place in places}
+        wanted |= _front_sets({place: now for place, (now, _) in fronts.items()})
+        found |= _front_sets({place: then for place, (_, then) in fronts.items()})
         return (
             Ruleset(self._chains, wanted, frozenset(FAMILIES), self.settings.table, frozenset(whole)),
             Ruleset(self._applied, found, frozenset(self._applied), self.settings.table),
@@ -281,11 +280,11 @@ class NodeState:
             found.update(targets_before.keys() - targets.keys())
         return frozenset(found)
 
-    def _front(self, place: _Place, trees: _Trees) -> Set | None:
+    def _front(self, place: _Place, trees: _Trees) -> Front | None:
         """What stands in front of one of these trees."""
         (leaves, ranges), _ = trees.get(place, (({}, ()), None))
         net = front_net(place[0], leaves.keys(), ranges, self.settings.front_from)
-        return front(place[1], place[0], leaves.keys(), net) if net is not None else None
+        return Front(leaves.keys(), net) if net is not None else None
 
     def _full(self, live: _LiveSet) -> Set:
         return whole_set(live.selection, live.family, self.cluster)
@@ -455,6 +454,11 @@ class NodeState:
                     found.discard(live)
                     if not found:
                         del users[query]
+
+
+def _front_sets(fronts: Mapping[_Place, Front | None]) -> dict[str, Set]:
+    sets = [front(direction, family, found) for (family, direction), found in fronts.items() if found is not None]
+    return {found.name: found for found in sets}
 
 
 def _numbers(pod: Pod, name: tuple[int, str]) -> tuple[int, ...]:
