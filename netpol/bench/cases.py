@@ -104,6 +104,7 @@ def change_cases(pods: int, policies: int, local: int) -> tuple[Case, ...]:
         changes.policy_event(
             f"policy event, {short(8 * policies)} policies", pods, policies, local, 7, {f"at {policies} policies": FLAT_GOAL}
         ),
+        changes.team_event(f"a team's label, {short(8 * pods)} pods", pods, policies, local, 5, {first: LINEAR_GOAL}),
         changes.whole(f"whole compile, {short(8 * pods)} pods", pods, policies, local, 5, {first: LINEAR_GOAL}),
     )
 

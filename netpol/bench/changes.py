@@ -69,13 +69,18 @@ def policy_event(row: str, pods: int, policies: int, local: int, pairs: int, goa
     )
 
 
+def team_event(row: str, pods: int, policies: int, local: int, pairs: int, goals: Mapping[str, float]) -> Case:
+    """A seventh of all namespaces lose the label by which policies know them, or get it back, in one batch; pods grow."""
+    return _growing(row, lambda times: partial(_batch, Sizes(pods * times, policies, local)), TIMES, "pods", pods, pairs, goals, 1)
+
+
 def whole(row: str, pods: int, policies: int, local: int, pairs: int, goals: Mapping[str, float]) -> Case:
     """Everything from scratch for one node; pods and policies grow."""
 
     def contender(times: int) -> Callable[[], Contender]:
         return partial(_from_scratch, Sizes(pods * times, policies * times, local))
 
-    return _growing(row, contender, TIMES, "pods", pods, pairs, goals)
+    return _growing(row, contender, TIMES, "pods", pods, pairs, goals, 1)
 
 
 def _growing(
@@ -86,9 +91,10 @@ def _growing(
     base: int,
     pairs: int,
     goals: Mapping[str, float],
+    operations: int = EVENTS,
 ) -> Case:
     names = {f"at {base * n} {of}": contender(n) for n in times}
-    return Case(row, pairs, partial(_contest, names, 1 if "whole" in row else EVENTS), goals)
+    return Case(row, pairs, partial(_contest, names, operations), goals)
 
 
 @contextmanager
@@ -196,6 +202,34 @@ def _events(sizes: Sizes, event: Callable[[Sizes, int], Object]) -> Contender:
     def verify(outcome: object) -> None:
         if not isinstance(outcome, list) or bool(outcome) == (event is _again):
             raise BenchError("an event that changes nothing made steps" if outcome else "events made no steps")
+        if state.wanted() != compiled(cluster, NODE):
+            raise BenchError("the state is not that of a fresh start")
+
+    return Contender(prepare, run, verify)
+
+
+def _batch(sizes: Sizes) -> Contender:
+    cluster = _cluster(sizes)
+    state = NodeState(cluster, NODE)
+    state.wanted()
+    state.applied()
+    team = [item for item in cluster.namespaces.values() if ("team", "team-0") in item.labels]
+    turns = numbers()
+    batch: list[Object] = []
+
+    def prepare() -> None:
+        batch[:] = team if next(turns) % 2 else [replace(item, labels=()) for item in team]
+
+    def run() -> tuple[Step, ...]:
+        for item in batch:
+            state.follow(cluster.put(item))
+        steps = diff(*state.pending())
+        state.applied()
+        return steps
+
+    def verify(outcome: object) -> None:
+        if not outcome:
+            raise BenchError("a batch made no steps")
         if state.wanted() != compiled(cluster, NODE):
             raise BenchError("the state is not that of a fresh start")
 

@@ -362,6 +362,22 @@ def test_what_a_killed_exchange_left_is_no_obstacle(netns: int) -> None:
         assert {name: len(found.members) for name, found in kernel.read().sets.items()} == {"NETPOL4-full": 4}
 
 
+def test_members_stay_in_one_piece(netns: int) -> None:
+    """Whoever loads a set, proves it, reads it back or follows a few that come and go makes no object for a member of it."""
+    packed = b"".join(sorted(host(4, number) for number in range(200)))
+    wanted = Set.of_packed("NETPOL4-S", "hash:ip", 4, packed)
+    few = frozenset((host(4, 201),))
+    with Kernel() as kernel:
+        kernel.apply([CreateSet(wanted)])
+        assert not kernel.look()
+        found = kernel.read().sets[wanted.name]
+        assert found == wanted
+        assert found.packed == packed
+        more = wanted.plus(few)
+        assert more.minus(few) == wanted
+        assert [vars(one) for one in (wanted, found, more)] == [{}, {}, {}]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("kind", "member"), FULL.values(), ids=FULL)
 @pytest.mark.parametrize("hindered", [False, True], ids=["exchanged", "deleted"])
