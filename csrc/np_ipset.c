@@ -24,6 +24,8 @@ enum {
     NP_DATAGRAM = 32 * 1024,
     /* Nor one that says no more of a set than its header. */
     NP_SHORT = 8 * 1024,
+    /* IPSET_ATTR_INITVAL, whose name headers of before Linux 5.10 lack (it was IPSET_ATTR_GC, of no use). */
+    NP_INITVAL = IPSET_ATTR_HASHSIZE - 1,
 };
 
 _Static_assert(NP_IPSET_ADD == IPSET_CMD_ADD && NP_IPSET_DELETE == IPSET_CMD_DEL, "the commands are the kernel's");
@@ -43,6 +45,7 @@ struct batch {
     struct np_ipset *ipset;
     const char *name;
     const uint8_t *members;
+    const uint32_t *order; /* the members' numbers as they are to be written; NULL: as they lie */
     size_t count, width, address;
     uint32_t seq;
     uint16_t type;
@@ -206,9 +209,9 @@ static size_t begin_create(struct np_nl_out *out, uint32_t seq, const char *name
 }
 
 /* Creates a hash of a type in one of its revisions, without time-outs, counters and comments; that it exists is an error. `hashsize`
- * (buckets) and `maxelem` (members) are never 0. Returns 0 or -errno. */
+ * (buckets) and `maxelem` (members) are never 0; `initval` keys the hash, 0 lets the kernel draw it. Returns 0 or -errno. */
 int np_ipset_create(struct np_ipset *ipset, uint32_t seq, const char *name, const char *type, int revision, int family,
-                    uint32_t hashsize, uint32_t maxelem)
+                    uint32_t hashsize, uint32_t maxelem, uint32_t initval)
 {
     struct np_nl_out out;
     size_t start = 0, data = 0;
@@ -220,6 +223,8 @@ int np_ipset_create(struct np_ipset *ipset, uint32_t seq, const char *name, cons
     data = begin_create(&out, seq, name, type, revision, family);
     np_nl_put_be32(&out, IPSET_ATTR_HASHSIZE, hashsize);
     np_nl_put_be32(&out, IPSET_ATTR_MAXELEM, maxelem);
+    if (initval)
+        np_nl_put_be32(&out, NP_INITVAL, initval);
     np_nl_unnest(&out, data);
     return keep(ipset, &out, start);
 }
@@ -299,15 +304,16 @@ static size_t run_end(const struct batch *batch, size_t i)
     return i;
 }
 
-/* Writes the entry of member `i`, or of the run that begins there. Returns the member after it. */
+/* Writes the entry of the i-th member, or of the run that begins there. Returns what is next after it. */
 static size_t put_entry(struct np_nl_out *out, const struct batch *batch, size_t i)
 {
-    const uint8_t *member = batch->members + i * batch->width, *rest = member + batch->address;
+    const size_t number = batch->order ? batch->order[i] : i;
+    const uint8_t *member = batch->members + number * batch->width, *rest = member + batch->address;
     const size_t end = batch->merged ? run_end(batch, i) : i + 1;
     const uint8_t *last = batch->members + (end - 1) * batch->width;
     const int nomatch = batch->kind & NP_IPSET_NET && rest[1] != 0;
     const struct form *form = end > i + 1 ? &batch->range : nomatch ? &batch->nomatch : &batch->plain;
-    const uint32_t lineno = (uint32_t)(i + 1);
+    const uint32_t lineno = (uint32_t)(number + 1);
     uint8_t *entry = np_nl_reserve(out, form->size);
 
     if (!entry)
@@ -349,11 +355,32 @@ static int put_message(const struct batch *batch, size_t *i)
     return keep(batch->ipset, &out, start);
 }
 
+/* Whether most of a sorted batch are no part of a run. */
+static int is_scattered(const struct batch *batch)
+{
+    size_t runs = 0;
+
+    for (size_t i = 0; i < batch->count; i = run_end(batch, i))
+        runs++;
+    return runs > batch->count / 2;
+}
+
+/* Has a batch written in the order of the buckets, in which no runs are left. Returns 0 or -errno. */
+static int put_in_order(struct batch *batch, const struct np_buckets *buckets, int family)
+{
+    const int result = np_buckets_order(buckets, batch->kind, family, batch->members, batch->count * batch->width);
+
+    batch->order = buckets->room;
+    batch->merged = 0;
+    return result;
+}
+
 /* Adds (NP_IPSET_ADD) or deletes (NP_IPSET_DELETE) packed members; that one is there, or not there, already is no error. `scratch`
  * has twice `size` bytes for IPv4 hash:ip and bitmap:ip, which is sorted so that contiguous addresses go as ranges, and may be NULL elsewhere.
+ * `buckets` are those of the new set that the members come into, or NULL: unless most go as ranges, they are written in their order.
  * A member's number, in an error, is its place from 1 on: in sorted order there, as given elsewhere. Returns 0 or -errno. */
 int np_ipset_members(struct np_ipset *ipset, uint32_t seq, int command, const char *name, int kind, int family,
-                     const uint8_t *members, size_t size, uint8_t *scratch)
+                     const uint8_t *members, size_t size, uint8_t *scratch, const struct np_buckets *buckets)
 {
     const int width = np_ipset_width(kind, family);
     struct batch batch = {
@@ -378,6 +405,8 @@ int np_ipset_members(struct np_ipset *ipset, uint32_t seq, int command, const ch
         if (result >= 0)
             result = np_sort(scratch, scratch + size, batch.count, batch.width);
     }
+    if (result >= 0 && buckets && (!batch.merged || is_scattered(&batch)))
+        result = put_in_order(&batch, buckets, family);
     for (size_t i = 0; i < batch.count && result >= 0;)
         result = put_message(&batch, &i);
     return result;

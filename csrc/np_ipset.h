@@ -12,6 +12,8 @@
 #ifndef NP_IPSET_H
 #define NP_IPSET_H
 
+#include "np_buckets.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -97,11 +99,11 @@ int np_ipset_width(int kind, int family);
 int np_ipset_open(struct np_ipset *ipset, int protocol);
 int np_ipset_protocol(struct np_ipset *ipset, uint32_t seq);
 int np_ipset_create(struct np_ipset *ipset, uint32_t seq, const char *name, const char *type, int revision, int family,
-                    uint32_t hashsize, uint32_t maxelem);
+                    uint32_t hashsize, uint32_t maxelem, uint32_t initval);
 int np_ipset_create_bitmap(struct np_ipset *ipset, uint32_t seq, const char *name, int revision, const uint8_t *address,
                            int length);
 int np_ipset_members(struct np_ipset *ipset, uint32_t seq, int command, const char *name, int kind, int family,
-                     const uint8_t *members, size_t size, uint8_t *scratch);
+                     const uint8_t *members, size_t size, uint8_t *scratch, const struct np_buckets *buckets);
 int np_ipset_destroy(struct np_ipset *ipset, uint32_t seq, const char *name);
 int np_ipset_swap(struct np_ipset *ipset, uint32_t seq, const char *name, const char *other);
 int np_ipset_ask_number(struct np_ipset *ipset, uint32_t seq, const char *name);

@@ -3,8 +3,8 @@
 Commands are values. `IpsetSocket.run` streams any number of them to the kernel in sends of up to 1 MiB, with one acknowledgement at
 the end: one member added is two system calls, 60,000 are as few as their bytes need. New sets may be asked for their numbers in the same
 send. What the kernel says is received many datagrams at a time: a listing has one for each set. Members cross as packed bytes (the
-layout is at the end of `netpol.rules.ruleset`); splitting, sorting and the merging of contiguous addresses happen in C, and Python's
-work for one member is its share of one `b"".join`.
+layout is at the end of `netpol.rules.ruleset`), as a set's value holds them; splitting, sorting and the merging of contiguous addresses
+happen in C. Many scattered members of a new set come in the order of the buckets that the kernel puts them into (csrc/np_buckets.h).
 
 Invariants
 - Adding what is there and deleting what is not there is no error. Creating what is there is one.
@@ -22,6 +22,7 @@ counters, time-outs and comments that netpol does not use are not written; sets 
 from __future__ import annotations
 
 import errno
+import secrets
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -74,6 +75,8 @@ _NETLINK_NETFILTER = 12
 _PROTOCOL = 7  # what a kernel of 4.20 or later speaks; before it, a listing lacks the sets' indexes
 _BUFFER = 1 << 20
 _SCRATCH = 4096  # bytes of members that are sorted without room of their own
+# So many members of a new set, of these types, come in the order of its buckets where they are scattered; fewer are in the caches anyway.
+_MANY, _ORDERED = 2048, frozenset({"hash:ip", "hash:net", "hash:ip,port"})
 _RECORDS = 1024  # sets that a socket's first listing has room for
 _MEMBERS = _BUFFER  # packed they are shorter than as the kernel sends them
 _NAMED = 3  # sets in the words of an error that is about all of a run
@@ -199,13 +202,19 @@ class IpsetSocket(NetlinkSocket):
             name, kind, family = _raw(command.name), command.kind, command.family
             revision = _REVISIONS[kind]
             count = len(command.members) // member_size(kind, family)
+            buckets = ffi.NULL
             if command.net is not None:
                 code = int(lib.np_ipset_create_bitmap(native, seq, name, revision, command.net.address, command.net.length))
             else:
                 hashsize, maxelem = command.hashsize or _power(count), command.maxelem or room(count)
-                code = int(lib.np_ipset_create(native, seq, name, kind.encode(), revision, family, hashsize, maxelem))
+                if not command.hashsize and count >= _MANY and kind in _ORDERED:
+                    # A key that nobody can guess, as the kernel draws it itself: members are chosen by others.
+                    numbers = _allocate("uint32_t[]", hashsize + count)
+                    buckets = ffi.new("struct np_buckets *", (numbers, hashsize, 1 + secrets.randbelow((1 << 32) - 1)))
+                initval = buckets.initval if buckets else 0
+                code = int(lib.np_ipset_create(native, seq, name, kind.encode(), revision, family, hashsize, maxelem, initval))
             if code >= 0 and count:
-                code = self._put_members(seq, command, name)
+                code = self._put_members(seq, command, name, buckets)
             return int(lib.np_ipset_ask_number(native, seq, name)) if code >= 0 and numbered else code
         if isinstance(command, Add | Delete):
             return self._put_members(seq, command, _raw(command.name))
@@ -214,13 +223,13 @@ class IpsetSocket(NetlinkSocket):
         put = lib.np_ipset_destroy if isinstance(command, Destroy) else lib.np_ipset_ask_number
         return int(put(native, seq, _raw(command.name)))
 
-    def _put_members(self, seq: int, command: Create | Add | Delete, name: bytes) -> int:
+    def _put_members(self, seq: int, command: Create | Add | Delete, name: bytes, buckets: Any = ffi.NULL) -> int:
         kind, family, members = command.kind, command.family, command.members
         size, scratch = len(members), ffi.NULL
         if kind in _MERGED and family == 4 and size > 4:
             scratch = self._scratch if size <= _SCRATCH else _allocate("uint8_t[]", 2 * size)
         verb = lib.NP_IPSET_DELETE if isinstance(command, Delete) else lib.NP_IPSET_ADD
-        return int(lib.np_ipset_members(self._native, seq, verb, name, _KINDS[kind], family, members, size, scratch))
+        return int(lib.np_ipset_members(self._native, seq, verb, name, _KINDS[kind], family, members, size, scratch, buckets))
 
     def _drain(self) -> None:
         """Throws away what the kernel still has to say, so that the next request is answered by its own answers; and a listing that is not

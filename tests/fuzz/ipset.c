@@ -75,6 +75,8 @@ static void check_written(struct input *in)
     struct np_ipset ipset = {.buffer = zeros(BUFFER), .room = BUFFER, .limit = BUFFER, .fd = -1};
     const int kind = take_byte(in) % 4, family = take_byte(in) & 1 ? 6 : 4;
     const int width = np_ipset_width(kind, family), command = take_byte(in) & 1 ? NP_IPSET_ADD : NP_IPSET_DELETE;
+    struct np_buckets buckets = {.count = 1U << take_byte(in) % 9, .initval = take_byte(in)};
+    const int ordered = take_byte(in) & 1 && kind < 3;
     char *name = zeros(17);
     uint8_t *members, *scratch;
     size_t size;
@@ -83,10 +85,11 @@ static void check_written(struct input *in)
     size = in->left < 65536 ? in->left / (size_t)width * (size_t)width : 0;
     members = take_block(in, size);
     scratch = zeros(2 * size);
-    HOLDS(np_ipset_create(&ipset, 1, name, "hash:ip", 4, family, 64, 65536) == 0);
+    HOLDS(np_ipset_create(&ipset, 1, name, "hash:ip", 4, family, 64, 65536, buckets.initval) == 0);
     HOLDS(np_ipset_create_bitmap(&ipset, 1, name, 0, (const uint8_t *)name, width) == 0);
+    buckets.room = zeros((size / (size_t)width + buckets.count) * sizeof(uint32_t));
     HOLDS(np_ipset_members(&ipset, 2, command, name, kind, family, members, size,
-                           kind == 0 && family == 4 ? scratch : NULL) <= 0);
+                           kind == 0 && family == 4 ? scratch : NULL, ordered ? &buckets : NULL) <= 0);
     HOLDS(np_ipset_ask_number(&ipset, 1, name) == 0);
     HOLDS(np_ipset_swap(&ipset, 3, name, "other") == 0 && np_ipset_destroy(&ipset, 4, name) == 0);
     {
@@ -105,6 +108,7 @@ static void check_written(struct input *in)
     free(name);
     free(members);
     free(scratch);
+    free(buckets.room);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

@@ -42,8 +42,8 @@ def ours(members: bytes, count: int) -> Callable[[int], object]:
         native = ffi.new("struct np_ipset *", {"buffer": buffer, "room": 1 << 20, "fd": fd, "limit": 1 << 20})
         hashsize = 1 << (count - 1).bit_length()
         scratch = ffi.new("uint8_t[]", 2 * len(members))
-        assert lib.np_ipset_create(native, SEQ, NAME.encode(), b"hash:ip", 0, 4, hashsize, room(count)) == 0
-        assert lib.np_ipset_members(native, SEQ, lib.NP_IPSET_ADD, NAME.encode(), 0, 4, members, len(members), scratch) == 0
+        assert lib.np_ipset_create(native, SEQ, NAME.encode(), b"hash:ip", 0, 4, hashsize, room(count), 0) == 0
+        assert lib.np_ipset_members(native, SEQ, lib.NP_IPSET_ADD, NAME.encode(), 0, 4, members, len(members), scratch, ffi.NULL) == 0
         lib.np_ipset_finish(native, ffi.new("struct np_ipset_outcome *", {"first": SEQ, "commands": 1}))
 
     return write

@@ -118,7 +118,7 @@ def captured() -> dict[str, bytes]:
                 assert lib.np_ipset_list(ipset._native, SEQ, name.encode(), 0) == 0
                 sent[name] = receive(ipset)
                 assert parse_done(receive(ipset)) == 0
-            lib.np_ipset_members(ipset._native, SEQ, lib.NP_IPSET_ADD, b"full", 0, 4, MANY, len(MANY), ffi.NULL)
+            lib.np_ipset_members(ipset._native, SEQ, lib.NP_IPSET_ADD, b"full", 0, 4, MANY, len(MANY), ffi.NULL, ffi.NULL)
             native = ipset._native
             assert lib.np_sys_send(native.fd, native.buffer, native.used, ffi.addressof(native, "calls")) > 0
             sent["full"] = receive(ipset)
@@ -244,7 +244,7 @@ def test_a_range_has_a_longest() -> None:
         buffer = ffi.new("uint8_t[]", room)
         native = ffi.new("struct np_ipset *", {"buffer": buffer, "room": room, "fd": -1, "limit": room})
         scratch = ffi.new("uint8_t[]", 2 * len(members))
-        assert lib.np_ipset_members(native, 1, lib.NP_IPSET_ADD, b"s", 0, 4, members, len(members), scratch) == 0
+        assert lib.np_ipset_members(native, 1, lib.NP_IPSET_ADD, b"s", 0, 4, members, len(members), scratch, ffi.NULL) == 0
         sizes.append(int(native.used))
     assert sizes[0] == sizes[1] < sizes[2]
 
@@ -256,9 +256,9 @@ def test_arguments_that_cannot_be() -> None:
     assert [lib.np_sort(block, block, 1, width) for width in (0, 25)] == [-errno.EINVAL] * 2
     assert [lib.np_ipset_width(*pair) for pair in ((4, 4), (-1, 4), (0, 5))] == [-errno.EINVAL] * 3
     assert lib.np_ipset_kind(b"hash:mac") == -errno.EOPNOTSUPP
-    assert lib.np_ipset_members(native, 1, lib.NP_IPSET_ADD, b"s", 0, 4, b"abc", 3, ffi.NULL) == -errno.EINVAL
-    assert lib.np_ipset_members(native, 1, 2, b"s", 0, 4, b"abcd", 4, ffi.NULL) == -errno.EINVAL
-    assert lib.np_ipset_members(native, 1, lib.NP_IPSET_ADD, b"s", 0, 4, b"abcd", 4, ffi.NULL) == -errno.ENOBUFS
+    assert lib.np_ipset_members(native, 1, lib.NP_IPSET_ADD, b"s", 0, 4, b"abc", 3, ffi.NULL, ffi.NULL) == -errno.EINVAL
+    assert lib.np_ipset_members(native, 1, 2, b"s", 0, 4, b"abcd", 4, ffi.NULL, ffi.NULL) == -errno.EINVAL
+    assert lib.np_ipset_members(native, 1, lib.NP_IPSET_ADD, b"s", 0, 4, b"abcd", 4, ffi.NULL, ffi.NULL) == -errno.ENOBUFS
 
 
 @settings(max_examples=25, deadline=None)
