@@ -26,12 +26,20 @@ PROTOCOL_NAMES = {ICMP: "ICMP", TCP: "TCP", UDP: "UDP", ICMPV6: "ICMPv6", SCTP: 
 PROTOCOL_NUMBERS = {"TCP": TCP, "UDP": UDP, "SCTP": SCTP}
 
 
-def parse_address(text: str) -> Address:
-    """The packed form of an IPv4 or IPv6 address; ValueError for anything else."""
+_MAPPED = bytes(10) + b"\xff\xff"  # IPv4-mapped IPv6 (RFC 4291): the same address as the four bytes behind it, for Kubernetes too
+
+
+def _packed(text: str) -> bytes:
     try:
         return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
     except (OSError, ValueError):
         raise ValueError(f"{text!r} is not an IP address") from None
+
+
+def parse_address(text: str) -> Address:
+    """The packed form of an IPv4 or IPv6 address; ValueError for anything else. ::ffff:10.0.0.1 is 10.0.0.1."""
+    packed = _packed(text)
+    return packed[12:] if packed[:12] == _MAPPED else packed
 
 
 def format_address(address: Address) -> str:
@@ -72,12 +80,17 @@ def network(address: Address, length: int) -> Network:
 
 
 def parse_network(text: str) -> Network:
-    """The network of a CIDR such as 10.1.2.3/16 (host bits are cleared); ValueError for anything else."""
+    """The network of a CIDR such as 10.1.2.3/16 (host bits are cleared); ValueError for anything else.
+
+    ::ffff:10.0.0.0/104 is 10.0.0.0/8.
+    """
     base, slash, bits = text.partition("/")
-    address = parse_address(base)
-    if not slash or not (bits.isascii() and bits.isdigit()) or len(bits) > 3 or int(bits) > len(address) * 8:
+    packed = _packed(base)
+    if not slash or not (bits.isascii() and bits.isdigit()) or len(bits) > 3 or int(bits) > len(packed) * 8:
         raise ValueError(f"{text!r} is not a CIDR")
-    return network(address, int(bits))
+    if packed[:12] == _MAPPED and int(bits) >= 96:
+        return network(packed[12:], int(bits) - 96)
+    return network(packed, int(bits))
 
 
 class Requirement(Struct, frozen=True, order=True, gc=False):
@@ -190,7 +203,7 @@ class ContainerPort(Struct, frozen=True, order=True, gc=False):
 
 
 class Pod(Struct, frozen=True, gc=False):
-    """A pod, as far as policy is concerned. `finished` ones (Succeeded, Failed) own no address any more."""
+    """A pod, as far as policy is concerned. `finished` ones (Succeeded, Failed) own no address any more; `terminating` ones still do."""
 
     namespace: str
     name: str
@@ -200,6 +213,7 @@ class Pod(Struct, frozen=True, gc=False):
     ports: tuple[ContainerPort, ...] = ()
     host_network: bool = False
     finished: bool = False
+    terminating: bool = False
 
     @property
     def key(self) -> tuple[str, str]:

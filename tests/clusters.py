@@ -136,6 +136,7 @@ def pods(draw: st.DrawFn, taken: set[Address] | None = None) -> Pod:
         ports=draw(container_ports),
         host_network=draw(seldom()),
         finished=draw(seldom()),
+        terminating=draw(seldom()),
     )
 
 

@@ -221,6 +221,11 @@ CASES = (
         "y/web x/web 80/TCP no, 10.0.1.128 x/web 80/TCP yes, z/web x/web 80/TCP yes, 10.1.0.1 x/web 80/TCP yes, 10.2.0.1 x/web 80/TCP no",
     ),
     Case(
+        "14-an-IPv4-mapped-block-is-one-of-IPv4",
+        {"x/p": "{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: '::ffff:10.0.1.0/120', except: ['::ffff:a00:102/128']}}]}]}"},
+        "y/web x/web 80/TCP yes, y/db x/web 80/TCP no, z/web x/web 80/TCP no, y/web6 x/web6 80/TCP no",
+    ),
+    Case(
         "15-pods-inside-a-block-match-it",
         {
             "x/p": "{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.1.0/24}}]}],"

@@ -134,6 +134,20 @@ def test_a_pod_whose_address_comes_late_and_is_used_again(scene: Scene) -> None:
         assert scene.reached() == (True, True)
 
 
+def test_an_address_used_again_over_a_restart(scene: Scene) -> None:
+    """A pod that still ends has lost its address to the one that has it now, also to an agent that hears of the old one last."""
+    scene.api.create("networkpolicies", policy(WHERE, "friends", FROM_FRIENDS))
+    scene.pod("old", WHERE, CLIENT, friend="yes")
+    # Bound to a node and not confirmed by a kubelet, it stays and terminates.
+    scene.api.request("DELETE", path("pods", WHERE) + "/old?gracePeriodSeconds=600")
+    assert [item["metadata"]["name"] for item in scene.api.items("pods", WHERE)] == ["client", "old", "web"]
+    with scene.agent() as agent:
+        scene.ready(agent)
+        assert scene.reached() == (False, False)
+        scene.api.delete("pods", "client", WHERE)
+        scene.becomes(True, agent=agent)
+
+
 def test_killed_and_started_again(scene: Scene) -> None:
     """Rules stay while nobody runs; the next agent takes in what happened meanwhile."""
     scene.api.create("networkpolicies", policy(WHERE, "friends", FROM_FRIENDS))

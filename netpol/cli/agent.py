@@ -137,7 +137,8 @@ def agent(
         settings = replace(settings, log_group=GROUP)
     run(
         Options(
-            node=node or os.uname().nodename,
+            # As a kubelet calls its node.
+            node=node or os.uname().nodename.strip().lower(),
             kubeconfig=kubeconfig,
             context=context,
             settings=settings,

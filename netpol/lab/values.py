@@ -16,7 +16,7 @@ from netpol.model import ICMP, ICMPV6, SCTP, TCP, UDP, Address, family_of, forma
 NODE = "node"
 """The name by which probes and `Lab.entered` mean the node itself; no host may have it."""
 
-MAX_NAME = 200
+MAX_NAME = 317  # bytes: a namespace, a slash, the name of a pod
 LISTENING = (TCP, UDP, SCTP)
 ECHO = {ICMP: 4, ICMPV6: 6}
 

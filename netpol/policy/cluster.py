@@ -5,7 +5,9 @@ to rules: addresses whose meaning moved, pods and policies before and after. An 
 
 Invariants
 - An address belongs to the live pod that claimed it last (SEMANTICS 19); when that one ends, to the latest claimant that still lives.
-  Host-network pods and finished pods claim none (SEMANTICS 17, 18). Terminating pods claim theirs to the end.
+  Host-network pods and finished pods claim none (SEMANTICS 17, 18). Terminating pods claim theirs to the end, but against each other pod
+  that claims it they lose: after a restart claims come in the order of a list, and there the one that goes may stand behind the one
+  that has its address already.
 - `queries(pod)` are the registered queries that select a pod: none for a host-network pod or a finished one.
 - The state after a sequence of events is that of the objects that are left, whatever the order was, but for who claimed last.
 """
@@ -62,7 +64,7 @@ class Cluster:
         self._pods: dict[str, dict[str, Pod]] = {}
         self.index = QueryIndex(lambda namespace, name: self._pods[namespace][name].labels)
         self._holders: dict[Address, Pod] = {}
-        # Addresses that more than one live pod claims, oldest claim first; the last one holds it. Rare and short-lived.
+        # Addresses that more than one live pod claims, oldest claim first; `_elect` says who holds it. Rare and short-lived.
         self._contested: dict[Address, list[tuple[str, str]]] = {}
         self._shared: dict[object, object] = {}
 
@@ -228,20 +230,18 @@ class Cluster:
         had = before.addresses if before is not None and _is_subject(before) else ()
         has = pod.addresses if pod is not None and _is_subject(pod) else ()
         for address in touched:
-            if address in has:
-                if address in had:
-                    if self._holders[address] is before:
-                        self._holders[address] = pod  # type: ignore[assignment]  # has is not empty: there is a pod
-                else:
-                    self._gain(address, key)
-            elif address in had:
+            if address in has and address not in had:
+                self._gain(address, key)
+            elif address in had and address not in has:
                 self._lose(address, key)
+            elif address in has:
+                self._elect(address, key)
 
     def _gain(self, address: Address, key: tuple[str, str]) -> None:
         holder = self._holders.get(address)
         if holder is not None:
             self._contested.setdefault(address, [holder.key]).append(key)
-        self._holders[address] = self._pods[key[0]][key[1]]
+        self._elect(address, key)
 
     def _lose(self, address: Address, key: tuple[str, str]) -> None:
         claims = self._contested.get(address)
@@ -249,10 +249,17 @@ class Cluster:
             del self._holders[address]
             return
         claims.remove(key)
-        namespace, name = claims[-1]
-        self._holders[address] = self._pods[namespace][name]
+        self._elect(address, claims[-1])
         if len(claims) == 1:
             del self._contested[address]
+
+    def _elect(self, address: Address, alone: tuple[str, str]) -> None:
+        """Who holds an address: the last claimant that is not terminating, else the last one; `alone` where nobody else claims it."""
+        claims = self._contested.get(address)
+        namespace, name = alone
+        if claims is not None:
+            namespace, name = next((key for key in reversed(claims) if not self._pods[key[0]][key[1]].terminating), claims[-1])
+        self._holders[address] = self._pods[namespace][name]
 
     def _share(self, value: str | tuple[object, ...]) -> object:
         return self._shared.setdefault(value, value)

@@ -353,6 +353,7 @@ def decode_pod(data: bytes) -> Decoded[Pod]:
             ports=tuple(sorted(_container_ports(spec, report))),
             host_network=bool(spec.hostNetwork),
             finished=status.phase in ("Succeeded", "Failed"),
+            terminating=wire.metadata.deletionTimestamp is not None,
         )
 
     return _decode(data, "Pod", build)

@@ -29,6 +29,10 @@ class WireContainer(Struct, gc=False):
     restartPolicy: str | None = None
 
 
+class WirePodMeta(WireMeta, gc=False):
+    deletionTimestamp: str | None = None
+
+
 class WirePodSpec(Struct, gc=False):
     nodeName: str | None = None
     hostNetwork: bool | None = None
@@ -47,7 +51,7 @@ class WirePodStatus(Struct, gc=False):
 
 
 class WirePod(Struct, gc=False):
-    metadata: WireMeta
+    metadata: WirePodMeta
     spec: WirePodSpec | None = None
     status: WirePodStatus | None = None
 

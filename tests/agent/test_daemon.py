@@ -11,6 +11,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +27,7 @@ from netpol.cli.agent import agent as command
 from netpol.cli.main import main
 from netpol.kernel.apply import Kernel
 from netpol.rules.diff import diff
-from tests.agent.process import Agent, until
+from tests.agent.process import ROOT, Agent, until
 from tests.kube.fake import FakeServer, added, bare, bookmark, deleted, modified, page, pod, watch
 from tests.referees import run
 
@@ -318,7 +320,7 @@ def test_a_service_manager_hears_how_it_goes(scene: Scene) -> None:
         pytest.param(["--node", "one"], {"NETPOL_NODE": "two", "NODE_NAME": "three"}, "one", id="--node"),
         pytest.param([], {"NETPOL_NODE": "two", "NODE_NAME": "three"}, "two", id="NETPOL_NODE"),
         pytest.param([], {"NODE_NAME": "three"}, "three", id="NODE_NAME"),
-        pytest.param([], {}, os.uname().nodename, id="the host's name"),
+        pytest.param([], {}, os.uname().nodename.lower(), id="the host's name"),
     ],
 )
 def test_which_node_it_is(scene: Scene, arguments: list[str], environment: dict[str, str], name: str) -> None:
@@ -327,6 +329,18 @@ def test_which_node_it_is(scene: Scene, arguments: list[str], environment: dict[
         agent.says(f"on node {name},")
         (asked, *_) = scene.server.wait(1, NODES)
         assert asked.query["fieldSelector"] == f"metadata.name={name}"
+
+
+def test_a_host_name_is_lowered_as_a_kubelet_does(scene: Scene) -> None:
+    """A host called Node-A.Example registers as node-a.example; asked in a UTS namespace of its own."""
+    script = f"hostname Node-A.Example && exec {sys.executable} -m netpol.cli.main agent --kubeconfig {scene.kubeconfig} --listen off"
+    process = subprocess.Popen(["unshare", "--uts", "sh", "-c", script], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        (asked, *_) = scene.server.wait(1, NODES)
+    finally:
+        process.kill()
+        process.wait()
+    assert asked.query["fieldSelector"] == "metadata.name=node-a.example"
 
 
 def test_it_imports_only_what_it_needs(scene: Scene) -> None:

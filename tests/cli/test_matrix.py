@@ -97,6 +97,13 @@ def test_three_engines_agree_on_several_nodes_families_and_protocols(corners: st
     assert 0 < len(allowed(spec)) < len(spec)
 
 
+def test_the_longest_names(tmp_path: Path) -> None:
+    """A namespace of 63 characters and a pod of 253: all three engines judge them."""
+    pods = [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name * 253, "namespace": "n" * 63}} for name in "ab"]
+    (tmp_path / "long.json").write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": pods}))
+    assert len(allowed(flows("-f", str(tmp_path / "long.json"), "--by", "all", "--port", "80", "--port", "9/SCTP"))) == 8
+
+
 def test_all_compares_them_and_a_liar_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """`--by all` exits 0 on the example; with an engine that denies one connection it names that one and exits 1."""
     assert matrix("-f", EXAMPLE, "--by", "all").exit_code == 0

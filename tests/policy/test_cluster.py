@@ -136,6 +136,28 @@ def test_19_a_host_network_pod_becomes_a_pod() -> None:
     assert holder(state) == "one"
 
 
+@pytest.mark.parametrize("first", ["going", "new"])
+def test_19_one_that_terminates_has_lost_it(first: str) -> None:
+    """Against a pod that stays, whoever is heard of first: a list after a restart has them in the order of their names."""
+    pods = {"going": pod("going", A, terminating=True), "new": pod("new", A)}
+    state = cluster(pods.pop(first), *pods.values())
+    assert holder(state) == "new"
+    state.drop(Pod, "new", "ns")
+    assert holder(state) == "going"
+
+
+def test_19_the_holder_begins_to_terminate() -> None:
+    """Alone it keeps its address; where an older claimant stays, that one has it."""
+    state = cluster(pod("one", A))
+    state.put(pod("one", A, terminating=True))
+    assert holder(state) == "one"
+    state = cluster(pod("one", A), pod("two", A))
+    state.put(pod("two", A, terminating=True))
+    assert holder(state) == "one"
+    state.put(pod("one", A, terminating=True))
+    assert holder(state) == "two"
+
+
 def test_20_the_same_name_with_a_new_address() -> None:
     """A relist shows a pod that was replaced in between: the old address is free and the new one held."""
     state = cluster(pod("one", A, A6))
@@ -289,7 +311,12 @@ class ClusterAndNaive(RuleBasedStateMachine):
         )
 
     def standings(self) -> dict[Address, Standing | None]:
-        held = {address: self.pods[claims[-1]] if claims else None for address, claims in self.claims.items()}
+        held: dict[Address, Pod | None] = {}
+        for address, claims in self.claims.items():
+            claimants = [self.pods[key] for key in claims]
+            staying = [pod for pod in claimants if not pod.terminating]
+            last = staying or claimants
+            held[address] = last[-1] if last else None
         return {address: Standing(pod, self.queries(pod)) if pod is not None else None for address, pod in held.items()}
 
     def replace_pod(self, key: tuple[str, str], pod: Pod | None) -> None:

@@ -110,6 +110,7 @@ V4, V6 = parse_address("10.0.0.1"), parse_address("fd00::1")
             ["status.podIPs[0].ip: '10.0.0.256' is not an IP address"],
             id="a bad one is left out",
         ),
+        pytest.param({"podIPs": [{"ip": "::ffff:10.0.0.1"}, {"ip": "fd00::1"}]}, (V4, V6), [], id="an IPv4-mapped one is IPv4"),
         pytest.param({"podIP": "10.0.0.1/32"}, (), ["status.podIP: '10.0.0.1/32' is not an IP address"], id="a bad podIP"),
     ],
 )
@@ -185,7 +186,9 @@ def test_pod_ports(spec: object, ports: tuple[ContainerPort, ...], errors: list[
         pytest.param({"status": {"phase": "Running"}}, Pod("ns", "p"), id="running"),
         pytest.param({"status": {"phase": "Unknown"}}, Pod("ns", "p"), id="unknown is live"),
         pytest.param(
-            {"metadata": {"namespace": "ns", "name": "p", "deletionTimestamp": "2024-01-01T00:00:00Z"}}, Pod("ns", "p"), id="terminating"
+            {"metadata": {"namespace": "ns", "name": "p", "deletionTimestamp": "2024-01-01T00:00:00Z"}},
+            Pod("ns", "p", terminating=True),
+            id="terminating",
         ),
     ],
 )
@@ -241,6 +244,12 @@ def test_nodes() -> None:
     [
         pytest.param({"podCIDR": "10.0.0.0/24"}, ("10.0.0.0/24",), [], id="podCIDR alone"),
         pytest.param({"podCIDR": "", "podCIDRs": None}, (), [], id="empty"),
+        pytest.param(
+            {"podCIDRs": ["::ffff:10.0.0.77/120", "::ffff:10.0.0.0/96", "::ffff:0:0/95"]},
+            ("0.0.0.0/0", "::fffe:0:0/95", "10.0.0.0/24"),
+            [],
+            id="IPv4-mapped ranges",
+        ),
         pytest.param({"podCIDR": "10.0.0.0"}, (), ["Node n: spec.podCIDR: '10.0.0.0' is not a CIDR"], id="a bad podCIDR"),
         pytest.param(None, (), [], id="no spec"),
     ],
