@@ -59,6 +59,7 @@ class Agenda:
         self._look: float | None = None
         self._audit: float | None = None
         self._first_unsaved: float | None = None
+        self._saved = False  # by this process: what an earlier one saved may be lost, damaged, or of another version
         self._last_unsaved = 0.0
 
     @property
@@ -68,7 +69,7 @@ class Agenda:
 
     @property
     def unsaved(self) -> bool:
-        """Whether the kernel was written since the state was saved last, and holds all that it should."""
+        """Whether the kernel holds all that it should, and was written since the state was saved last, or that never was."""
         return self.in_force and self._first_unsaved is not None
 
     def due(self, oldest: float | None, now: float) -> Due | None:
@@ -108,7 +109,7 @@ class Agenda:
             self.in_force = True
             self._look = ended + self._pace.look
             self._plan_audit(ended)
-        if changed:
+        if changed or not self._saved:
             self._last_unsaved = ended
             if self._first_unsaved is None:
                 self._first_unsaved = ended
@@ -137,7 +138,7 @@ class Agenda:
         self._plan_audit(now)
 
     def saved(self) -> None:
-        self._first_unsaved = None
+        self._saved, self._first_unsaved = True, None
 
     def _plan_audit(self, now: float) -> None:
         self._audit = now + self._pace.audit if self._pace.audit else None

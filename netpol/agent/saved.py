@@ -40,7 +40,10 @@ class _Content(Struct, frozen=True):
 
 
 def save(path: Path, ruleset: Ruleset) -> None:
-    """Writes the ruleset to a file, atomically and durably. The same ruleset gives the same bytes. OSError where the file cannot be."""
+    """Writes the ruleset to a file, atomically and durably; one that holds it already is left as it is. OSError where the file cannot be.
+
+    The same ruleset gives the same bytes.
+    """
     content = _Content(
         ruleset.table,
         sorted(ruleset.hooked),
@@ -48,10 +51,13 @@ def save(path: Path, ruleset: Ruleset) -> None:
         {name: _Set(found.kind, found.family, sorted(found.each()), found.net) for name, found in sorted(ruleset.sets.items())},
     )
     payload = msgspec.msgpack.encode(content)
+    whole = FORMAT + sha256(payload).digest() + payload
+    if _holds(path, whole):
+        return
     new = path.with_name(f".{path.name}.new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:
-        file.write(FORMAT + sha256(payload).digest() + payload)
+        file.write(whole)
         file.flush()
         os.fsync(file.fileno())
     os.replace(new, path)
@@ -60,6 +66,13 @@ def save(path: Path, ruleset: Ruleset) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return path.stat().st_size == len(data) and path.read_bytes() == data
+    except FileNotFoundError:
+        return False
 
 
 def load(path: Path) -> Ruleset | None:

@@ -62,7 +62,7 @@ def apply(
             time.sleep(report.grace)
             report = enforcer.enforce()
         _sweep(enforcer, cut_flows)
-        if state is not None and report.steps:
+        if state is not None:
             save(Path(state), enforcer.state.wanted())
         _tell(report)
         isolation.tell(enforcer.state)

@@ -24,18 +24,25 @@ def restore(state: str, boot: str, cidrs: tuple[str, ...], settings: Settings) -
     """Load the saved state into this host's kernel, without a cluster; the agent adopts it when it comes.
 
     With no saved state, `--boot=open` programs nothing, and `--boot=closed` denies what is forwarded from and to the pod ranges, as the
-    options for rules say; a saved state brings its own. One that is damaged is refused by name, and nothing is programmed.
+    options for rules say; a saved state brings its own. One that is damaged, or of another version, is refused by name: then `--boot=open`
+    programs nothing and exits with 1, and `--boot=closed` closes.
     """
     from pathlib import Path
 
-    from netpol.agent.saved import load
+    from netpol.agent.saved import SavedStateError, load
     from netpol.cli.files import parse_ranges
     from netpol.kernel.apply import Kernel
     from netpol.rules.compile.skeleton import closed
     from netpol.rules.diff import diff
 
     ranges = parse_ranges(cidrs)
-    wanted = load(Path(state))
+    try:
+        wanted = load(Path(state))
+    except SavedStateError as error:
+        if boot == "open":
+            raise
+        click.echo(f"netpol: {error}; closed instead", err=True)
+        wanted = None
     if wanted is None and boot == "closed":
         if not ranges:
             raise click.UsageError("--boot=closed needs the ranges to deny: --pod-cidr")

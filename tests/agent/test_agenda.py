@@ -165,6 +165,18 @@ def test_the_state_is_saved_in_quiet_and_under_steady_change() -> None:
     assert made.due(None, 206.0) == Due(1205.5, "look")
 
 
+def test_the_state_is_saved_once_though_nothing_changed() -> None:
+    """A process that finds all as wanted saves it: what an earlier one saved may be lost, damaged, or of another version."""
+    made = agenda(Pace(look=1000.0, audit=0.0))
+    made.heard_all(Namespace, 99.0)
+    made.heard_all(Pod, 99.0)
+    made.applied(100.0, 0.0, changed=False)
+    assert made.due(None, 100.0) == Due(101.0, "save")
+    made.saved()
+    made.applied(200.0, 0.0, changed=False)
+    assert not made.unsaved
+
+
 def test_a_first_install_holds_everything() -> None:
     """Neither a change nor a look nor an audit comes before the grace is over; then it is written, and all is as ever."""
     made = in_force()

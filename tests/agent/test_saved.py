@@ -95,13 +95,32 @@ def test_without_a_saved_state_boot_decides(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("netns")
-def test_a_damaged_state_programs_nothing(tmp_path: Path) -> None:
-    """restore exits 1 and names the file."""
-    (tmp_path / "state").write_text("nonsense")
-    result = netpol("restore", "--state", str(tmp_path / "state"), "--boot", "closed", "--pod-cidr", "10.0.0.0/8")
-    assert result.exit_code == 1
-    assert str(tmp_path / "state") in result.stderr
+@pytest.mark.parametrize("content", [b"nonsense", b"", FORMAT.replace(b"2", b"1") + bytes(64), FORMAT + bytes(64)])
+def test_a_state_that_cannot_be_used(tmp_path: Path, content: bytes) -> None:
+    """Damaged, or of an older version: named; open programs nothing and exits 1, closed closes, and is no failure."""
+    path = tmp_path / "state"
+    path.write_bytes(content)
+    result = netpol("restore", "--state", str(path))
+    assert (result.exit_code, str(path) in result.stderr) == (1, True)
     assert "NETPOL" not in run("iptables-legacy-save", "-t", "mangle")
+    result = netpol("restore", "--state", str(path), "--boot", "closed", "--pod-cidr", "10.0.0.0/8")
+    assert (result.exit_code, str(path) in result.stderr) == (0, True)
+    assert "-A NETPOL-INGRESS -d 10.0.0.0/8 -g NETPOL-DENY" in run("iptables-legacy-save", "-t", "mangle")
+
+
+@pytest.mark.usefixtures("netns")
+def test_a_saved_state_that_was_lost_is_saved_again(tmp_path: Path) -> None:
+    """Also where nothing is to be changed; one that is right already is not written again."""
+    path = tmp_path / "state"
+    assert netpol("apply", "-f", EXAMPLE, "--state", str(path)).exit_code == 0
+    good, first = path.read_bytes(), path.stat()
+    for lose in (path.unlink, lambda: path.write_bytes(b"netpol state 1\n")):
+        lose()
+        assert "nothing to change" in netpol("apply", "-f", EXAMPLE, "--state", str(path)).output
+        assert path.read_bytes() == good
+    again = path.stat()
+    assert netpol("apply", "-f", EXAMPLE, "--state", str(path)).exit_code == 0
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (again.st_ino, again.st_mtime_ns) != (first.st_ino, first.st_mtime_ns)
 
 
 def test_closed_is_closed_for_both_families_and_new_flows_only() -> None:
