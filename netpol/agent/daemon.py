@@ -32,7 +32,7 @@ from netpol.agent.metrics import Exposition
 from netpol.agent.notify import Notifier
 from netpol.agent.preflight import Check, preflight
 from netpol.agent.saver import Saver
-from netpol.agent.service import heed_signals, leave, run_until_signal
+from netpol.agent.service import Ends, leave, run_until_signal
 from netpol.agent.standing import Standing
 from netpol.agent.tally import Tally
 from netpol.agent.voice import Voice
@@ -70,9 +70,8 @@ class Options(Struct, frozen=True):
     drop_log: str | None = None
 
 
-def run(options: Options) -> None:
-    """Until TERM or INT comes. KernelError where this kernel cannot be programmed at all."""
-    ends = heed_signals()
+def run(options: Options, ends: Ends) -> None:
+    """Until TERM or INT comes: `ends` is of `heed_signals`. KernelError where this kernel cannot be programmed at all."""
     sys.setswitchinterval(TURN)
     # What was imported stays: looking through it for garbage would hold up an event, several times as long as looking through the rest.
     gc.freeze()

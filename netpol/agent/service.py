@@ -13,9 +13,10 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn, TypeAlias
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
-from netpol.agent.loop import Loop
+if TYPE_CHECKING:  # signals are heeded before what takes long to import
+    from netpol.agent.loop import Loop
 
 # How long the task at hand may take to end.
 PATIENCE = 1.0  # seconds

@@ -119,6 +119,9 @@ def agent(
     last rules stay, and they stay when the agent ends: `netpol cleanup` takes them away. Settings change by a restart, which costs no
     packet.
     """
+    from netpol.agent.service import heed_signals
+
+    ends = heed_signals()  # before the rest is imported, which takes a while
     import os
     import sys
     from pathlib import Path
@@ -149,5 +152,6 @@ def agent(
             cut=cut_flows,
             grace=grace,
             drop_log=drop_log,
-        )
+        ),
+        ends,
     )

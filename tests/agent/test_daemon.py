@@ -158,6 +158,24 @@ def waits_for_a_lock(agent: Agent) -> bool:
     return any(os.path.realpath(file) == os.environ["XTABLES_LOCKFILE"] for file in files.iterdir())
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_it_ends_by_a_signal_while_it_is_imported(scene: Scene, number: signal.Signals) -> None:
+    """Sent when the handlers are there and the package that takes longest is not: exit 0, and no traceback."""
+    script = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == 'kubernetes': sys.meta_path.remove(self); os.kill(os.getpid(), {int(number)})\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from netpol.cli.main import main\n"
+        f"main(['agent', '--listen', 'off', '--node', 'node', '--kubeconfig', {scene.kubeconfig!r}])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "stopped; the rules stay in force" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_it_ends_while_it_waits_for_a_server(scene: Scene) -> None:
     """A signal is heard also where nobody answers."""
     with scene.agent() as agent:

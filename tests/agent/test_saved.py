@@ -95,7 +95,15 @@ def test_without_a_saved_state_boot_decides(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("netns")
-@pytest.mark.parametrize("content", [b"nonsense", b"", FORMAT.replace(b"2", b"1") + bytes(64), FORMAT + bytes(64)])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"nonsense", id="nonsense"),
+        pytest.param(b"", id="empty"),
+        pytest.param(FORMAT.replace(b"2", b"1") + bytes(64), id="older"),
+        pytest.param(FORMAT + bytes(64), id="damaged"),
+    ],
+)
 def test_a_state_that_cannot_be_used(tmp_path: Path, content: bytes) -> None:
     """Damaged, or of an older version: named; open programs nothing and exits 1, closed closes, and is no failure."""
     path = tmp_path / "state"
