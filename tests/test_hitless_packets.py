@@ -205,7 +205,7 @@ def running(traffic: list[Traffic]) -> Iterator[None]:
     ("seed", "is_tight"),
     [pytest.param(1, False, id="1"), pytest.param(2, False, id="2"), pytest.param(4, True, id="each set is full")],
 )
-def test_no_change_is_a_window(seed: int, is_tight: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_30_no_change_is_a_window(seed: int, is_tight: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random batches as fast as they go: not one packet of the always-allowed flows is lost, not one of the never-allowed arrives."""
     exchanged: list[Swap] = []
 

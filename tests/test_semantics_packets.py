@@ -246,3 +246,24 @@ def test_24_a_named_port_follows_the_pod() -> None:
         w.put(replace(A, ports=(ContainerPort("web", TCP, 81),)))
         assert w.probe("b", A4).outcome == "silent"
         assert w.probe("b", A4, TCP, 81).outcome == "refused"
+
+
+@pytest.mark.usefixtures("lock")
+@pytest.mark.parametrize("family", [4, 6])
+def test_35_untracked_packets_are_judged_as_new(family: int) -> None:
+    """UDP that somebody's raw table does not track passes where a rule allows it, both ways; its answer where one allows the answer."""
+    to, tool = (B4, "iptables-legacy") if family == 4 else (B6, "ip6tables-legacy")
+    everything = PolicyRule(ports=(NumberedPort(UDP, 1, 65535),))
+    with world() as w:
+        w.put(isolate("p", "b", ingress=(PolicyRule(ports=(NumberedPort(UDP, 80, 80),)),)))
+        w.put(isolate("q", "", egress=(everything,)))
+        w.tool(tool, "-w", "-t", "raw", "-A", "PREROUTING", "-p", "udp", "-j", "CT", "--notrack")
+        assert w.probe("a", to, UDP).outcome == "reached"
+        w.put(isolate("p", "b", ingress=(PolicyRule(ports=(NumberedPort(UDP, 81, 81),)),)))
+        assert w.probe("a", to, UDP).outcome == "silent"
+        w.put(isolate("p", "b", ingress=(PolicyRule(ports=(NumberedPort(UDP, 80, 80),)),)))
+        # A tracked answer would pass: it is a new packet here, that nobody may send to a.
+        w.put(Policy("x", "r", Selector((Requirement("app", "DoesNotExist"),)), (), None))
+        assert w.probe("a", to, UDP).outcome == "silent"
+        w.tool(tool, "-w", "-t", "raw", "-F", "PREROUTING")
+        assert w.probe("a", to, UDP).outcome == "reached"

@@ -87,7 +87,7 @@ def is_isolated(address: str) -> bool:
     return f"! -s {address}/32 -d {address}/32" in rules()
 
 
-def test_it_waits_for_every_kind_and_then_enforces(scene: Scene) -> None:
+def test_32_it_waits_for_every_kind_and_then_enforces(scene: Scene) -> None:
     """Alive but not ready, saying what is missing, and nothing written, until the last kind is complete."""
     scene.play(NAMESPACES, {"metadata": {"name": "default", "resourceVersion": "1"}})
     scene.play(NODES, NODE)

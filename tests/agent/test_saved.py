@@ -67,7 +67,7 @@ def test_no_file_is_no_state_and_another_version_is_refused(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("netns")
-def test_a_boot_brings_back_what_was_written(tmp_path: Path) -> None:
+def test_32_a_boot_brings_back_what_was_written(tmp_path: Path) -> None:
     """apply saves, the kernel forgets all, restore brings the same rules and sets back; then there is nothing left for apply to do."""
     path = str(tmp_path / "state")
     assert netpol("apply", "-f", EXAMPLE, "--state", path).exit_code == 0

@@ -281,7 +281,7 @@ NOT_A_SELECTOR = "Object contains unknown field `x`"
         ),
     ],
 )
-def test_a_broken_rule_is_dropped_and_the_others_stand(rule: object, expected: str) -> None:
+def test_34_a_broken_rule_is_dropped_and_the_others_stand(rule: object, expected: str) -> None:
     """One error, with object, path and reason; the policy isolates as before and keeps its other rules, on both sides of the broken one."""
     found, errors = policy({"podSelector": WEB, "ingress": [GOOD, rule, GOOD], "egress": [GOOD], "policyTypes": ["Ingress", "Egress"]})
     assert errors == [f"NetworkPolicy ns/p: spec.ingress[1]{expected}"]

@@ -1,10 +1,13 @@
 """Every numbered line of the specification that rules can show, judged three times.
 
 By the specification's own evaluator, by the rules compiled from scratch, and by the rules of a node that followed the objects one by
-one. What does not fit into a case stands below the cases. Lines about time (30, 32) and about bytes (34) are elsewhere.
+one. What does not fit into a case stands below the cases. Lines about time (30, 32) and about bytes (34) are elsewhere, with their numbers.
 """
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +40,13 @@ def test_every_line_has_a_case() -> None:
     assert {int(case.id.partition("-")[0]) for case in CASES} == {*range(1, 29), 33} - {26}
 
 
+def test_every_line_has_a_test() -> None:
+    """1 to 35: what is no case is a test whose name begins with the number."""
+    names = [re.findall(r"^def test_(\d+)_", file.read_text(), re.M) for file in Path(__file__).parents[1].rglob("test_*.py")]
+    elsewhere = {int(number) for found in names for number in found}
+    assert elsewhere | {int(case.id.partition("-")[0]) for case in CASES} == {*range(1, 36)}
+
+
 CLOSED = Case("", {"x/p": "{podSelector: {}, policyTypes: [Ingress, Egress]}"}, "")
 
 
@@ -58,6 +68,15 @@ def test_26_replies_and_related_errors_pass_with_their_flow(ends: tuple[str, str
     packet = Packet(address(ends[0]), address(ends[1]), TCP, 80, 80)
     assert not interpret(ruleset, packet).passes
     assert interpret(ruleset, Packet(packet.source, packet.destination, TCP, 80, 80, state=state)).passes  # type: ignore[arg-type]  # two of its values
+
+
+@pytest.mark.parametrize("port", [80, 81])
+def test_35_a_packet_without_an_entry_is_judged_as_new(port: int) -> None:
+    """What connection tracking holds to be INVALID passes where a new flow would, and not where it would not."""
+    ruleset = compiled(played(Case("", {"x/p": ONE_PORT}, ""))[0], HERE)
+    for source, destination in (("z/web", "x/web"), ("z/web6", "x/web6")):
+        packet = Packet(address(source), address(destination), TCP, port, 80, state="INVALID")
+        assert interpret(ruleset, packet).passes == (port == 80)
 
 
 def test_31_a_flow_that_was_cut_stays_cut() -> None:
