@@ -30,7 +30,14 @@ class Standing:
             return [f"waits until the API server has said all of {', '.join(missing)}"]
         if not self._loop.in_force:
             return [f"not in force: {self.refusal or 'the kernel is being written'}"]
-        return list(self._obstacles())
+        return [*self.nowhere(), *self._obstacles()]
+
+    def nowhere(self) -> list[str]:
+        """That the node's name is most likely a wrong one, in a sentence: then all would be complete, in force, and empty."""
+        state = self._loop.enforcer.state
+        if state.node in state.cluster.nodes or not state.is_bare:
+            return []
+        return [f"the cluster has no node {state.node}, and no pod is bound to one of that name: --node has to be its name in the cluster"]
 
     def alive(self) -> Page:
         """/healthz."""

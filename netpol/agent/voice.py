@@ -65,6 +65,8 @@ class Voice(Listener, sources.Listener):
             self._in_force = True
             log.info("everything is in force: %d steps, %d system calls", len(report.steps), report.system_calls)
             self._notifier.ready()
+            for words in self.standing.nowhere() if self.standing is not None else ():
+                log.warning("%s", words)
         self._tell_leftover(report)
 
     def refused(self, error: Refusal) -> None:

@@ -102,6 +102,33 @@ def test_32_it_waits_for_every_kind_and_then_enforces(scene: Scene) -> None:
         assert is_isolated("10.0.0.2")
 
 
+def test_a_node_that_the_cluster_does_not_know(scene: Scene) -> None:
+    """A wrong name would be complete, in force and empty: not ready, and why, until such a node is there."""
+    scene.play(NAMESPACES, {"metadata": {"name": "default", "resourceVersion": "1"}})
+    scene.play(NODES, then=added({**NODE, "metadata": {"name": "node", "resourceVersion": "11"}}))
+    scene.play(PODS, {**pod("a", 1), "spec": {"nodeName": "node-1"}})
+    scene.play(POLICIES, policy("p", 3))
+    with scene.agent() as agent:
+        agent.says("the cluster has no node node, and no pod is bound to one of that name")
+        agent.says("everything is in force")
+        status, words = agent.page("/readyz")
+        assert (status, words.partition(", and no pod")[0]) == (503, "the cluster has no node node")
+        scene.changes[NODES].set()
+        agent.ready()
+
+
+def test_a_pod_is_bound_to_a_node_without_an_object(scene: Scene) -> None:
+    """That is enough to be ready: it is no wrong name."""
+    scene.play(NAMESPACES, {"metadata": {"name": "default", "resourceVersion": "1"}})
+    scene.play(NODES)
+    scene.play(PODS, pod("a", 1))
+    scene.play(POLICIES, policy("p", 3))
+    with scene.agent() as agent:
+        agent.ready()
+        assert is_isolated("10.0.0.1")
+        assert "the cluster has no node" not in agent.log()
+
+
 def test_events_are_enforced(scene: Scene) -> None:
     """A policy comes; then it selects only one of the pods; then it goes."""
     scene.play(NAMESPACES, {"metadata": {"name": "default", "resourceVersion": "1"}})

@@ -128,6 +128,11 @@ class NodeState:
         self.settings = replace(self.settings, front_from=0)
         self._stale = True
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether no pod that a policy could select is bound to this node."""
+        return not self._locals
+
     # -- events --------------------------------------------------------------------------------------------------------
 
     def follow(self, change: Change) -> None:
