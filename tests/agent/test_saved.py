@@ -15,9 +15,11 @@ from netpol.model import Object, parse_address
 from netpol.rules.compile import compiled
 from netpol.rules.interpret import Packet, interpret
 from netpol.rules.ruleset import Ruleset
+from netpol.rules.text import ipset_save, iptables_save
 from tests import clusters
 from tests.referees import run
 
+STATES = Path(__file__).parent / "states"
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "kubernetes-docs.yaml")
 several = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
@@ -64,6 +66,17 @@ def test_no_file_is_no_state_and_another_version_is_refused(tmp_path: Path) -> N
         load(tmp_path / "state")
     with pytest.raises(SavedStateError, match="directory"):
         load(tmp_path)
+
+
+def test_a_state_that_an_earlier_netpol_wrote() -> None:
+    """Kept in tests/agent/states, by the number of its format, with what it means. Where it comes to mean something else, or nothing, the
+    form of rules or sets has changed: then FORMAT gets the next number, and a state of that form goes beside this one.
+    """
+    number = FORMAT.split()[-1].decode()
+    found = load(STATES / number)
+    assert found is not None
+    assert ipset_save(found) + iptables_save(found, 4) + iptables_save(found, 6) == (STATES / f"{number}.txt").read_text()
+    assert found.hooked == {4, 6}
 
 
 @pytest.mark.usefixtures("netns")
