@@ -60,6 +60,16 @@ def test_workflows(workflow: Path) -> None:
     assert [line for line in uses if not PINNED.match(line)] == []
 
 
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_modules_are_loaded_before_packets_are_judged(workflow: Path) -> None:
+    """Nothing of netpol loads legacy x_tables, and a runner's system has not: each job that needs it does, in a step before."""
+    for name, job in jobs(workflow.name).items():
+        commands = [step.get("run", "") for step in job["steps"]]  # type: ignore[attr-defined]  # YAML
+        loads = [i for i, command in enumerate(commands) if command.startswith("sudo modprobe -a ip_tables ip6_tables")]
+        judges = [i for i, command in enumerate(commands) if re.search(r"\.ci/(run|lowest|wheel)|make test|netpol demo", command)]
+        assert not judges or (loads and loads[0] < judges[0]), name
+
+
 def test_a_release_tries_each_python_on_each_architecture() -> None:
     """The Pythons are those that pyproject.toml names, with the free-threaded one that cibuildwheel builds for."""
     assert f'requires-python = ">={PYTHONS[0]}"' in PYPROJECT
