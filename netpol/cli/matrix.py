@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from netpol.cli.counted import counted
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -30,7 +32,9 @@ ENGINES: tuple[Engine, ...] = ("spec", "rules", "packets")
     help="Such as 80/TCP (repeatable).  [default: all that pods declare or policies name]",
 )
 @click.option("--by", type=click.Choice([*ENGINES, "all"]), default="spec", show_default=True, help="Who judges; `all` compares the three.")
-@click.option("--pod-cidr", "cidrs", multiple=True, default=("10.244.0.0/16",), show_default=True, help="Addresses for pods without one.")
+@click.option(
+    "--pod-cidr", "cidrs", multiple=True, default=("10.244.0.0/16",), show_default=True, help="Addresses for pods without one (repeatable)."
+)
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of tables.")
 def matrix(files: tuple[str, ...], node: str | None, ports: tuple[str, ...], by: str, cidrs: tuple[str, ...], as_json: bool) -> None:
     """Show which pods reach which, for each port.
@@ -53,6 +57,8 @@ def matrix(files: tuple[str, ...], node: str | None, ports: tuple[str, ...], by:
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--port") from None
     cluster = read_cluster(files, cidrs)
+    if node is not None and node not in {pod.node for pod in cluster.all_pods()}:
+        click.echo(f"netpol: no pod of the manifests is on node {node} (spec.nodeName)", err=True)
     asked = judging.connections(cluster, wanted or judging.services(cluster), node)
     engines = ENGINES if by == "all" else tuple(engine for engine in ENGINES if engine == by)
     said = {engine: _judge(engine, cluster, asked) for engine in engines}
@@ -86,7 +92,10 @@ def _judge(engine: Engine, cluster: object, asked: Sequence[Connection]) -> list
     if engine == "rules":
         return judging.by_rules(cluster, asked, settings)
     with private_lock(), Console(stderr=True).status("building the lab") as status:
-        return judging.by_packets(cluster, asked, settings, status.update)
+        said = judging.by_packets(cluster, asked, settings, status.update)
+    pods = len({str(pod) for connection in asked for pod in (connection.source, connection.destination)})
+    click.echo(f"{counted(len(asked), 'real packet')} between {counted(pods, 'pod')}", err=True)
+    return said
 
 
 def _flow(connection: Connection, judgement: Judgement) -> dict[str, object]:

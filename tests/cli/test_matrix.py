@@ -120,6 +120,19 @@ def test_all_compares_them_and_a_liar_is_found(monkeypatch: pytest.MonkeyPatch) 
     assert "default/db -> default/db" in result.stderr
 
 
+def test_how_many_packets_were_real_is_said(corners: str) -> None:
+    """Beside the result, on standard error; the other engines send none."""
+    assert matrix("-f", corners, "--by", "packets", "--port", "80").stderr == "13 real packets between 3 pods\n"
+    assert matrix("-f", corners, "--by", "rules", "--port", "80").stderr == ""
+
+
+def test_a_node_that_no_pod_is_on(corners: str) -> None:
+    """Is said: what follows is empty."""
+    result = matrix("-f", corners, "--node", "n3")
+    assert (result.exit_code, result.stderr) == (0, "netpol: no pod of the manifests is on node n3 (spec.nodeName)\n")
+    assert "nothing to show" in result.stdout
+
+
 def test_ports_and_node_narrow_the_question(corners: str) -> None:
     """--port takes the place of all ports; --node leaves connections without an end there out."""
     found = flows("-f", corners, "--port", "7/udp", "--port", "80")
