@@ -107,6 +107,26 @@ def test_namespaces_decide(scene: Scene) -> None:
         scene.becomes(False, "stranger", agent=agent)
 
 
+def test_namespaces_come_and_go(scene: Scene) -> None:
+    """A namespace that comes with the label lets its pods in; one that is gone lets in nobody, though the server still has its pod."""
+    late = "agent-late"
+    spec = {"podSelector": {}, "ingress": [{"from": [{"namespaceSelector": {"matchLabels": {"open": "yes"}}}]}]}
+    scene.api.create("networkpolicies", policy(WHERE, "spaces", spec))
+    scene.api.delete("pods", "stranger", ELSEWHERE)
+    with scene.agent() as agent:
+        scene.ready(agent)
+        scene.becomes(False, "stranger", agent=agent)
+        scene.api.create("namespaces", namespace(late, open="yes"))
+        scene.pod("stranger", late, STRANGER)
+        scene.becomes(True, "stranger", agent=agent)
+        scene.api.delete("namespaces", late)
+        # What the namespace controller of a cluster does when it has emptied it.
+        scene.api.request("PUT", f"/api/v1/namespaces/{late}/finalize", {"metadata": {"name": late}, "spec": {"finalizers": []}})
+        assert [item["metadata"]["name"] for item in scene.api.items("pods", late)] == ["stranger"]
+        scene.becomes(False, "stranger", agent=agent)
+        scene.api.delete("pods", "stranger", late)
+
+
 def test_a_pod_whose_address_comes_late_and_is_used_again(scene: Scene) -> None:
     """A pod gets its address by a later status; when another pod gets that address, the first one's end takes nothing from it."""
     scene.api.create("networkpolicies", policy(WHERE, "friends", FROM_FRIENDS))
