@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netpol.model import DIRECTIONS, TCP, Address, Direction, Family, Network, family_of, format_address, parse_address, parse_network
-from netpol.rules.compile.tree import FEW, _small_branch, scope, tree
+from netpol.rules.compile.tree import FEW, Tree, scope, tree
 from netpol.rules.interpret import Packet, interpret
 from netpol.rules.ruleset import ACCEPT, DENY, DROP, EGRESS, INGRESS, RETURN, ROOT, Chain, Goto, Jump, Rule, Ruleset
 
@@ -200,9 +200,37 @@ def test_branches_part_where_the_addresses_do(numbers: list[int], tested: list[s
 
 @pytest.mark.parametrize(("direction", "begins"), [("egress", "NETPOL-TE-"), ("ingress", "NETPOL-TI-")])
 def test_branches_are_named_by_their_side(direction: Direction, begins: str) -> None:
-    """Small ones, which are remembered, and large ones."""
-    _small_branch.cache_clear()
+    """Small ones and large ones."""
     addresses = [number.to_bytes(4, "big") for number in range(100)]
     names = set(tree(direction, dict.fromkeys(addresses, "X"))) - {ROOTS[direction]}
     assert names
     assert all(name.startswith(begins) for name in names)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@given(states=st.lists(st.tuples(leaves, st.sampled_from(((), ("10.0.0.0/8",), ("10.0.3.0/24",)))), min_size=2, max_size=5))
+def test_a_tree_that_changes_is_as_a_new_one(direction: Direction, states: list[tuple[dict[Address, str], tuple[str, ...]]]) -> None:
+    """Whatever it was before, and whatever ranges it had."""
+    kept = Tree(direction)
+    for found, unknown in states:
+        ranges = () if any(len(address) == 16 for address in found) else tuple(map(net, unknown))
+        assert kept.chains(found, ranges) == tree(direction, found, ranges)
+
+
+@pytest.mark.parametrize("change", ["changes", "goes", "comes"])
+def test_what_did_not_change_is_not_made_again(change: str) -> None:
+    """Of 1,024 neighbours one after another differs: the chains on its own way down are others, all the rest are the very same values."""
+    leaves: dict[Address, str] = {(0x0A000000 + i).to_bytes(4, "big"): "NETPOL-X" for i in range(0, 2048, 2)}
+    kept = Tree("ingress")
+    before = kept.chains(leaves)
+    for number in (700, 10, 2000, 702):
+        address = (0x0A000000 + number + (change == "comes")).to_bytes(4, "big")
+        leaves = {**leaves, address: "NETPOL-Y"}
+        if change == "goes":
+            del leaves[address]
+        after = kept.chains(leaves)
+        assert after == tree("ingress", leaves)
+        made = [name for name, chain in after.items() if chain is not before.get(name)]
+        assert INGRESS in made
+        assert len(made) <= 6 < len(after) // 20
+        before = after

@@ -22,7 +22,7 @@ from netpol.rules.compile.classes import ClassChain, class_chain, named_ports
 from netpol.rules.compile.front import Front, changed, front, front_net
 from netpol.rules.compile.selections import PortSelection, Selection, as_set, members_at, queries_of, set_name, whole_set
 from netpol.rules.compile.skeleton import Settings, skeleton
-from netpol.rules.compile.tree import scope, tree
+from netpol.rules.compile.tree import Tree, scope
 from netpol.rules.ruleset import MANY_GO, Chain, Ruleset, Set
 
 UNUSED = 8  # classes and isolations for each pod, before those that no pod has are looked for
@@ -80,6 +80,7 @@ class NodeState:
     def __init__(self, cluster: Cluster, node: str, settings: Settings | None = None) -> None:
         self.cluster, self.node, self.settings = cluster, node, settings or Settings()
         self._locals: dict[Key, Pod] = {}
+        self._without_address: dict[Key, Pod] = {}  # of them
         self._subjects: dict[Query, set[Key]] = {}
         self._classes: dict[_ClassKey, dict[Family, ClassChain]] = {}
         self._ways: dict[Key, _Ways] = {}
@@ -88,6 +89,7 @@ class NodeState:
         self._applied_trees: _Trees = {}
         self._distinct: _Distinct = {}
         self._uses: Counter[str] = Counter()  # set -> chains that need it
+        self._dispatch: dict[_Place, Tree] = {(family, direction): Tree(direction) for family in FAMILIES for direction in DIRECTIONS}
         self._sets: dict[str, _LiveSet] = {}
         self._leaving: dict[str, _LiveSet] = {}
         self._users: dict[Query, set[_LiveSet]] = {}
@@ -106,7 +108,7 @@ class NodeState:
             self._add_subject(policy)
         for pod in cluster.all_pods():
             if self._is_local(pod):
-                self._locals[pod.key] = pod
+                self._add_local(pod)
 
     def close(self) -> None:
         """Takes back the queries that this registered; nothing else is to be called afterwards."""
@@ -171,9 +173,15 @@ class NodeState:
         for pod in (before, after):
             if pod is not None:
                 self._locals.pop(pod.key, None)
+                self._without_address.pop(pod.key, None)
         if after is not None and self._is_local(after):
-            self._locals[after.key] = after
+            self._add_local(after)
         self._stale, self._changed = True, None
+
+    def _add_local(self, pod: Pod) -> None:
+        self._locals[pod.key] = pod
+        if not pod.addresses:
+            self._without_address[pod.key] = pod
 
     def _replace_policy(self, before: Policy | None, after: Policy | None) -> None:
         """Registers the new subject before the old one goes, so that one that stays is not searched for again."""
@@ -364,7 +372,7 @@ class NodeState:
         if self.settings.unknown_pods == "deny":
             return cidrs if self.cluster.policies else ()
         if self.settings.unknown_pods == "auto" and any(
-            not pod.addresses and not self._subjects.keys().isdisjoint(self.cluster.queries(pod)) for pod in self._locals.values()
+            not self._subjects.keys().isdisjoint(self.cluster.queries(pod)) for pod in self._without_address.values()
         ):
             return cidrs
         return ()
@@ -412,7 +420,7 @@ class NodeState:
             kept, branches = self._trees.get(place, (None, {}))
             if kept is None or kept[1] != ranges or self._leaves[place] != leaves[place]:
                 targets = {address: found.chain.name if found is not None else None for address, found in leaves[place].items()}
-                branches = tree(direction, targets, ranges)
+                branches = self._dispatch[place].chains(targets, ranges)
                 self._trees[place] = ((targets, ranges), branches)
             chains |= branches
         return chains

@@ -7,43 +7,103 @@ down is little, and has fewer chains before it. That is, by bench/, the cheapest
 longest way, for a pod that is isolated and for one that is not (bits of 2,000 neighbours: 2 rules a bit at most).
 
 Entered by goto, it never comes back: falling off a chain anywhere in the tree leaves it. So what is to happen to an address of the pod
-ranges that no leaf knows stands last in every chain of the tree. A branch depends on nothing but its own leaves, so small ones that did
-not change are remembered: a change costs its own way down the tree, and the top.
+ranges that no leaf knows stands last in every chain of the tree. A branch depends on nothing but its own leaves, so those that did not
+change stay (`Tree`): a change costs its own way down, and one comparison of each leaf beside it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Mapping
-from functools import lru_cache
+from operator import itemgetter
+
+from msgspec import Struct
 
 from netpol.model import Address, Direction, Network, network
 from netpol.rules.compile.selections import content_hash
 from netpol.rules.ruleset import DENY, EGRESS, INGRESS, RETURN, Chain, Goto, Rule, Target, pack_rules
 
 FEW = 4  # so many addresses are tested one after another
-# Branches of so few leaves are remembered, and so many of them: both directions of two families of 1,000 pods. The few above them are
-# made anew, for each of those would hold many leaves of a time gone by.
-SMALL, KEPT = 16, 2048
 
 _Leaves = tuple[tuple[Address, str | None], ...]  # sorted
 
 
-def tree(direction: Direction, leaves: Mapping[Address, str | None], unknown: tuple[Network, ...] = ()) -> dict[str, Chain]:
-    """The chains of one direction and family, by name, the root among them; none where there is nothing to decide.
+class _Branch(Struct, frozen=True):
+    """What a chain of a tree was made of, the rule that leads to it, the chains below it and then its own, and the branches just below."""
 
-    leaves -- for each address the chain of its class, or None for a pod that is free (a leaf that is only needed beside `unknown`);
-    unknown -- the ranges whose addresses are denied when no leaf has them.
-    """
-    if not leaves and not unknown:
-        return {}
-    last = tuple(_rule(direction, net, Goto(DENY)) for net in unknown)
-    chains: dict[str, Chain] = {}
-    root = EGRESS if direction == "egress" else INGRESS
-    rules, below = _rules(direction, tuple(sorted(leaves.items(), key=lambda leaf: leaf[0])), last)
-    chains.update((chain.name, chain) for chain in below)
-    chains[root] = Chain(root, rules + last)
-    return chains
+    leaves: _Leaves
+    rule: Rule
+    chains: tuple[Chain, ...]
+    below: tuple[_Branch, ...]
+
+    @property
+    def net(self) -> Network | None:
+        """What it is found by: the longest prefix of its leaves."""
+        return self.rule.source or self.rule.destination
+
+
+class Tree:
+    """The tree of one direction and family, which keeps the branches that it had last."""
+
+    def __init__(self, direction: Direction) -> None:
+        self._direction: Direction = direction
+        self._last: tuple[Rule, ...] = ()
+        self._below: tuple[_Branch, ...] = ()
+        self._known: dict[Network | None, _Branch] = {}  # of the last time, as far as somebody came to their place
+
+    def chains(self, leaves: Mapping[Address, str | None], unknown: tuple[Network, ...] = ()) -> dict[str, Chain]:
+        """The chains by name, the root among them; none where there is nothing to decide.
+
+        leaves -- for each address the chain of its class, or None for a pod that is free (a leaf that is only needed beside `unknown`);
+        unknown -- the ranges whose addresses are denied when no leaf has them.
+        """
+        last = tuple(_rule(self._direction, net, Goto(DENY)) for net in unknown)
+        self._known = {branch.net: branch for branch in self._below} if last == self._last else {}
+        self._last = last
+        rules, self._below = self._rules(tuple(sorted(leaves.items(), key=itemgetter(0))))
+        self._known = {}
+        if not leaves and not unknown:
+            return {}
+        root = EGRESS if self._direction == "egress" else INGRESS
+        found = {chain.name: chain for branch in self._below for chain in branch.chains}
+        found[root] = Chain(root, rules + last)
+        return found
+
+    def _rules(self, leaves: _Leaves) -> tuple[tuple[Rule, ...], tuple[_Branch, ...]]:
+        """The rules of a chain for these leaves, and the branches just below it."""
+        rules: list[Rule] = []
+        below: list[_Branch] = []
+        while len(leaves) > FEW:
+            low, leaves = _halves(leaves)
+            for group in _halves(low) if len(low) > 1 else (low,):
+                if len(group) == 1:
+                    rules += _leaf(self._direction, *group[0], bool(self._last))
+                    continue
+                branch = self._branch(group)
+                rules.append(branch.rule)
+                below.append(branch)
+        for leaf in leaves:
+            rules += _leaf(self._direction, *leaf, bool(self._last))
+        return tuple(rules), tuple(below)
+
+    def _branch(self, group: _Leaves) -> _Branch:
+        """The branch of at least two leaves."""
+        net = network(group[0][0], _common_bits([group[0][0], group[-1][0]]))
+        known = self._known.get(net)
+        if known is not None:
+            if known.leaves == group:
+                return known
+            self._known.update([(branch.net, branch) for branch in known.below])
+        rules, below = self._rules(group)
+        packed = pack_rules(rules + self._last)
+        name = ("NETPOL-TE-" if self._direction == "egress" else "NETPOL-TI-") + content_hash(packed, 18)
+        chains = (*(chain for branch in below for chain in branch.chains), Chain.of_packed(name, packed))
+        return _Branch(group, _rule(self._direction, net, Goto(name)), chains, below)
+
+
+def tree(direction: Direction, leaves: Mapping[Address, str | None], unknown: tuple[Network, ...] = ()) -> dict[str, Chain]:
+    """The chains of a `Tree`, made once."""
+    return Tree(direction).chains(leaves, unknown)
 
 
 def scope(leaves: Collection[Address], unknown: tuple[Network, ...] = ()) -> Network | None:
@@ -55,43 +115,13 @@ def scope(leaves: Collection[Address], unknown: tuple[Network, ...] = ()) -> Net
     return network(ends[0], min([_common_bits([min(ends), max(ends)]), *(net.length for net in unknown)]))
 
 
-def _rules(direction: Direction, leaves: _Leaves, last: tuple[Rule, ...]) -> tuple[tuple[Rule, ...], tuple[Chain, ...]]:
-    """The rules of a chain for these leaves, and the chains below it; `last` stands last in each of those."""
-    rules: list[Rule] = []
-    below: list[Chain] = []
-    while len(leaves) > FEW:
-        low, leaves = _halves(leaves)
-        for group in _halves(low) if len(low) > 1 else (low,):
-            if len(group) == 1:
-                rules += _leaf(direction, *group[0], bool(last))
-                continue
-            rule, chains = (_branch if len(group) > SMALL else _small_branch)(direction, group, last)
-            rules.append(rule)
-            below += chains
-    for leaf in leaves:
-        rules += _leaf(direction, *leaf, bool(last))
-    return tuple(rules), tuple(below)
-
-
 def _halves(leaves: _Leaves) -> tuple[_Leaves, _Leaves]:
     """At least two leaves parted at the first bit in which they differ; neither half is empty."""
     first, last = leaves[0][0], leaves[-1][0]
     bits = _common_bits([first, last])
     middle = network(last, bits + 1).address
-    place = bisect_left(leaves, middle, key=lambda leaf: leaf[0])
+    place = bisect_left(leaves, middle, key=itemgetter(0))
     return leaves[:place], leaves[place:]
-
-
-def _branch(direction: Direction, group: _Leaves, last: tuple[Rule, ...]) -> tuple[Rule, tuple[Chain, ...]]:
-    """The rule that leads to a chain of at least two leaves, and that chain after those below it."""
-    rules, below = _rules(direction, group, last)
-    packed = pack_rules(rules + last)
-    name = ("NETPOL-TE-" if direction == "egress" else "NETPOL-TI-") + content_hash(packed, 18)
-    bits = _common_bits([group[0][0], group[-1][0]])
-    return _rule(direction, network(group[0][0], bits), Goto(name)), (*below, Chain.of_packed(name, packed))
-
-
-_small_branch = lru_cache(maxsize=KEPT)(_branch)
 
 
 def _leaf(direction: Direction, address: Address, chain: str | None, all_leaves: bool) -> tuple[Rule, ...]:
