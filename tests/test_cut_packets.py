@@ -17,6 +17,7 @@ import pytest
 
 from netpol.agent import cutter
 from netpol.agent.cutter import Report
+from netpol.kernel.judge import Index
 from netpol.lab import NODE, sctp
 from netpol.model import (
     SCTP,
@@ -278,3 +279,28 @@ def test_what_a_sweep_costs_in_system_calls(world: World, monkeypatch: pytest.Mo
     # One send for all, one look for errors, and one that finds nothing more.
     assert world.sweep() == Report(3, 3, 3, 0, 6)
     world.assert_cut(flows[2], speak(*flows[2]))
+
+
+def test_rules_are_taken_apart_for_flows_only(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for a state of the rules, and not at all where those who were touched have no flow; then the flows are judged by the rules of
+    now, whatever was left out."""
+    built: list[bool] = []
+    build = Index.build
+
+    def counted(index: Index, *of: object) -> bool:
+        built.append(build(index, *of))  # type: ignore[arg-type]  # what it is given
+        return built[-1]
+
+    monkeypatch.setattr(Index, "build", counted)
+    flow = world.tcp()
+    assert (world.sweep(FRIEND).judged, built) == (0, [])
+    world.put(NOBODY)
+    assert (world.sweep(FRIEND, FRIEND6).judged, built) == (0, [])
+    assert (world.sweep(SERVER).marked, built) == (1, [True])
+    with world.lab.entered():
+        rules = world.ruleset
+        assert [world.cutter.sweep(rules, PODS, {SERVER}).judged for _ in range(2)] == [1, 1]
+    assert built == [True, True]
+    world.put(guard("server", CLIENT))
+    assert (world.sweep(CLIENT).unmarked, built) == (1, [True] * 3)
+    world.assert_alive(flow)

@@ -22,6 +22,7 @@ from msgspec import Struct
 from netpol.kernel.addresses import local_addresses
 from netpol.kernel.conntrack import ConntrackSocket, filtered_dumps
 from netpol.kernel.judge import Index, Sorting
+from netpol.kernel.judging import Judging
 from netpol.model import Address
 from netpol.rules.cut import Judge
 from netpol.rules.flows import SIZE
@@ -55,7 +56,8 @@ class Cutter:
         self._bit = bit
         self._socket = ConntrackSocket()
         self._judge: Judge | None = None
-        self._index, self._indexed = Index(), False
+        self._index = Index()
+        self._indexed: bool | None = None  # whether it judges as the last judge; None: nobody asked yet
 
     def __enter__(self) -> Cutter:
         return self
@@ -80,11 +82,11 @@ class Cutter:
         """
         calls, looked_at, wanted = self._socket.calls, self._socket.looked_at, self._socket.wanted
         judge = self._ready(ruleset, frozenset(pods), local_addresses())
-        sorting = self._index.sorting(self._bit) if self._indexed else None
-        entries = self._read(pods, touched, sorting)
-        cuts = judge.sort_out(sorting.ask if sorting is not None else entries, self._bit)
-        mark, unmark = (cuts.mark, cuts.unmark) if sorting is None else (cuts.mark + sorting.mark, cuts.unmark + sorting.unmark)
-        marked, unmarked = self._socket.mark(mark, self._bit), self._socket.unmark(unmark, self._bit)
+        judging = Judging(lambda: self._sorting(judge))
+        self._read(pods, touched, judging)
+        cuts = judge.sort_out(judging.ask, self._bit)
+        marked = self._socket.mark(cuts.mark + judging.mark, self._bit)
+        unmarked = self._socket.unmark(cuts.unmark + judging.unmark, self._bit)
         looked_at, wanted = self._socket.looked_at - looked_at, self._socket.wanted - wanted
         return Report(looked_at, wanted, marked, unmarked, self._socket.calls - calls)
 
@@ -95,19 +97,25 @@ class Cutter:
         unmarked = self._socket.unmark(entries, self._bit)
         return Report(self._socket.looked_at - looked_at, len(entries) // SIZE, 0, unmarked, self._socket.calls - calls)
 
-    def _read(self, pods: Collection[Address], touched: Collection[Address] | None, sorting: Sorting | None) -> bytes:
+    def _read(self, pods: Collection[Address], touched: Collection[Address] | None, judging: Judging) -> None:
         if touched is None:
-            return self._socket.flows(pods, self._bit, sorting)
-        if len(touched) > FILTERED or self._socket.count() <= WALK * (filtered_dumps(touched) - 1):
-            return self._socket.flows(touched, 0, sorting)
-        # A flow between two of them may be read twice; then it is marked twice, with the same bit.
-        return self._socket.flows_at(touched, sorting)
+            self._socket.flows(pods, self._bit, judging)
+        elif len(touched) > FILTERED or self._socket.count() <= WALK * (filtered_dumps(touched) - 1):
+            self._socket.flows(touched, 0, judging)
+        else:
+            # A flow between two of them may be read twice; then it is marked twice, with the same bit.
+            self._socket.flows_at(touched, judging)
 
     def _ready(self, ruleset: Ruleset, pods: frozenset[Address], local: frozenset[Address]) -> Judge:
         """The last judge, where it would judge everything as a new one."""
         last = self._judge
         if last is not None and last.ruleset is ruleset and (last.pods, last.local) == (pods, local):
             return last
-        self._judge = judge = Judge(ruleset, pods, local)
-        self._indexed = self._index.build(ruleset, pods, local)
-        return judge
+        self._judge, self._indexed = Judge(ruleset, pods, local), None
+        return self._judge
+
+    def _sorting(self, judge: Judge) -> Sorting | None:
+        """What judges in C as the last judge does; None where the rules have a form of their own."""
+        if self._indexed is None:
+            self._indexed = self._index.build(judge.ruleset, judge.pods, judge.local)
+        return self._index.sorting(self._bit) if self._indexed else None

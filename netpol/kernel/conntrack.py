@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterable
 
 from netpol.errors import KernelError, MalformedKernelData, NotPermitted, Unsupported
 from netpol.kernel._native import ffi, lib
-from netpol.kernel.judge import Sorting
+from netpol.kernel.judging import Judging
 from netpol.kernel.netlink import NetlinkSocket
 from netpol.kernel.turns import CLOSED, exclusive
 from netpol.model import FAMILIES, Address, Family, family_of, format_address
@@ -156,15 +156,15 @@ class ConntrackSocket(NetlinkSocket):
     # -- reading --
 
     @exclusive
-    def flows(self, ends: Iterable[Address], bits: int = 0, sorting: Sorting | None = None) -> bytes:
+    def flows(self, ends: Iterable[Address], bits: int = 0, judging: Judging | None = None) -> bytes:
         """Packed entries of both families with an end among these addresses, or with one of `bits` in their mark, in one dump of all.
 
-        With `sorting` they are judged as they come, and what it keeps of them is all that becomes of them.
+        With `judging` they are judged as they come, and what it keeps of them is all that becomes of them.
         """
-        return self._dump(lib.NP_CT_ALL, ends, bits, sorting=sorting)
+        return self._dump(lib.NP_CT_ALL, ends, bits, judging=judging)
 
     @exclusive
-    def flows_at(self, addresses: Collection[Address], sorting: Sorting | None = None) -> bytes:
+    def flows_at(self, addresses: Collection[Address], judging: Judging | None = None) -> bytes:
         """Packed entries with an end among these addresses, of which there are few: the kernel filters. An entry may come twice.
 
         Two dumps an IPv4 address, about a sixth each of what a dump of all costs. A kernel that does not know the filter (before 5.8) is
@@ -172,10 +172,10 @@ class ConntrackSocket(NetlinkSocket):
         """
         sides = lib.NP_CT_ORIGINAL_SOURCE, lib.NP_CT_REPLY_SOURCE
         four, six = ([address for address in addresses if family_of(address) == family] for family in FAMILIES)
-        found = b"".join(self._filtered(side, address, sorting) for address in four for side in sides if self._filters)
+        found = b"".join(self._filtered(side, address, judging) for address in four for side in sides if self._filters)
         if not self._filters:
-            return self.flows(addresses, sorting=sorting)
-        return found + (self._dump(lib.NP_CT_ALL, six, 0, 6, sorting=sorting) if six else b"")
+            return self.flows(addresses, judging=judging)
+        return found + (self._dump(lib.NP_CT_ALL, six, 0, 6, judging=judging) if six else b"")
 
     @exclusive
     def marked(self, bits: int) -> bytes:
@@ -183,10 +183,10 @@ class ConntrackSocket(NetlinkSocket):
         single = bits.bit_count() == 1
         return self._dump(lib.NP_CT_MARKED if single else lib.NP_CT_ALL, (), bits)
 
-    def _filtered(self, which: int, address: Address, sorting: Sorting | None) -> bytes:
+    def _filtered(self, which: int, address: Address, judging: Judging | None) -> bytes:
         before, wanted = self.looked_at, self.wanted
         try:
-            found = self._dump(which, (address,), 0, 4, address, sorting)
+            found = self._dump(which, (address,), 0, 4, address, judging)
         except KernelError as error:
             if error.code not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
@@ -204,7 +204,7 @@ class ConntrackSocket(NetlinkSocket):
         bits: int,
         family: int = 0,
         address: Address | None = None,
-        sorting: Sorting | None = None,
+        judging: Judging | None = None,
     ) -> bytes:
         wanted = frozenset(ends)
         by_family = {family: sorted(end for end in wanted if family_of(end) == family) for family in FAMILIES}
@@ -223,8 +223,8 @@ class ConntrackSocket(NetlinkSocket):
                     continue
                 count, dump.count = int(dump.count), 0
                 self.wanted += count
-                if sorting is not None:
-                    sorting.take(self._area, count)
+                if judging is not None and count:
+                    judging.take(self._area, count)
                 else:
                     found += ffi.buffer(self._area, count * SIZE)
         except BaseException:
