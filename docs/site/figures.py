@@ -21,7 +21,7 @@ from bench.floors import floor_cases
 from docs.site.paper import sheet
 from netpol.bench import cases
 from netpol.bench.report import Run, from_json, to_json
-from netpol.bench.result import PeerResult, Result
+from netpol.bench.result import Figure, PeerResult, Result
 
 DOCS = Path(__file__).parents[1]
 PICTURE, PAGE, RESULTS = DOCS / "pictures" / "figures.svg", DOCS / "performance.md", DOCS / "bench-results.json"
@@ -123,6 +123,7 @@ def _table(run: Run) -> Iterator[str]:
 
 def _beside(result: Result) -> str:
     words = [f"{ratio_text(peer.ratio)} {name}{_goal(peer)}" for name, peer in result.peers.items()]
+    words += [f"{name} {_digits(figure.value)} {figure.unit}{_bound(figure)}" for name, figure in result.figures.items()]
     if result.mebibytes is not None:
         words.append(f"takes {result.mebibytes:.0f} MiB")
     return "; ".join(words)
@@ -130,6 +131,12 @@ def _beside(result: Result) -> str:
 
 def _goal(peer: PeerResult) -> str:
     return "" if peer.goal is None else f" (goal {ratio_text(peer.goal)}, {'met' if peer.met else '**missed**'})"
+
+
+def _bound(figure: Figure) -> str:
+    if figure.goal is None:
+        return ""
+    return f" (goal at {'least' if figure.least else 'most'} {figure.goal:g}, {'met' if figure.met else '**missed**'})"
 
 
 def _digits(number: float) -> str:

@@ -12,6 +12,7 @@ from docs.site import figures
 from docs.site.paper import CHARACTER
 from netpol.bench import PeerResult, Result, cases
 from netpol.bench.report import Run, from_json
+from netpol.bench.result import Figure
 
 LIGHT, DARK = "#f6f7fb", "#1c1e27"
 
@@ -80,6 +81,18 @@ def test_nothing_leaves_the_frame() -> None:
         assert start + size <= width
         assert 0 < y <= height
     assert all(0 <= start < end <= width for start, end in bars(figures.PICTURE.read_text()))
+
+
+def test_figures_stand_beside_with_their_goals() -> None:
+    """Those of a row that has no other way beside it: at most, or at least, and whether it is so."""
+    found = {
+        "p99": Figure(12.0, "ms", 25.0),
+        "drained": Figure(4000.0, "events/s", 5000.0, least=True),
+        "slowest": Figure(2.5, "ms"),
+    }
+    text = figures.page(figures.BEGIN + figures.END, run(Result("agent", 3.5, {}, 4, 9, figures=found)))
+    beside = "p99 12 ms (goal at most 25, met); drained 4000 events/s (goal at least 5000, **missed**); slowest 2.5 ms"
+    assert f"| agent | 3.5 | 4 |  | {beside} |" in text
 
 
 def contrast(one: str, other: str) -> float:
