@@ -76,21 +76,30 @@ class Agenda:
         """What is due first; None where nothing is, until something comes. `oldest` -- when the oldest event came that waits."""
         if self.missing:
             return Due(oldest + self._pace.gather, "absorb") if oldest is not None else None
-        times: dict[Task, float | None] = {"apply": self._apply_at(oldest)}
-        if self.in_force:
-            times |= {"look": self._look, "audit": self._audit}
-            if self._first_unsaved is not None:
-                quiet, longest = self._pace.save
-                times["save"] = min(self._last_unsaved + quiet, self._first_unsaved + longest)
-        # What is overdue is due now, so that the order above decides, not who has waited longest.
-        due = [Due(max(at, now), task) for task, at in times.items() if at is not None]
-        return min(due, key=lambda one: one.at, default=None)
+        # This is asked many times a second while nothing happens. What is overdue is due now, so that the order decides, not who has waited
+        # longest.
+        found: Task | None = None
+        first = float("inf")
+        for task, at in (("apply", self._apply_at(oldest)), *(self._standing() if self.in_force else ())):
+            if at is not None and (at if at > now else now) < first:
+                found, first = task, at if at > now else now
+        return Due(first, found) if found is not None else None
 
     def _apply_at(self, oldest: float | None) -> float | None:
         """When a change that waits may be written, or what is to be written anyway, whichever is first."""
-        change = None if oldest is None else max(oldest, self._rest_until)
-        times = [at for at in (change, self._attempt) if at is not None]
-        return min(times, default=None)
+        attempt = self._attempt
+        if oldest is None:
+            return attempt
+        change = max(oldest, self._rest_until)
+        return change if attempt is None else min(change, attempt)
+
+    def _standing(self) -> tuple[tuple[Task, float | None], ...]:
+        """What is to be done while all is in force, in order."""
+        save = None
+        if self._first_unsaved is not None:
+            quiet, longest = self._pace.save
+            save = min(self._last_unsaved + quiet, self._first_unsaved + longest)
+        return ("look", self._look), ("audit", self._audit), ("save", save)
 
     def heard_all(self, kind: type[Object], now: float) -> None:
         """All objects of a kind have been said: the first time that this is so of every kind, the kernel is written at once."""

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from netpol.agent.agenda import Agenda, Due, Pace
+from netpol.agent.agenda import Agenda, Due, Pace, Task
 from netpol.agent.audit import Drift
 from netpol.agent.coalesce import coalesced
 from netpol.agent.enforcer import Enforcer, Report, identity
@@ -150,13 +150,17 @@ class Loop:
             with self._wake:
                 if self._stopping:
                     break
+                due = None
                 if not self._asked:
                     now = self._clock()
                     due = self._due(now)
                     if due is None or due.at > now:
                         self._wake.wait(PULSE if due is None else min(due.at - now, PULSE))
                         continue
-            self.step()
+            if due is not None:
+                self._do(due.task)
+            else:
+                self.step()
         if self.agenda.unsaved:
             self._save()
 
@@ -168,19 +172,22 @@ class Loop:
         due = self._due(now)
         if due is None or due.at > now:
             return False
-        if due.task == "absorb":
+        self._do(due.task)
+        return True
+
+    def _do(self, task: Task) -> None:
+        if task == "absorb":
             self._absorb()
-        elif due.task == "apply":
+        elif task == "apply":
             self._absorb()
             self._apply()
-        elif due.task == "look":
+        elif task == "look":
             touched = self._look is not None and self._look()
             self.agenda.looked(self._clock(), touched)
-        elif due.task == "audit":
+        elif task == "audit":
             self._audit()
         else:
             self._save()
-        return True
 
     def _save(self) -> None:
         self._listener.save()

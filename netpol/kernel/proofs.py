@@ -53,18 +53,19 @@ class SetProofs:
         self._identities: dict[str, _Identity] = {}
         self._later: list[Step] = []
         self._proven: bytes | None = None  # records that were found to be right, and nothing was written since
+        self._agreed: bytes | None = None  # the same of records without digests
 
     def follow(self, steps: Iterable[Step]) -> None:
         """These were done."""
         self._later += steps
-        self._proven = None
+        self._proven = self._agreed = None
         if len(self._later) > _LATER:
             self._catch_up()
 
     def doubt(self, steps: Iterable[Step]) -> None:
         """Some of these may have been done, in part."""
         self._catch_up()
-        self._proven = None
+        self._proven = self._agreed = None
         for step in steps:
             if not isinstance(step, ReplaceTable):
                 name = step.set.name if isinstance(step, CreateSet) else step.name
@@ -73,7 +74,7 @@ class SetProofs:
     def learn(self, sets: Mapping[str, Set], names: Iterable[str]) -> None:
         """Of these names exactly those are there that are in `sets`, and hold this."""
         self._catch_up()
-        self._proven = None
+        self._proven = self._agreed = None
         for name in names:
             found = sets.get(name)
             self._identities.pop(name, None)
@@ -113,15 +114,18 @@ class SetProofs:
 
     def agree(self, records: Records) -> bool:
         """Whether records without digests say nothing against it: names, headers, numbers of members."""
+        if records.raw == self._agreed:
+            return True
         self._catch_up()
         found = {record.header.name: record for record in records.decoded()}
-        if found.keys() != self._contents.keys():
-            return False
-        return all(
+        agreed = found.keys() == self._contents.keys() and all(
             self._identities.setdefault(name, _identity(record)) == _identity(record)
             and ((known := self._contents[name]) is None or known.members == record.header.entries)
             for name, record in found.items()
         )
+        if agreed:
+            self._agreed = records.raw
+        return agreed
 
     def _catch_up(self) -> None:
         steps, self._later = self._later, []

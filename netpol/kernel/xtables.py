@@ -89,6 +89,7 @@ class TableSocket(Closing):
         self.left: dict[TableName, Shape] = {}
         """The shapes that `change` left tables in, or found that it need not change."""
         self._kept: dict[str, Kept] = {}  # tables as this socket wrote them
+        self._said: dict[str, tuple[bytes, Shape]] = {}
         self._fd = int(lib.np_sys_inet_socket(AF[family], self._calls))
         if self._fd < 0:
             raise self._error(-self._fd, "open", "socket")
@@ -159,8 +160,13 @@ class TableSocket(Closing):
 
     @exclusive
     def shape(self, table: str) -> Shape:
-        """What the kernel says about a table at once, in one system call."""
-        return shape_of(self._info(table))
+        """What the kernel says about a table at once, in one system call: the very same value where it says the same as last time."""
+        info = self._info(table)
+        said, (known, shape) = bytes(ffi.buffer(info)), self._said.get(table, (b"", ()))
+        if said != known:
+            shape = shape_of(info)
+            self._said[table] = said, shape
+        return shape
 
     def _info(self, table: str) -> Any:
         info = ffi.new("struct np_xt_info *", {"name": table.encode()})

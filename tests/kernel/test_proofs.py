@@ -85,6 +85,21 @@ def test_what_is_right_is_no_news() -> None:
     assert made.is_news(records(sets))
 
 
+def test_records_that_agreed_are_looked_at_again_once_something_was_done() -> None:
+    """By their bytes they are known only as long as the sets should hold what they held."""
+    grown = GrowSet(NAMES[0], "hash:ip", 4, frozenset(MEMBERS[4:5]))
+    for change in ("follow", "doubt", "learn"):
+        made, sets = known()
+        assert made.agree(records(sets))
+        if change == "follow":
+            made.follow([grown])
+        elif change == "doubt":
+            made.doubt([CreateSet(Set(NAMES[1], "hash:ip", 4))])
+        else:
+            made.learn({NAMES[0]: Set(NAMES[0], "hash:ip", 4)}, NAMES[:1])
+        assert not made.agree(records(sets)), change
+
+
 def test_another_header_is_a_stranger() -> None:
     """Whatever is in it; and it is one until somebody has read it."""
     made, sets = known()
