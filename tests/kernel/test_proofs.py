@@ -27,7 +27,7 @@ def records(sets: Mapping[str, frozenset[bytes]], maxelem: int = 64) -> Records:
     raw = b""
     for name, members in sets.items():
         found, number = content(b"".join(members), 4), (*NAMES, "NETPOL4-new").index(name)
-        numbers = found.members, 0, 64, maxelem, number, 4, 0, found.members
+        numbers = found.members, 0, 64, maxelem, number, 4, 0, bytes(4), bytes(4), found.members
         raw += _RECORD.pack(name.encode(), b"hash:ip", *numbers, *found.sums)
     return Records(raw)
 
