@@ -72,6 +72,20 @@ def test_a_netpol_that_knows_none_and_one_that_does(kernel: Kernel) -> None:
         assert fronts(older) == []
 
 
+def test_a_restart_in_another_table_takes_it_along(kernel: Kernel) -> None:
+    """The old table's rules ask the set until they go: members that are to go leave it after the new table stands."""
+    enforcer(kernel, WITH, A, B).enforce()
+    with Kernel("filter") as moved:
+        steps = enforcer(moved, Settings(table="filter", front_from=1), B, C).enforce().steps
+        assert fronts(moved) == [NAME]
+        assert moved.sizes() == {NAME: 2}
+        written = [
+            type(step) for step in steps if isinstance(step, GrowSet | ShrinkSet) or (isinstance(step, ReplaceTable) and step.family == 4)
+        ]
+        assert written[-3:] == [GrowSet, ReplaceTable, ShrinkSet]
+    assert kernel.read().chains == {}
+
+
 def test_what_was_saved_is_restored(kernel: Kernel, tmp_path: Path) -> None:
     """After a boot the kernel holds what the file has: the set with its range."""
     one = enforcer(kernel, WITH, A, B)
