@@ -36,8 +36,7 @@ void np_nl_end(struct np_nl_out *out, size_t start)
 {
     const size_t size = out->used - start;
 
-    if (size > UINT32_MAX)
-        out->overflow = 1;
+    out->overflow |= size > UINT32_MAX;
     if (!out->overflow) {
         const uint32_t length = (uint32_t)size;
         memcpy(out->data + start + offsetof(struct nlmsghdr, nlmsg_len), &length, sizeof(length));
@@ -61,8 +60,7 @@ void np_nl_unnest(struct np_nl_out *out, size_t start)
 {
     const size_t size = out->used - start;
 
-    if (size > UINT16_MAX)
-        out->overflow = 1;
+    out->overflow |= size > UINT16_MAX;
     if (!out->overflow) {
         const uint16_t length = (uint16_t)size;
         memcpy(out->data + start + offsetof(struct nlattr, nla_len), &length, sizeof(length));

@@ -50,31 +50,27 @@ static uint64_t np_number(struct np_pack *pack, unsigned size)
     return value;
 }
 
-/* The number of members of a map or an array: `fix` | count, or one of the two wide forms. */
-static uint32_t np_members(struct np_pack *pack, int fix, int wide16, int wide32)
+/* The number of members of a map or an array, in one of the two wide forms. */
+static uint32_t np_members(struct np_pack *pack, int wide16, int wide32)
 {
     int first = np_peek(pack);
 
-    if (first >= 0 && (first & 0xf0) == fix) {
-        pack->at++;
-        return (uint32_t)first & 15;
-    }
     if (first == wide16 || first == wide32)
         return (uint32_t)np_number(pack, first == wide16 ? 2 : 4);
     np_pack_fail(pack, -EPROTO);
     return 0;
 }
 
-/* np_pack_map, of whatever form. */
+/* np_pack_map, of the wide forms. */
 uint32_t np_pack_wide_map(struct np_pack *pack)
 {
-    return np_members(pack, NP_FIXMAP, NP_MAP16, NP_MAP32);
+    return np_members(pack, NP_MAP16, NP_MAP32);
 }
 
-/* np_pack_array, of whatever form. */
+/* np_pack_array, of the wide forms. */
 uint32_t np_pack_wide_array(struct np_pack *pack)
 {
-    return np_members(pack, NP_FIXARRAY, NP_ARRAY16, NP_ARRAY32);
+    return np_members(pack, NP_ARRAY16, NP_ARRAY32);
 }
 
 /* np_pack_int, of whatever form. */
@@ -122,15 +118,6 @@ int np_pack_bool(struct np_pack *pack)
     }
     pack->at++;
     return first == NP_TRUE;
-}
-
-/* Whether there is nothing (nil) next, which is then consumed. */
-int np_pack_nil(struct np_pack *pack)
-{
-    if (np_peek(pack) != NP_NIL)
-        return 0;
-    pack->at++;
-    return 1;
 }
 
 /* np_pack_text, of whatever form. */

@@ -1,5 +1,5 @@
 /* A bounded reader of MessagePack, the form in which rules come from Python: maps with text keys, arrays, integers below 2^63,
- * booleans, nil, text and bytes; no floating point and no extensions. The first error sticks: every later read gives 0 or nothing,
+ * booleans, text and bytes; no nil, for what is None is left out; no floating point and no extensions. The first error sticks: every later read gives 0 or nothing,
  * and it is looked at once, at the end. Everything is read within [at, end). */
 #ifndef NP_PACK_H
 #define NP_PACK_H
@@ -28,7 +28,6 @@ uint32_t np_pack_wide_array(struct np_pack *pack);
 int64_t np_pack_wide_int(struct np_pack *pack, int64_t low, int64_t high);
 struct np_pack_text np_pack_wide_text(struct np_pack *pack);
 int np_pack_bool(struct np_pack *pack);
-int np_pack_nil(struct np_pack *pack);
 void np_pack_fail(struct np_pack *pack, int error);
 
 /* Enters a map: the number of its pairs. */

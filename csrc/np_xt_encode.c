@@ -40,11 +40,9 @@ struct np_xt_head {
     uint8_t fragment;
 };
 
-/* An address and its mask, `width` bytes each, from nil or a map of the packed address and the length of its prefix. */
+/* An address and its mask, `width` bytes each, from a map of the packed address and the length of its prefix. */
 static void np_network(struct np_pack *pack, unsigned width, uint8_t *address, uint8_t *mask)
 {
-    if (np_pack_nil(pack))
-        return;
     for (uint32_t fields = np_pack_map(pack); fields-- && np_pack_key(pack);) {
         if (np_pack_is(pack, "address")) {
             struct np_pack_text text = np_pack_text(pack);

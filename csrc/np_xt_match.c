@@ -158,13 +158,9 @@ static void np_sctp(struct np_pack *pack, uint32_t fields, struct np_xt_encoding
     for (unsigned i = 0; i < XT_NUM_SCTP_FLAGS; i++)
         info.flag_info[i].chunktype = UINT8_MAX;
     while (fields-- && np_pack_key(pack))
-        if (np_pack_is(pack, "source") && np_pack_nil(pack)) {
-            info.flags &= ~(uint32_t)XT_SCTP_SRC_PORTS;
-        } else if (np_pack_is(pack, "source")) {
+        if (np_pack_is(pack, "source")) {
             info.flags |= XT_SCTP_SRC_PORTS;
             np_range(pack, UINT16_MAX, info.spts);
-        } else if (np_pack_is(pack, "destination") && np_pack_nil(pack)) {
-            info.flags &= ~(uint32_t)XT_SCTP_DEST_PORTS;
         } else if (np_pack_is(pack, "destination")) {
             info.flags |= XT_SCTP_DEST_PORTS;
             np_range(pack, UINT16_MAX, info.dpts);

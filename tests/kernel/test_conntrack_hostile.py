@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import struct
 from collections.abc import Callable
 
@@ -182,6 +183,8 @@ def test_a_real_dump_fits_exactly(captured: dict[str, bytes]) -> None:
 
 ENTRY = b"\2\0\0\0" + tuple_of(1, A, B) + tuple_of(2, B, A)
 PLAIN = Entry(17, Tuple(A, B, 1, 2), Tuple(B, A, 1, 2))
+_IP = len(attribute(1, attribute(1, A) + attribute(2, B)))
+PROTOCOL_FIRST = attribute(1, tuple_of(1, A, B)[4 + _IP :] + tuple_of(1, A, B)[4 : 4 + _IP])
 FORMS: dict[str, tuple[bytes, list[Entry] | None]] = {
     "whole": (ENTRY, [PLAIN]),
     "in another order": (b"\2\0\0\0" + attribute(8, bytes(4)) + tuple_of(2, B, A) + tuple_of(1, A, B), [PLAIN]),
@@ -200,6 +203,9 @@ FORMS: dict[str, tuple[bytes, list[Entry] | None]] = {
     "short zone": (ENTRY + attribute(18, b"\1"), None),
     "short flags": (ENTRY + attribute(4, attribute(1, attribute(4, b"\x08"))), None),
     "no header": (b"\2\0", None),
+    "long destination": (b"\2\0\0\0" + tuple_of(1, A, B + b"\0") + tuple_of(2, B, A), None),
+    "short zone of a tuple": (ENTRY.replace(tuple_of(1, A, B), attribute(1, tuple_of(1, A, B)[4:] + attribute(3, b"\1"))), None),
+    "protocol first": (b"\2\0\0\0" + PROTOCOL_FIRST + tuple_of(2, B, A), [PLAIN]),
 }
 
 
@@ -208,6 +214,12 @@ def test_forms_of_an_entry(body: bytes, entries: list[Entry] | None) -> None:
     """What is whole is read in any order, what is wanted and lacks a part is refused: nothing is taken for 0 because it is not there."""
     code, found = parse_dump(message(NEW, body) + message(DONE, bytes(4)))
     assert (code, list(unpack(found))) == ((-errno.EBADMSG, []) if entries is None else (0, entries))
+
+
+def test_no_error_is_no_end_of_a_dump() -> None:
+    """Nor is it anything else that belongs into one."""
+    assert parse_dump(message(ERROR, bytes(20)))[0] == -errno.EBADMSG
+    assert parse_dump(message(ERROR, struct.pack("=i", -errno.EBUSY) + bytes(16)))[0] == -errno.EBUSY
 
 
 @pytest.mark.parametrize("length", [0, 3, 8, 65535])
@@ -251,6 +263,15 @@ def test_arguments_that_cannot_be() -> None:
     outcome = ffi.new("struct np_ct_outcome *", {"first": 1, "count": 1})
     flows = ffi.from_buffer("struct np_ct_flow[]", pack([PLAIN]))
     assert lib.np_ct_update(native, flows, 1, 1, outcome) == -errno.ENOBUFS
+
+
+def test_an_answer_that_does_not_come() -> None:
+    """A kernel that says nothing when it is asked for the number of entries is an error, not 0."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        block = ffi.new("uint8_t[]", 64)
+        native = ffi.new("struct np_ct *", {"buffer": block, "room": 64, "fd": ours.fileno()})
+        assert lib.np_ct_entries(native, SEQ, ffi.new("uint32_t *")) == -errno.ENODATA
 
 
 def test_the_packed_form_is_the_struct() -> None:

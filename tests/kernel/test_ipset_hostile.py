@@ -214,6 +214,84 @@ def test_a_member_of_which_a_part_is_missing(part: str) -> None:
     assert parse_dump(data) == (0 if part == "none" else -errno.EBADMSG)
 
 
+SET, IPS = bytes(4) + attribute(2, b"s\0"), attribute(3, b"hash:ip\0") + attribute(5, b"\2")
+NETS_OF = attribute(3, b"hash:net\0") + attribute(5, b"\2")
+FORMS: dict[str, tuple[bytes, int]] = {
+    "whole": (SET + IPS + attribute(7, attribute(18, bytes(4))) + attribute(8, attribute(7, WHOLE[:12])), 0),
+    "a short number": (SET + IPS + attribute(7, attribute(18, b"\0")), errno.EBADMSG),
+    "no name": (bytes(4) + IPS, errno.EBADMSG),
+    "an empty name": (bytes(4) + attribute(2, b"\0") + IPS, errno.EBADMSG),
+    "a name without its end": (bytes(4) + attribute(2, b"sets") + IPS, errno.EBADMSG),
+    "a name that ends twice": (bytes(4) + attribute(2, b"s\0t\0") + IPS, errno.EBADMSG),
+    "a name that is too long": (bytes(4) + attribute(2, b"s" * 32 + b"\0") + IPS, errno.EBADMSG),
+    "an empty address": (SET + IPS + attribute(8, attribute(7, attribute(1, b""))), errno.EBADMSG),
+    "an address of IPv6": (SET + IPS + attribute(8, attribute(7, attribute(1, attribute(2, bytes(16))))), errno.EBADMSG),
+    "a long address": (SET + IPS + attribute(8, attribute(7, attribute(1, attribute(1, bytes(5))))), errno.EBADMSG),
+    "a long length": (SET + NETS_OF + attribute(8, attribute(7, WHOLE[:12] + attribute(3, b"\30\0"))), errno.EBADMSG),
+    "no member in a list": (SET + IPS + attribute(8, attribute(6, WHOLE[:12])), errno.EBADMSG),
+    "a part of a member in a list": (SET + IPS + attribute(8, attribute(7, b"")), errno.EBADMSG),
+}
+
+
+@pytest.mark.parametrize("parse", [parse_dump, parse_records], ids=["dump", "records"])
+@pytest.mark.parametrize(("body", "code"), FORMS.values(), ids=FORMS)
+def test_forms_of_a_listing(parse: Callable[[bytes], int], body: bytes, code: int) -> None:
+    """Where a part has another length, type or place than the kernel gives it, the whole is refused."""
+    assert parse(message(6 << 8 | 7, 0, body)) == -code
+
+
+ANSWERS: dict[str, tuple[bytes, int]] = {
+    "whole": (message(6 << 8 | 1, 0, bytes(4) + attribute(5, b"\7")), 7),
+    "no message": (b"", -errno.EBADMSG),
+    "half a message": (message(6 << 8 | 1, 0, b"")[:12], -errno.EBADMSG),
+    "an answer to something else": (message(6 << 8 | 2, 0, bytes(4) + attribute(5, b"\7")), -errno.EBADMSG),
+    "no header": (message(6 << 8 | 1, 0, b""), -errno.EBADMSG),
+    "nothing that was asked for": (message(6 << 8 | 1, 0, bytes(4)), -errno.EBADMSG),
+    "half an attribute": (message(6 << 8 | 1, 0, bytes(4) + b"\5\0"), -errno.EBADMSG),
+    "a long answer": (message(6 << 8 | 1, 0, bytes(4) + attribute(5, b"\7\0")), -errno.EBADMSG),
+    "another number": (message(6 << 8 | 1, 0, bytes(4) + attribute(5, b"\7"), SEQ + 1), -errno.EBADMSG),
+    "an error": (message(2, 0, struct.pack("=i", -errno.EPERM)), -errno.EPERM),
+    "no error": (message(2, 0, bytes(4)), -errno.EBADMSG),
+    "half an error": (message(2, 0, b"\0"), -errno.EBADMSG),
+}
+
+
+@pytest.mark.parametrize(("data", "code"), ANSWERS.values(), ids=ANSWERS)
+def test_forms_of_an_answer(data: bytes, code: int) -> None:
+    """The one answer that was asked for, or an error; never a number that was not there."""
+    assert parse_version(data) == code
+
+
+def test_half_an_error_is_refused() -> None:
+    """Where commands are answered, and where a dump ends; and no error is no end of a dump."""
+    half = message(2, 0, b"\0")
+    assert parse_answers(half) == parse_dump(half) == parse_dump(message(2, 0, bytes(20))) == -errno.EBADMSG
+
+
+def test_more_sets_than_room() -> None:
+    """One more than there is room for is -ENOSPC, and those before it are there."""
+    one = message(6 << 8 | 7, 0, SET + IPS)
+    assert parse_dump(one * ROOM) == 0
+    assert parse_dump(one * (ROOM + 1)) == -errno.ENOSPC
+
+
+def test_an_error_that_repeats_no_member() -> None:
+    """What failed is then not known, and no number is made up."""
+    echo = struct.pack("=i", -errno.EEXIST) + bytes(20)
+    for more in (b"", attribute(9, b"\0")):
+        outcome = ffi.new("struct np_ipset_outcome *", {"first": SEQ, "commands": 1})
+        data = message(2, 0, echo + more)
+        assert lib.np_ipset_parse_answers(copy(data), len(data), outcome) == 0
+        assert (outcome.failures, outcome.code, outcome.command, outcome.member) == (1, errno.EEXIST, 0, 0)
+
+
+def test_what_stands_behind_the_last_attribute() -> None:
+    """A last attribute that nothing fills up to the boundary of 4 ends where its message does."""
+    body = bytes(4) + struct.pack("=HHB", 5, 1, 7)
+    data = struct.pack("=IHHII", 16 + len(body), 6 << 8 | 1, 0, SEQ, 0) + body
+    assert parse_version(data) == 7
+
+
 @pytest.mark.parametrize("length", [0, 3, 8, 65535])
 def test_an_attribute_that_is_longer_than_its_message(length: int) -> None:
     """A length that cannot be is refused, also where the bytes behind the message are there to be read."""
@@ -259,6 +337,29 @@ def test_arguments_that_cannot_be() -> None:
     assert lib.np_ipset_members(native, 1, lib.NP_IPSET_ADD, b"s", 0, 4, b"abc", 3, ffi.NULL, ffi.NULL) == -errno.EINVAL
     assert lib.np_ipset_members(native, 1, 2, b"s", 0, 4, b"abcd", 4, ffi.NULL, ffi.NULL) == -errno.EINVAL
     assert lib.np_ipset_members(native, 1, lib.NP_IPSET_ADD, b"s", 0, 4, b"abcd", 4, ffi.NULL, ffi.NULL) == -errno.ENOBUFS
+    assert lib.np_ipset_members(native, 1, lib.NP_IPSET_ADD, b"s", 0, 4, b"abcd", 4 << 32, ffi.NULL, ffi.NULL) == -errno.EINVAL
+    assert lib.np_ipset_create(native, 1, b"s", b"hash:ip", 4, 4, 64, 64) == -errno.ENOBUFS
+    assert lib.np_ipset_create_bitmap(native, 1, b"s", 3, b"\n\0\0\0", 24) == -errno.ENOBUFS
+    assert lib.np_ipset_destroy(native, 1, b"s") == -errno.ENOBUFS
+    assert lib.np_ipset_list(native, 1, b"s", 0) == -errno.ENOBUFS
+
+
+def test_a_name_that_fits_into_no_message() -> None:
+    """It is refused, and nothing of the message is left to be sent."""
+    block = ffi.new("uint8_t[]", 1 << 18)
+    native = ffi.new("struct np_ipset *", {"buffer": block, "room": 1 << 18, "fd": -1, "limit": 1 << 18})
+    name = b"n" * 70000
+    assert lib.np_ipset_members(native, 1, lib.NP_IPSET_ADD, name, 0, 4, b"abcdefgh", 8, ffi.NULL, ffi.NULL) == -errno.ENOBUFS
+    assert lib.np_ipset_destroy(native, 1, name) == -errno.ENOBUFS
+    assert native.used == 0
+
+
+def test_what_is_no_message_is_not_sent() -> None:
+    """A buffer of other bytes than messages is given up before anything of it leaves."""
+    block = ffi.new("uint8_t[]", 1 << 16)
+    native = ffi.new("struct np_ipset *", {"buffer": block, "room": 1 << 16, "used": 64, "fd": -1, "limit": 1 << 16})
+    assert lib.np_ipset_finish(native, ffi.new("struct np_ipset_outcome *", {"first": 1, "commands": 1})) == -errno.EBADMSG
+    assert (native.used, native.messages, native.calls) == (0, 0, 0)
 
 
 @settings(max_examples=25, deadline=None)

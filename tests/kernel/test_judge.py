@@ -286,7 +286,16 @@ def test_networks_by_the_longest(nets: set[tuple[Network, bool]], direction: Set
     calls = [
         call(source, A, port, protocol) for source in (B, C, OUT, bytes((192, 0, 2, 9))) for port in (80, 81) for protocol in (TCP, UDP)
     ]
-    assert both.agree(calls) == []
+    portless = [Entry(47, Tuple(source, A), Tuple(A, source), flags=0) for source in (B, C, OUT)]
+    assert both.agree(calls + portless) == []
+
+
+def test_a_set_of_the_other_family_has_nobody() -> None:
+    """As the kernel has it: an IPv4 packet is in no set of IPv6."""
+    ruleset, name = db()
+    ruleset = replace(ruleset, sets={**ruleset.sets, "s": Set("s", "hash:ip", 6, frozenset({B + bytes(12), bytes(16)}))})
+    both = Both(Index(), edited(name, Rule(RETURN, (ANY,)), Rule(Goto(DENY)))(ruleset), frozenset({A}))
+    assert both.agree([call(source, A) for source in (B, C, OUT)]) == []
 
 
 BASE_RULE = {"port_count": 2, "set_count": 1, "sets": [0, 0], "net_side": 2, "net_length": 32}
@@ -333,6 +342,8 @@ def test_an_index_points_into_its_arrays(case: str) -> None:
     }
     native = ffi.new("struct np_judge *", {**arrays, **counts})
     assert (lib.np_judge_index(native) == 0) == (case == "whole")
+    if case == "whole":
+        assert lib.np_judge_flow(native, ffi.new("struct np_ct_flow *")) == lib.NP_JUDGE_ASK  # of no family
 
 
 @pytest.mark.parametrize(

@@ -194,3 +194,9 @@ def test_addresses_of_a_datagram() -> None:
     assert lib.np_nflog_parse(data, len(data), batch) == 0
     (packet,) = unpack(bytes(ffi.buffer(packets)))
     assert packet == (1_700_000_000_000_042, A4, B4, 17, (4660, 80), None, 2, 3, False, False)
+
+
+def test_a_socket_that_cannot_be_had() -> None:
+    """The kernel's error comes through, and there is nothing to close."""
+    native = ffi.new("struct np_nflog *", {"buffer": ffi.NULL, "room": 0, "fd": -1})
+    assert lib.np_nflog_open(native, 999, 1, 64, 1) == -errno.EPROTONOSUPPORT

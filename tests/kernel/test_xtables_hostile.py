@@ -9,7 +9,7 @@ import errno
 import os
 import struct
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 import pytest
@@ -27,7 +27,7 @@ from netpol.kernel.table import Snapshot, splice
 from netpol.kernel.targets import decode_target
 from netpol.kernel.xtables import TableSocket, read_ours
 from netpol.model import FAMILIES, Family
-from netpol.rules.ruleset import DROP, ROOT, Chain, Continue, Goto, Jump, Rule, is_ours
+from netpol.rules.ruleset import DROP, ROOT, Chain, Continue, Goto, Jump, Match, Rule, is_ours
 from tests.kernel import rule_strategies
 from tests.kernel.iptables import restore, table_text
 
@@ -371,7 +371,13 @@ WRONG: dict[str, object] = {
     "a number for a boolean": [["A", [{**CONTINUE, "fragment": 1}]]],
     "a floating number": [["A", [{**CONTINUE, "protocol": 6.0}]]],
     "three ports": [["A", [{**CONTINUE, "matches": [{"kind": "Tcp", "source": [1, 2, 3]}]}]]],
+    "an unknown field of a target": [["A", [{"target": {"kind": "Nflog", "colour": 1}}]]],
+    "an unknown field of an address": [["A", [{**CONTINUE, "source": {"address": bytes(4), "length": 32, "colour": 1}}]]],
+    "nothing for an address": [["A", [{**CONTINUE, "source": None}]]],
+    "nothing for ports": [["A", [{**CONTINUE, "matches": [{"kind": "Sctp", "source": None}]}]]],
 }
+KINDS = [kind.__name__ for kind in get_args(Match)]
+WRONG |= {f"an unknown field of {kind}": [["A", [{**CONTINUE, "matches": [{"kind": kind, "colour": 1}]}]]] for kind in KINDS}
 
 
 def packed(value: object) -> bytes:
@@ -461,9 +467,37 @@ def test_arguments_that_cannot_be(tables: dict[tuple[Family, str], Table]) -> No
         wrong = ffi.new("struct np_xt_jump *", {"at": old.size - 7 if change == "at" else 0, "chain": 9 if change == "chain" else 0})
         assert lib.np_xt_link(blob, old.size, 4, places, chains, wrong, 1, table) == -errno.EINVAL
     assert lib.np_xt_link(blob, 4, 4, places, 0, ffi.new("struct np_xt_jump *", {"chain": -1}), 1, table) == -errno.EINVAL
+    assert lib.np_xt_link(blob, old.size, 5, places, 0, jumps, 0, table) == -errno.EINVAL
     places[0].size = old.size + 8
     assert lib.np_xt_link(blob, old.size, 4, places, 1, jumps, 0, table) == -errno.EINVAL
     view = ffi.new("struct np_xt_view *", {"blob": blob, "size": 100, "chains": places, "chain_count": 1, "jumps": jumps, "entries": 9})
     assert lib.np_xt_carry(view, view, renumber, blob, blob, blob) == -errno.EINVAL
     renumber[0] = 5
     assert lib.np_xt_carry(view, view, renumber, blob, blob, blob) == -errno.EINVAL
+
+
+def test_chains_that_are_not_where_they_say(tables: dict[tuple[Family, str], Table]) -> None:
+    """Who uses a set is not looked for outside of the bytes, nor in bytes of another form."""
+    old = snapshot(4, tables[4, "full"])
+    places, sets, users = ffi.new("struct np_xt_chain[1]"), ffi.new("uint8_t[8192]"), ffi.new("uint8_t[1]")
+
+    def asked(offset: int, size: int, family: int = 4) -> int:
+        places[0].offset, places[0].size = offset, size
+        return int(lib.np_xt_users(old.block.native, old.size, family, places, 1, sets, users))
+
+    assert asked(0, old.size) == 0
+    assert asked(0, 0, 5) == -errno.EINVAL
+    assert [asked(*place) for place in ((old.size + 8, 0), (8, old.size), (8, 0xFFFFFFFF))] == [-errno.EINVAL] * 3
+    assert [asked(*place) for place in ((8, 8), (0, 104))] == [-errno.EBADMSG] * 2
+
+
+def test_a_chain_that_jumps_to_none_of_its_table() -> None:
+    """Such a chain is no other table's chain: no counters are carried over."""
+    blob, counters, same = ffi.new("uint8_t[]", 304), ffi.new("uint8_t[]", 64), ffi.new("uint8_t[1]")
+    chains = ffi.new("struct np_xt_chain[1]", [{"hook": -1, "size": 304, "entries": 2}])
+    jumps = ffi.new("struct np_xt_jump[1]", [{"at": 144, "chain": 1}])
+    known = {"blob": blob, "size": 304, "chains": chains, "chain_count": 1, "jumps": jumps, "jump_count": 1, "entries": 2}
+    view, renumber = ffi.new("struct np_xt_view *", known), ffi.new("int32_t[2]", [0, 0])
+    assert lib.np_xt_carry(view, view, renumber, counters, counters, same) == 0
+    jumps[0].chain = -1
+    assert lib.np_xt_carry(view, view, renumber, counters, counters, same) == 1
