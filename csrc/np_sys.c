@@ -32,8 +32,9 @@ enum { NP_MAX_EINTR = 64 };
             (result) = -errno;                                                 \
     } while (0)
 
-/* A netlink socket of that protocol (NETLINK_NETFILTER ...), bound, close-on-exec, with short error messages
- * (NETLINK_CAP_ACK) where the kernel has them. Returns the descriptor or -errno. */
+/* A netlink socket of that protocol (NETLINK_NETFILTER ...), close-on-exec, with short error messages (NETLINK_CAP_ACK) where the kernel has
+ * them. It is connected to the kernel, which gives it a number as bind does: other processes that send to that number are refused, where
+ * a socket that is only bound would take their messages for the kernel's. Returns the descriptor or -errno. */
 int np_sys_netlink_open(int protocol, uint64_t *calls)
 {
     struct sockaddr_nl address = {.nl_family = AF_NETLINK};
@@ -42,7 +43,7 @@ int np_sys_netlink_open(int protocol, uint64_t *calls)
     NP_RETRY(fd, calls, socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol));
     if (fd < 0)
         return fd;
-    NP_RETRY(result, calls, bind(fd, (struct sockaddr *)&address, sizeof(address)));
+    NP_RETRY(result, calls, connect(fd, (struct sockaddr *)&address, sizeof(address)));
     if (result < 0)
         goto fail;
     NP_RETRY(result, calls, setsockopt(fd, SOL_NETLINK, NETLINK_CAP_ACK, &on, sizeof(on)));

@@ -102,9 +102,9 @@ int socket(int domain, int type, int protocol)
     return HIT('k') ? failed() : REAL(socket)(domain, type, protocol);
 }
 
-int bind(int fd, const struct sockaddr *address, socklen_t size)
+int connect(int fd, const struct sockaddr *address, socklen_t size)
 {
-    return HIT('b') ? failed() : REAL(bind)(fd, address, size);
+    return HIT('b') ? failed() : REAL(connect)(fd, address, size);
 }
 
 int getsockopt(int fd, int level, int name, void *restrict data, socklen_t *restrict size)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 SOURCE = Path(__file__).with_name("shim.c")
 FAIL, CUT, EMPTY, INTERRUPTED, REFUSE = range(5)
 WORDS = ("fails", "is cut", "is empty", "is interrupted", "refuses a message")
-NAMES = {"k": "socket", "b": "bind", "g": "getsockopt", "s": "setsockopt", "l": "flock", "n": "nanosleep", "o": "open", "c": "close"}
+NAMES = {"k": "socket", "b": "connect", "g": "getsockopt", "s": "setsockopt", "l": "flock", "n": "nanosleep", "o": "open", "c": "close"}
 NAMES |= {"w": "send", "r": "recv or recvmmsg"}
 
 
