@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from netpol.errors import ApiError, InvalidObject
 from netpol.kube.events import Put
+from netpol.kube.watch import UNREADABLE
 from netpol.model import Policy
 
 if TYPE_CHECKING:  # importing it takes 0.2 s
@@ -113,7 +114,7 @@ class Announcer:
             answer = self._client.ask(
                 "POST", f"{EVENTS}/namespaces/{namespace}/events", body=event(namespace, name, items[0].metadata.uid, errors, self._now())
             )
-        except (ApiError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (ApiError, *UNREADABLE) as error:
             return str(error)
         # A namespace that ends takes no Events any more.
         return None if answer.code in (200, CREATED, CONFLICT, NOT_FOUND) else f"HTTP status {answer.code}"

@@ -41,7 +41,7 @@ def drops(file: str, follow: bool, namespace: str | None, pod: str | None) -> No
             try:
                 line = msgspec.json.decode(raw, type=dict[str, Any])
                 words = describe(line)
-            except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
                 unreadable += 1
                 continue
             if _wanted(line, namespace, pod):

@@ -16,7 +16,7 @@ from netpol.kube.client import Client, configured
 from netpol.kube.events import Put
 from netpol.model import EVERYTHING, Namespace, Pod, Policy
 from tests.agent.process import until
-from tests.kube.fake import FakeServer, status
+from tests.kube.fake import FakeServer, bare, status
 from tests.kube.servers import ApiServer, Json, namespace, path, policy
 
 WHERE = "announced"
@@ -124,6 +124,31 @@ def test_a_right_that_is_missing_is_said_once(tmp_path: Path) -> None:
             f"an Event on NetworkPolicy {WHERE}/{name} could not be written: HTTP status 403 for the policy" for name in ("bad", "worse")
         ]
         assert len(server.asked) == 2 * TRIES
+
+
+def test_an_answer_that_nests_without_end_is_a_failure(tmp_path: Path) -> None:
+    """It is complained of like any other, and the next policy is announced."""
+    with FakeServer() as server:
+        where = f"/apis/networking.k8s.io/v1/namespaces/{WHERE}/networkpolicies"
+        server.answer(
+            where, *[bare(200, b'{"items":[],"more":' + b"[" * 100_000 + b"]" * 100_000 + b"}")] * TRIES, status(404, "NotFound", "no")
+        )
+        client = Client(configured(server.kubeconfig(tmp_path)))
+        said = threading.Semaphore(0)
+        complaints: list[str] = []
+
+        def complain(words: str) -> None:
+            complaints.append(words)
+            said.release()
+
+        announcer = Announcer(client, complain, pause=0.001)
+        announcer.tell(put("bad", BROKEN))
+        assert said.acquire(timeout=30)
+        announcer.tell(put("next", BROKEN))
+        until(lambda: len(server.asked) > TRIES)
+        announcer.close(20)
+        client.close()
+        assert f"NetworkPolicy {WHERE}/bad could not be written: " in complaints[0]
 
 
 def test_names_and_messages_have_limits() -> None:

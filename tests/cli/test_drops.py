@@ -103,6 +103,14 @@ def test_what_moves_a_cursor(tmp_path: Path) -> None:
     assert shown == (r"T\x1b[2J  x/\x9b\u202e (10.0.0.1) -> y/b (10.0.0.2)  UDP port 53  denied by ingress policies y/p\nT  forged" + "\n")
 
 
+def test_a_line_that_nests_without_end(tmp_path: Path) -> None:
+    """It is one of those that are none, and no traceback."""
+    file = tmp_path / "log"
+    file.write_bytes(b'{"time":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n" + LINE)
+    done = CliRunner().invoke(main, ["drops", str(file)])
+    assert (done.exit_code, done.stdout, done.stderr) == (0, WORDS, "1 lines are none of a drop log\n")
+
+
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the agent's standard output may be."""
     assert CliRunner().invoke(main, ["drops", "-"], input=io.BytesIO(LINE)).stdout == WORDS
