@@ -241,15 +241,15 @@ def test_forms_of_a_listing(parse: Callable[[bytes], int], body: bytes, code: in
 
 
 ANSWERS: dict[str, tuple[bytes, int]] = {
-    "whole": (message(6 << 8 | 1, 0, bytes(4) + attribute(5, b"\7")), 7),
+    "whole": (message(6 << 8 | 1, 0, bytes(4) + attribute(1, b"\7")), 7),
     "no message": (b"", -errno.EBADMSG),
     "half a message": (message(6 << 8 | 1, 0, b"")[:12], -errno.EBADMSG),
-    "an answer to something else": (message(6 << 8 | 2, 0, bytes(4) + attribute(5, b"\7")), -errno.EBADMSG),
+    "an answer to something else": (message(6 << 8 | 2, 0, bytes(4) + attribute(1, b"\7")), -errno.EBADMSG),
     "no header": (message(6 << 8 | 1, 0, b""), -errno.EBADMSG),
     "nothing that was asked for": (message(6 << 8 | 1, 0, bytes(4)), -errno.EBADMSG),
-    "half an attribute": (message(6 << 8 | 1, 0, bytes(4) + b"\5\0"), -errno.EBADMSG),
-    "a long answer": (message(6 << 8 | 1, 0, bytes(4) + attribute(5, b"\7\0")), -errno.EBADMSG),
-    "another number": (message(6 << 8 | 1, 0, bytes(4) + attribute(5, b"\7"), SEQ + 1), -errno.EBADMSG),
+    "half an attribute": (message(6 << 8 | 1, 0, bytes(4) + b"\1\0"), -errno.EBADMSG),
+    "a long answer": (message(6 << 8 | 1, 0, bytes(4) + attribute(1, b"\7\0")), -errno.EBADMSG),
+    "another number": (message(6 << 8 | 1, 0, bytes(4) + attribute(1, b"\7"), SEQ + 1), -errno.EBADMSG),
     "an error": (message(2, 0, struct.pack("=i", -errno.EPERM)), -errno.EPERM),
     "no error": (message(2, 0, bytes(4)), -errno.EBADMSG),
     "half an error": (message(2, 0, b"\0"), -errno.EBADMSG),
