@@ -8,6 +8,7 @@ or log comes in by a door that nobody thought of.
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,6 +182,27 @@ def sources() -> dict[str, Path]:
 def test_a_module_imports_what_its_room_may(module: str, file: Path) -> None:
     """The real import graph, one module at a time."""
     assert violations(module, file.read_text(), file.name == "__init__.py") == []
+
+
+UNSANITIZED = re.findall(r"--ignore=tests/(\w+)(?= )", (ROOT / "Makefile").read_text())
+
+
+@pytest.mark.parametrize("room", [room for room in UNSANITIZED if room != "fuzz"])
+def test_what_the_sanitizers_leave_out_has_no_c(room: str) -> None:
+    """The rooms of tests that `make sanitize` does not run import, by any way, values and decisions only (or bring sanitizers)."""
+    waiting = sorted((ROOT / "tests" / room).glob("*.py"))
+    seen = set(waiting)
+    while waiting:
+        file = waiting.pop()
+        names = [one.target for one in imports(ast.parse(file.read_text()), f"tests.{room}.x", package=False)]
+        assert not [
+            name for name in names if within(name, ("netpol",)) and not within(name, (*EVERYONE, "netpol.policy", "netpol.rules"))
+        ], file
+        for name in names:
+            parts = name.split(".")
+            files = {ROOT.joinpath(*parts[:depth]).with_suffix(".py") for depth in range(2, len(parts) + 1) if parts[0] == "tests"}
+            new = {file for file in files if file.exists()} - seen
+            waiting, seen = waiting + sorted(new), seen | new
 
 
 @pytest.mark.parametrize("folder", ["bench", "tests"])
