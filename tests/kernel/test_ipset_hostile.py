@@ -338,7 +338,7 @@ def test_arguments_that_cannot_be() -> None:
     assert lib.np_ipset_members(native, 1, 2, b"s", 0, 4, b"abcd", 4, ffi.NULL, ffi.NULL) == -errno.EINVAL
     assert lib.np_ipset_members(native, 1, lib.NP_IPSET_ADD, b"s", 0, 4, b"abcd", 4, ffi.NULL, ffi.NULL) == -errno.ENOBUFS
     assert lib.np_ipset_members(native, 1, lib.NP_IPSET_ADD, b"s", 0, 4, b"abcd", 4 << 32, ffi.NULL, ffi.NULL) == -errno.EINVAL
-    assert lib.np_ipset_create(native, 1, b"s", b"hash:ip", 4, 4, 64, 64) == -errno.ENOBUFS
+    assert lib.np_ipset_create(native, 1, b"s", b"hash:ip", 4, 4, 64, 64, 1) == -errno.ENOBUFS
     assert lib.np_ipset_create_bitmap(native, 1, b"s", 3, b"\n\0\0\0", 24) == -errno.ENOBUFS
     assert lib.np_ipset_destroy(native, 1, b"s") == -errno.ENOBUFS
     assert lib.np_ipset_list(native, 1, b"s", 0) == -errno.ENOBUFS
