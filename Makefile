@@ -102,6 +102,11 @@ sanitize: $(VENV)/.dev  ## Run all tests that can reach C under ASan and UBSan, 
 		../../$(BIN)/python -m pytest -p no:cacheprovider $(UNSANITIZED) $(or $(ARGS),tests); \
 		status=$$?; for report in reports/*; do [ ! -e $$report ] || { cat $$report; status=1; }; done; exit $$status
 
+.PHONY: valgrind
+valgrind: $(NATIVE) $(VENV)/.dev  ## Run the hot C paths under memcheck; no error of ours passes (ARGS="tests/kernel/test_ipset.py": tests; a minute or more)
+	@.ci/needs valgrind
+	@$(BIN)/python -m tests.valgrind $(ARGS)
+
 .PHONY: coverage
 COVERED = build/coverage
 coverage: $(VENV)/.dev  ## Count the lines of C that tests run, in a tree of its own; docs/c-coverage.md says why each other one is not
