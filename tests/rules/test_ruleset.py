@@ -111,6 +111,7 @@ def test_a_set_that_grows(family: Family) -> None:
     assert grown(address, GrowSet("x", "hash:ip", family, frozenset((net.address,)))).members == address.members | {net.address}
 
 
+MANY = tuple(bytes((10, 0, 0, number)) for number in range(60))
 few_bytes = st.integers(0, 2).map(lambda value: bytes((value,)))
 kinds: st.SearchStrategy[SetKind] = st.sampled_from(("hash:ip", "hash:net", "hash:ip,port", "hash:net,port"))
 
@@ -127,6 +128,8 @@ def sets_and_members(draw: st.DrawFn) -> tuple[Set, frozenset[bytes]]:
 # Bytes of a member that lie across two others; and again in its own place behind them.
 @example((Set.of_packed("x", "hash:ip", 4, b"aabbccdd"), frozenset((b"bbcc",))))
 @example((Set.of_packed("x", "hash:ip", 4, b"aabbccddbbcc"), frozenset((b"bbcc",))))
+@example((Set.of_packed("x", "hash:ip", 4, b"abbbbbcc"), frozenset((b"bbbb",))))
+@example((Set("x", "hash:ip", 4, frozenset(MANY[:40])), frozenset(MANY[20:])))
 @given(sets_and_members())
 def test_members_that_come_and_go(drawn: tuple[Set, frozenset[bytes]]) -> None:
     """A set in one piece holds what a frozenset would, each member once; what it was before stays as it was."""
