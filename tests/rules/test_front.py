@@ -151,6 +151,18 @@ def test_it_comes_with_enough_pods_and_goes_with_them() -> None:
     assert fronts(state.wanted()) == {}
 
 
+def test_a_kernel_without_such_sets_gets_none() -> None:
+    """From then on the state is that of a tree alone, and nothing else is otherwise; also what comes later."""
+    one, other = (watched(least, policy("p", "db"), pod("db1", A), pod("free", C)) for least in (1, 0))
+    state, tree = one.state, other.state
+    assert fronts(state.wanted()) == {IN4: {A}}
+    state.forgo_fronts()
+    assert state.wanted() == tree.wanted()
+    for each in (one, other):
+        each.put(pod("db2", B))
+    assert state.wanted() == tree.wanted()
+
+
 def test_while_unknown_addresses_are_denied_there_is_none() -> None:
     """An isolated pod without an address has all of the range denied; with its address the set is there again."""
     state = Watched(policy("p", "db"), pod("db1", A), settings=Settings(front_from=1, pod_cidrs=(PODS,)))

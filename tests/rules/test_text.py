@@ -228,6 +228,17 @@ def test_a_member(kind: SetKind, family: Family, member: bytes, text: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("net", "ends"),
+    [("10.0.0.0/16", "10.0.0.0-10.0.255.255"), ("10.1.2.128/25", "10.1.2.128-10.1.2.255"), ("10.0.0.1/32", "10.0.0.1-10.0.0.1")],
+)
+def test_a_bitmap(net: str, ends: str) -> None:
+    """Its range stands with both ends, and nothing else: it has a place for each address of it."""
+    found = parse_network(net)
+    lines = [f"create S bitmap:ip range {ends}", f"add S {ends.partition('-')[0]}"]
+    assert list(set_lines(Set("S", "bitmap:ip", 4, frozenset({found.address}), found))) == lines
+
+
+@pytest.mark.parametrize(
     ("count", "size", "maximum"),
     [(0, 64, 65536), (1, 64, 65536), (64, 64, 65536), (65, 128, 65536), (128, 128, 65536), (32768, 32768, 65536), (32769, 65536, 131072)],
 )
