@@ -84,7 +84,7 @@ int np_buckets_order(const struct np_buckets *buckets, int kind, int family, con
     uint32_t *const order = buckets->room, *const places = order + count;
     uint32_t place = 0;
 
-    if (width < 0 || size % (size_t)width != 0 || count > UINT32_MAX - 1 || buckets->count == 0 ||
+    if (width <= 0 || size % (size_t)width != 0 || count > UINT32_MAX - 1 || buckets->count == 0 ||
         (buckets->count & (buckets->count - 1)) != 0)
         return -EINVAL;
     if (kind == (NP_IPSET_NET | NP_IPSET_PORT))

@@ -126,28 +126,6 @@ static int keep(struct np_ipset *ipset, struct np_nl_out *out, size_t start)
     return 0;
 }
 
-/* The kind of a set type, which says what a member is made of: NP_IPSET_NET and NP_IPSET_PORT; or -EOPNOTSUPP for a type that netpol
- * does not read or write. */
-int np_ipset_kind(const char *type)
-{
-    static const char *const types[] = {"hash:ip", "hash:net", "hash:ip,port", "hash:net,port"};
-
-    if (strcmp(type, "bitmap:ip") == 0)
-        return 0;
-    for (int kind = 0; kind < 4; kind++)
-        if (strcmp(type, types[kind]) == 0)
-            return kind;
-    return -EOPNOTSUPP;
-}
-
-/* Bytes of a packed member of that kind and family, or -EINVAL. */
-int np_ipset_width(int kind, int family)
-{
-    if (kind < 0 || kind > (NP_IPSET_NET | NP_IPSET_PORT) || (family != 4 && family != 6))
-        return -EINVAL;
-    return (family == 4 ? 4 : 16) + (kind & NP_IPSET_NET ? 2 : 0) + (kind & NP_IPSET_PORT ? 3 : 0);
-}
-
 /* Opens the socket in the calling thread's network namespace. `protocol` is NETLINK_NETFILTER. The caller has set `buffer` and
  * `room`, and closes `fd`. Returns 0 or -errno. */
 int np_ipset_open(struct np_ipset *ipset, int protocol)
@@ -387,7 +365,7 @@ int np_ipset_members(struct np_ipset *ipset, uint32_t seq, int command, const ch
         .ipset = ipset, .name = name, .members = members, .seq = seq, .kind = kind, .type = (uint16_t)command};
     int result = 0;
 
-    if (width < 0 || size % (size_t)width != 0 || (command != NP_IPSET_ADD && command != NP_IPSET_DELETE))
+    if (width <= 0 || size % (size_t)width != 0 || (command != NP_IPSET_ADD && command != NP_IPSET_DELETE))
         return -EINVAL;
     batch.width = (size_t)width;
     batch.count = size / batch.width;

@@ -94,8 +94,6 @@ struct np_ipset_dump {
     int flags;
 };
 
-int np_ipset_kind(const char *type);
-int np_ipset_width(int kind, int family);
 int np_ipset_open(struct np_ipset *ipset, int protocol);
 int np_ipset_protocol(struct np_ipset *ipset, uint32_t seq);
 int np_ipset_create(struct np_ipset *ipset, uint32_t seq, const char *name, const char *type, int revision, int family,
@@ -111,6 +109,8 @@ int np_ipset_finish(struct np_ipset *ipset, struct np_ipset_outcome *outcome);
 int np_ipset_list(struct np_ipset *ipset, uint32_t seq, const char *name, uint32_t only);
 int np_ipset_receive(struct np_ipset *ipset, struct np_ipset_dump *dump);
 int np_ipset_record(struct np_ipset *ipset, struct np_ipset_dump *dump, const char *name);
+int np_ipset_kind(const char *type);
+int np_ipset_width(int kind, int family);
 int np_ipset_parse_version(const uint8_t *data, size_t size, uint32_t seq);
 int np_ipset_parse_answers(const uint8_t *data, size_t size, struct np_ipset_outcome *outcome);
 int np_ipset_parse_dump(const uint8_t *data, size_t size, struct np_ipset_dump *dump);

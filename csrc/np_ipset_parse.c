@@ -17,6 +17,28 @@ _Static_assert(sizeof(((struct np_ipset_header *)0)->name) == IPSET_MAXNAMELEN, 
 _Static_assert(sizeof(struct nlmsgerr) == 20 && offsetof(struct nlmsgerr, msg) == 4,
                "an error repeats the message's header");
 
+/* The kind of a set type, which says what a member is made of: NP_IPSET_NET and NP_IPSET_PORT; or -EOPNOTSUPP for a type that netpol
+ * does not read or write. */
+int np_ipset_kind(const char *type)
+{
+    static const char *const types[] = {"hash:ip", "hash:net", "hash:ip,port", "hash:net,port"};
+
+    if (strcmp(type, "bitmap:ip") == 0)
+        return 0;
+    for (int kind = 0; kind < 4; kind++)
+        if (strcmp(type, types[kind]) == 0)
+            return kind;
+    return -EOPNOTSUPP;
+}
+
+/* Bytes of a packed member of that kind and family, or -EINVAL. */
+int np_ipset_width(int kind, int family)
+{
+    if (kind < 0 || kind > (NP_IPSET_NET | NP_IPSET_PORT) || (family != 4 && family != 6))
+        return -EINVAL;
+    return (family == 4 ? 4 : 16) + (kind & NP_IPSET_NET ? 2 : 0) + (kind & NP_IPSET_PORT ? 3 : 0);
+}
+
 /* The message type of an ipset command. */
 static uint16_t type_of(int command)
 {

@@ -164,7 +164,7 @@ static void np_put_plain(struct np_pack *pack, struct np_xt_encoding *out, const
     np_xt_sizes(out->family, &sizes);
     at = np_xt_reserve(pack, out, sizes.entry);
     np_xt_put(pack, out, target, 0, data, size);
-    if (!pack->error)
+    if (at && !pack->error)
         np_put_entry(at, out->family, &head, 0, (uint16_t)sizes.entry,
                      (uint16_t)(sizes.entry + sizeof(struct xt_entry_target) + XT_ALIGN(size)));
 }
