@@ -56,7 +56,7 @@ DEMO_POD, NODE_ADDRESS = "10.0.0.10", "169.254.1.1"
         pytest.param("255.255.255.255/32", (), "", id="the end of all addresses"),
         pytest.param("2001:db8:5::/48", ("2001:db8:5:1::/64",), "2001:db8:5::a 2001:db8:5:1::a 2001:db8:6::1", id="IPv6"),
         pytest.param("::/0", (), "2001:db8::10", id="everything in IPv6"),
-        pytest.param("::ffff:0:0/96", (), "::1:0:0:1", id="addresses that stand for IPv4 ones"),
+        pytest.param("::ffff:0:0/96", (), "203.0.113.10", id="addresses that stand for IPv4 ones"),
         pytest.param("ffff::/16", (), "", id="the end of IPv6"),
     ],
 )

@@ -186,4 +186,6 @@ def test_pods_of_two_ranges_have_none_and_another_range_is_another_set() -> None
     state.put(pod("db2", A))
     steps = state.steps()
     assert kinds(steps) == [CreateSet, ReplaceTable, DestroySet, CreateSet, ReplaceTable, DestroySet]
+    assert isinstance(steps[0], CreateSet)
+    assert steps[0] == CreateSet(whole(A)._replace(name=steps[0].set.name))
     assert steps[3] == CreateSet(whole(A))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from msgspec import structs
 
-from netpol.model import FAMILIES, TCP, ContainerPort, NamedPort, Object, Pod, Policy
+from netpol.model import FAMILIES, TCP, ContainerPort, NamedPort, Object, Pod, Policy, parse_address
 from netpol.rules.compile import Settings
-from netpol.rules.ruleset import EGRESS, INGRESS, GrowSet, Set, ShrinkSet, TableName
+from netpol.rules.ruleset import EGRESS, INGRESS, GrowSet, Set, ShrinkSet, TableName, port_member
 from tests.rules.watched import THERE, A, B, C, D, Watched, app, class_chains, own, peers, pod, policy, port
 
 SQL = peers(own("db"), ports=(NamedPort(TCP, "sql"),))
@@ -55,6 +55,17 @@ def test_a_change_of_no_member_is_in_no_batch() -> None:
     state.put(structs.replace(changed, labels=(*changed.labels, ("extra", ""))))
     wanted, found, _ = state.state.pending()
     assert (wanted.sets, found.sets) == ({}, {})
+
+
+def test_a_batch_has_members_with_ports_of_both_families() -> None:
+    """What is looked up again is the address that a member begins with, 4 bytes of it or 16."""
+    sql = (ContainerPort("sql", TCP, 3306),)
+    mapped = {4: D, 6: parse_address("fd00::4")}
+    state = Watched(pod("web", A, parse_address("fd00::1")), Policy("ns", "p", app("web"), None, (SQL,)))
+    state.steps()
+    state.put(pod("db", *mapped.values(), node=THERE, ports=sql))
+    grown = {step.family: step.members for step in state.steps() if isinstance(step, GrowSet)}
+    assert grown == {family: {port_member(address, TCP, 3306)} for family, address in mapped.items()}
 
 
 def test_one_event_touches_sets_of_addresses_and_sets_of_ports() -> None:
