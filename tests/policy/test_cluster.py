@@ -173,6 +173,7 @@ def test_addresses_move_one_by_one() -> None:
     assert sorted(state.members(EVERYONE)) == []
     state.index.register(EVERYONE)
     assert {(address, found.name) for address, found in state.members(EVERYONE)} == {(A, "two"), (A6, "one")}
+    assert (state.addresses(EVERYONE, 4), state.addresses(EVERYONE, 16)) == ([A], [A6])
 
 
 # -- what an event says ------------------------------------------------------------------------------------------------

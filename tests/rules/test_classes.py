@@ -6,6 +6,7 @@ That a chain says what its policies say is a law (tests/rules/test_laws.py); her
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from netpol.model import (
     DIRECTIONS,
@@ -149,6 +150,17 @@ def test_peers(direction: Direction, side: str, family: Family) -> None:
     assert rules(*queries[:FEW]) == ([one for one, _ in each], {name: one for _, noted in each for name, one in noted.items()})
     in_one, noted = of_set(PodSelection(tuple(queries)))
     assert rules(*queries) == ([in_one], noted)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_ports_of_a_block(direction: Direction, family: Family) -> None:
+    """A rule with its prefix allows only its ports, and only from there or to there."""
+    block = BLOCK if family == 4 else BLOCK_6
+    expected = Rule(RETURN, (Tcp(destination=(80, 80)),), protocol=TCP)
+    expected = structs.replace(expected, **{"source" if direction == "ingress" else "destination": block.cidr})
+    made = chain(allow(rule(block, ports=tcp(80))), direction=direction, family=family)
+    assert made.chain.rules == (expected, Rule(Goto(DENY)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

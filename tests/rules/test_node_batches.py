@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec import structs
 
-from netpol.model import FAMILIES, TCP, ContainerPort, NamedPort, Object, Pod, Policy, parse_address
+from netpol.model import FAMILIES, TCP, Address, ContainerPort, NamedPort, Object, Pod, Policy, parse_address
 from netpol.rules.compile import Settings
 from netpol.rules.ruleset import EGRESS, INGRESS, GrowSet, Set, ShrinkSet, TableName, port_member
 from tests.rules.watched import THERE, A, B, C, D, Watched, app, class_chains, own, peers, pod, policy, port
@@ -34,6 +34,26 @@ def test_what_changes_no_chain_computes_none(before: tuple[Object, ...], events:
     chains = state.state.pending()[0].chains
     state.put(*events)
     assert state.state.pending()[0].chains is chains
+
+
+def test_pods_that_a_policy_makes_isolated_and_free() -> None:
+    """Who is isolated is told anew where somebody begins or ceases to be; the others stay, and those of another class."""
+    policies = deny("p", "db"), policy("q", "api", peers(own("web")), egress=())
+    state = Watched(pod("db", A), pod("api", B), *policies)
+
+    def isolated() -> frozenset[Address]:
+        now = state.state.pending()[2]
+        assert now == state.state.judged
+        state.steps()
+        return now
+
+    assert isolated() == {A, B}
+    state.drop(Policy, "q")
+    assert isolated() == {A}
+    state.put(policies[1])
+    assert isolated() == {A, B}
+    state.put(policy("q", "api", egress=()))
+    assert isolated() == {A, B}
 
 
 def test_the_only_policy_that_changes_for_nobody_computes_no_chain() -> None:
