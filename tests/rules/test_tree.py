@@ -51,6 +51,13 @@ def test_one_leaf_each_way() -> None:
     assert tree("ingress", {B: "I"}) == {INGRESS: Chain(INGRESS, (Rule(Goto("I"), source=other, not_source=True, destination=other),))}
 
 
+def test_two_leaves_of_a_half_are_rules_and_no_chain() -> None:
+    """A chain of their own would cost their packets, and all behind them, another step."""
+    leaves = {**dict.fromkeys((A, B), "I"), **{parse_address(f"10.128.0.{number}"): "I" for number in range(FEW)}}
+    (root,) = tree("ingress", leaves).values()
+    assert [rule.destination for rule in root.rules] == [Network(address, 32) for address in leaves]
+
+
 def test_no_leaves_are_no_tree() -> None:
     """Where there are ranges it is one chain."""
     assert tree("egress", {}) == {}
