@@ -63,7 +63,7 @@ def _listed(pods: int, _: Path) -> Iterator[Contest]:
     pages = []
     for start in range(0, pods, PAGE):
         items = b",".join(pod(number) for number in range(start, min(start + PAGE, pods)))
-        more = b"more" if start + PAGE < pods else b""
+        more = b"after-%d" % start if start + PAGE < pods else b""
         pages.append(
             b'{"kind":"PodList","apiVersion":"v1","metadata":{"resourceVersion":"1","continue":"%b"},"items":[%b]}' % (more, items)
         )
