@@ -99,6 +99,18 @@ def test_what_is_gone_or_no_policy_is_not_announced(scene: Scene) -> None:
     assert scene.complaints == []
 
 
+class Heard:
+    """What an announcer complains of, and a way to wait for the next of it."""
+
+    def __init__(self) -> None:
+        self.one = threading.Semaphore(0)
+        self.complaints: list[str] = []
+
+    def complain(self, words: str) -> None:
+        self.complaints.append(words)
+        self.one.release()
+
+
 def test_a_right_that_is_missing_is_said_once(tmp_path: Path) -> None:
     """After a few tries; the next policy has tries of its own."""
     with FakeServer() as server:
@@ -106,21 +118,15 @@ def test_a_right_that_is_missing_is_said_once(tmp_path: Path) -> None:
             f"/apis/networking.k8s.io/v1/namespaces/{WHERE}/networkpolicies", *[status(403, "Forbidden", "no") for _ in range(2 * TRIES)]
         )
         client = Client(configured(server.kubeconfig(tmp_path)))
-        said = threading.Semaphore(0)
-        complaints: list[str] = []
-
-        def complain(words: str) -> None:
-            complaints.append(words)
-            said.release()
-
-        announcer = Announcer(client, complain, pause=0.001)
+        heard = Heard()
+        announcer = Announcer(client, heard.complain, pause=0.001)
         announcer.tell(put("bad", BROKEN))
-        assert said.acquire(timeout=30)
+        assert heard.one.acquire(timeout=30)
         announcer.tell(put("worse", BROKEN))
-        assert said.acquire(timeout=30)
+        assert heard.one.acquire(timeout=30)
         announcer.close(20)
         client.close()
-        assert complaints == [
+        assert heard.complaints == [
             f"an Event on NetworkPolicy {WHERE}/{name} could not be written: HTTP status 403 for the policy" for name in ("bad", "worse")
         ]
         assert len(server.asked) == 2 * TRIES
@@ -134,21 +140,15 @@ def test_an_answer_that_nests_without_end_is_a_failure(tmp_path: Path) -> None:
             where, *[bare(200, b'{"items":[],"more":' + b"[" * 100_000 + b"]" * 100_000 + b"}")] * TRIES, status(404, "NotFound", "no")
         )
         client = Client(configured(server.kubeconfig(tmp_path)))
-        said = threading.Semaphore(0)
-        complaints: list[str] = []
-
-        def complain(words: str) -> None:
-            complaints.append(words)
-            said.release()
-
-        announcer = Announcer(client, complain, pause=0.001)
+        heard = Heard()
+        announcer = Announcer(client, heard.complain, pause=0.001)
         announcer.tell(put("bad", BROKEN))
-        assert said.acquire(timeout=30)
+        assert heard.one.acquire(timeout=30)
         announcer.tell(put("next", BROKEN))
         until(lambda: len(server.asked) > TRIES)
         announcer.close(20)
         client.close()
-        assert f"NetworkPolicy {WHERE}/bad could not be written: " in complaints[0]
+        assert f"NetworkPolicy {WHERE}/bad could not be written: " in heard.complaints[0]
 
 
 def test_names_and_messages_have_limits() -> None:
