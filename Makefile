@@ -131,9 +131,9 @@ analyze:  ## Look through the C files with gcc's analyzer, cppcheck and clang-ti
 	@echo "gcc -fanalyzer, cppcheck, clang-tidy: $(words $(OUR_C)) C files without a finding"
 
 .PHONY: fuzz
-fuzz: $(NATIVE) $(VENV)/.dev  ## Run each fuzz target, C and Python, for a minute (FUZZ_SECONDS=60) and count executions
+fuzz: $(NATIVE) $(VENV)/.dev  ## Run each fuzz target, C and Python, for a minute (FUZZ_SECONDS=60) and count executions (ARGS="table watch": these)
 	@.ci/needs fuzz
-	@$(BIN)/python -m tests.fuzz
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 # Anew each time, for mutmut does not notice that a test has changed. Of pure code only: no mutant meets a kernel.
 mutants: $(NATIVE) $(VENV)/.mutants  ## Break policy/ and rules/ in 4,000 ways, each for a test to find (some minutes; ARGS="netpol.rules.diff*")

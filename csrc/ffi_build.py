@@ -2,7 +2,8 @@
 
 The declarations are not written twice: they are the parts of csrc/*.h between `/* cdef: begin */` and `/* cdef: end */`, so that
 what Python believes about a struct is what the compiler was told. `#define NAME value` becomes `#define NAME ...` (cffi asks the compiler).
-NETPOL_WERROR=1 turns warnings of our own files into errors; NETPOL_SANITIZE=1 builds with ASan and UBSan; NETPOL_COVERAGE=1 counts lines.
+NETPOL_WERROR=1 turns warnings of our own files into errors; NETPOL_SANITIZE=1 builds with ASan and UBSan; NETPOL_COVERAGE=1 counts lines;
+NETPOL_MEMCHECK=1 leaves the code as it is written, for an optimiser gives a field that nobody set a value of its own, which nobody sees.
 """
 
 import os
@@ -44,6 +45,8 @@ if os.environ.get("NETPOL_SANITIZE") == "1":
 if os.environ.get("NETPOL_COVERAGE") == "1":
     compile_args = [arg for arg in compile_args if "FORTIFY" not in arg] + ["--coverage", "-O0"]
     link_args.append("--coverage")
+if os.environ.get("NETPOL_MEMCHECK") == "1":
+    compile_args = [arg for arg in compile_args if "FORTIFY" not in arg] + ["-g", "-O0"]
 
 # The generated wrapper is not our own file: its conversions are cffi's.
 prologue = '#pragma GCC diagnostic ignored "-Wconversion"\n#pragma GCC diagnostic ignored "-Wsign-conversion"\n'

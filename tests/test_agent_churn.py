@@ -32,6 +32,7 @@ from tests.kube.servers import Api, ApiError, ApiServer, Json, namespace, node, 
 
 SECONDS = 1800.0 if os.environ.get("NETPOL_SOAK") == "1" else 8.0
 GROWTH = 8.0  # MiB that an agent may grow after the first third
+IS_HELD = "asan" in os.environ.get("LD_PRELOAD", "")  # up to 256 MiB of what was freed, to see it used
 NODE = "churn-node"
 SPACES = ("churn-a", "churn-b")
 HERE = [f"10.73.0.{i}" for i in range(2, 10)]
@@ -215,7 +216,7 @@ def test_everything_changes(world: tuple[World, Callable[[], Agent]]) -> None:
             agent = start()
         if part == 1:
             before = resident(agent)
-    assert resident(agent) - before < GROWTH
+    assert IS_HELD or resident(agent) - before < GROWTH
     with made.lab.entered():
         _, text = agent.page("/metrics")
     assert "netpol_drift_total" in text

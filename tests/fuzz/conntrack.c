@@ -1,15 +1,17 @@
-/* ctnetlink's dumps and answers (np_ct_parse), and flows that are judged (np_judge).
+/* ctnetlink's dumps and answers (np_ct_parse), what we send it (np_ct), and flows that are judged (np_judge).
  *
  * Invariant: whatever a datagram holds, nothing is read outside it and no more flows are written than there is room for: it is consumed
- * or refused. An index of rules that np_judge_index takes judges every flow within its own arrays, and the verdict is one of three;
+ * or refused. Of what we send, every byte was set, and all of it are messages of whole attributes. An index of rules that np_judge_index takes judges every flow within its own arrays, and the verdict is one of three;
  * one that points elsewhere is refused. */
 #include "fuzz.h"
 #include "np_ct.h"
 #include "np_judge.h"
+#include "np_nl.h"
 
 #include <errno.h>
+#include <unistd.h>
 
-enum { FLOWS = 4 };
+enum { FLOWS = 4, SENT = 4096 };
 
 static void check_dump(struct input *in)
 {
@@ -19,11 +21,12 @@ static void check_dump(struct input *in)
     uint8_t *datagram;
 
     dump.bits = take_byte(in);
-    dump.flows = zeros(FLOWS * sizeof(*dump.flows));
+    dump.flows = room(FLOWS * sizeof(*dump.flows));
     size = in->left;
     datagram = take_block(in, size);
     np_ct_parse_dump(datagram, size, &dump);
     HOLDS(dump.count <= dump.room && dump.count <= dump.seen);
+    is_set(dump.flows, dump.count * sizeof(*dump.flows));
     for (size_t i = 0; i < dump.count; i++)
         HOLDS(dump.flows[i].first.family == 4 || dump.flows[i].first.family == 6);
     free(dump.flows);
@@ -95,15 +98,71 @@ static void check_judge(struct input *in)
     free(flows);
 }
 
+/* Reads what waits at `fd`: messages to their ends, with their attributes behind a header of 4 bytes, except in one for nobody.
+ * Returns how many there were. */
+static uint32_t read_sent(int fd)
+{
+    uint8_t *datagram = room(SENT);
+    const ssize_t size = recv(fd, datagram, SENT, MSG_DONTWAIT);
+    struct np_nl_in in = {datagram, size < 0 ? 0 : (size_t)size};
+    struct np_nl_message message;
+    uint32_t count = 0;
+    int result;
+
+    while ((result = np_nl_next_message(&in, &message)) > 0) {
+        struct np_nl_attribute attribute;
+        struct np_nl_in body = message.body;
+
+        count++;
+        if (message.type == NLMSG_NOOP)
+            continue;
+        HOLDS(body.left >= 4);
+        body.data += 4;
+        body.left -= 4;
+        while ((result = np_nl_next_attribute(&body, &attribute)) > 0)
+            continue;
+        HOLDS(result == 0);
+    }
+    HOLDS(result == 0);
+    free(datagram);
+    return count;
+}
+
+/* MemorySanitizer looks at what is sent when it is. */
+static void check_sent(struct input *in)
+{
+    struct np_ct_outcome outcome = {.first = 77, .count = FLOWS};
+    struct np_ct ct = {.buffer = room(SENT), .room = SENT};
+    struct np_ct_flow *flows = zeros(FLOWS * sizeof(*flows));
+    const int which = take_byte(in) % 4, family = take_byte(in) & 1 && which != 1 && which != 2 ? 6 : 4;
+    uint8_t address[4];
+    int ends[2];
+
+    take(in, address, sizeof(address));
+    for (int i = 0; i < FLOWS; i++) {
+        take(in, &flows[i], sizeof(*flows));
+        flows[i].first.family = flows[i].first.family & 1 ? 6 : 4;
+    }
+    connected(ends);
+    ct.fd = ends[0];
+    HOLDS(np_ct_list(&ct, 77, family, which, address, 1) == 0 && read_sent(ends[1]) == 1);
+    HOLDS(np_ct_update(&ct, flows, 1, 1, &outcome) == -ENODATA && read_sent(ends[1]) == FLOWS + 1);
+    HOLDS(close(ends[0]) == 0 && close(ends[1]) == 0);
+    free(ct.buffer);
+    free(flows);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct input in = {data, size};
-    const uint8_t kind = take_byte(&in) % 3;
+    const uint8_t kind = take_byte(&in) % 4;
 
     if (kind == 0)
         check_dump(&in);
     else if (kind == 1)
         check_answers(&in);
+    else if (kind == 3)
+        check_sent(&in);
     else
         check_judge(&in);
     return 0;

@@ -1,5 +1,6 @@
 /* What fuzz targets share. Input is read from the front; what is handed to the code under test is a copy in a block of its own, so
- * that AddressSanitizer sees the first byte that is read behind its end. */
+ * that AddressSanitizer sees the first byte that is read behind its end. What it writes into is a block that nobody has set, so that
+ * MemorySanitizer sees a byte that it leaves out. */
 #ifndef FUZZ_H
 #define FUZZ_H
 
@@ -7,6 +8,10 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#if __has_feature(memory_sanitizer)
+#include <sanitizer/msan_interface.h>
+#endif
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -16,6 +21,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
         if (!(condition))     \
             __builtin_trap(); \
     } while (0)
+
+/* Every byte of these was set by somebody: none is what a stack or a heap happened to hold. Only MemorySanitizer can say. */
+static inline void is_set(const void *data, size_t size)
+{
+#if __has_feature(memory_sanitizer)
+    __msan_check_mem_is_initialized(data, size);
+#else
+    (void)data;
+    (void)size;
+#endif
+}
 
 struct input {
     const uint8_t *data;
@@ -52,6 +68,15 @@ static inline void *take_block(struct input *in, size_t size)
     return block;
 }
 
+/* A block of exactly `size` bytes that nobody has set; the caller frees it. */
+static inline void *room(size_t size)
+{
+    void *block = malloc(size ? size : 1);
+
+    HOLDS(block);
+    return block;
+}
+
 /* A block of exactly `size` zeros; the caller frees it. */
 static inline void *zeros(size_t size)
 {
@@ -59,6 +84,12 @@ static inline void *zeros(size_t size)
 
     HOLDS(block);
     return block;
+}
+
+/* Two ends that are connected: what is sent at ends[0] waits at ends[1], and nothing is ever answered. */
+static inline void connected(int ends[2])
+{
+    HOLDS(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, ends) == 0);
 }
 
 #endif

@@ -1,8 +1,8 @@
 /* ipset's answers, errors and dumps (np_ipset_parse, np_nl), and what we send (np_ipset).
  *
  * Invariant: whatever a datagram holds, nothing is read outside it and nothing written outside the caller's room: it is consumed or
- * refused. Names end inside their room; members are whole ones. Of what we write, every message and attribute is read back whole:
- * read(write(x)) consumes all of it. */
+ * refused. Names end inside their room; members are whole ones. Of what we write, every byte was set, and every message and attribute is
+ * read back whole: read(write(x)) consumes all of it. */
 #include "fuzz.h"
 #include "np_ipset.h"
 #include "np_nl.h"
@@ -18,16 +18,18 @@ static void check_dump(struct input *in, int kind)
     uint8_t *datagram = take_block(in, size);
     struct np_ipset_dump dump = {.seq = 77, .prefix = "NETPOL-", .key = key, .only = kind == 2 ? NP_IPSET_NAMES : 0};
 
-    dump.headers = kind == 1 ? NULL : zeros(HEADERS * sizeof(*dump.headers));
+    dump.headers = kind == 1 ? NULL : room(HEADERS * sizeof(*dump.headers));
     dump.header_room = dump.headers ? HEADERS : 0;
-    dump.members = kind == 0 ? zeros(MEMBERS) : NULL;
+    dump.members = kind == 0 ? room(MEMBERS) : NULL;
     dump.member_room = dump.members ? MEMBERS : 0;
-    dump.records = kind == 1 ? zeros(RECORDS * sizeof(*dump.records)) : NULL;
+    dump.records = kind == 1 ? room(RECORDS * sizeof(*dump.records)) : NULL;
     dump.record_room = dump.records ? RECORDS : 0;
     np_ipset_parse_dump(datagram, size, &dump);
     HOLDS(dump.header_count <= dump.header_room && dump.member_size <= dump.member_room &&
           dump.record_count <= dump.record_room);
     HOLDS(memchr(dump.set.name, 0, sizeof(dump.set.name)) && memchr(dump.set.type, 0, sizeof(dump.set.type)));
+    is_set(dump.headers, dump.header_count * sizeof(*dump.headers));
+    is_set(dump.members, dump.member_size);
     for (size_t i = 0; i < dump.header_count; i++)
         HOLDS(dump.headers[i].name[0] && memchr(dump.headers[i].name, 0, 32) && memchr(dump.headers[i].type, 0, 32));
     for (size_t i = 0; i < dump.record_count; i++)
@@ -72,7 +74,7 @@ static void read_whole(struct np_nl_in in, int depth)
 
 static void check_written(struct input *in)
 {
-    struct np_ipset ipset = {.buffer = zeros(BUFFER), .room = BUFFER, .limit = BUFFER, .fd = -1};
+    struct np_ipset ipset = {.buffer = room(BUFFER), .room = BUFFER, .limit = BUFFER, .fd = -1};
     const int kind = take_byte(in) % 4, family = take_byte(in) & 1 ? 6 : 4;
     const int width = np_ipset_width(kind, family), command = take_byte(in) & 1 ? NP_IPSET_ADD : NP_IPSET_DELETE;
     struct np_buckets buckets = {.count = 1U << take_byte(in) % 9, .initval = take_byte(in)};
@@ -84,10 +86,10 @@ static void check_written(struct input *in)
     take(in, name, 16);
     size = in->left < 65536 ? in->left / (size_t)width * (size_t)width : 0;
     members = take_block(in, size);
-    scratch = zeros(2 * size);
+    scratch = room(2 * size);
     HOLDS(np_ipset_create(&ipset, 1, name, "hash:ip", 4, family, 64, 65536, buckets.initval) == 0);
     HOLDS(np_ipset_create_bitmap(&ipset, 1, name, 0, (const uint8_t *)name, width) == 0);
-    buckets.room = zeros((size / (size_t)width + buckets.count) * sizeof(uint32_t));
+    buckets.room = room((size / (size_t)width + buckets.count) * sizeof(uint32_t));
     HOLDS(np_ipset_members(&ipset, 2, command, name, kind, family, members, size,
                            kind == 0 && family == 4 ? scratch : NULL, ordered ? &buckets : NULL) <= 0);
     HOLDS(np_ipset_ask_number(&ipset, 1, name) == 0);
@@ -97,6 +99,7 @@ static void check_written(struct input *in)
         struct np_nl_message message;
         int result;
 
+        is_set(ipset.buffer, ipset.used);
         while ((result = np_nl_next_message(&read, &message)) > 0) {
             message.body.data += 4;
             message.body.left -= 4;

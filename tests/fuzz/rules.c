@@ -60,7 +60,7 @@ static void check_chains(const uint8_t *packed, size_t size, const struct np_xt_
 {
     struct np_xt_sizes sizes;
     uint32_t at = 0, entries = 0;
-    uint8_t *copy = zeros(out->data_size);
+    uint8_t *copy = room(out->data_size);
     int count;
 
     HOLDS(np_xt_sizes(out->family, &sizes) == 0);
@@ -89,24 +89,30 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct input in = {data, size};
     const uint8_t kind = take_byte(&in);
-    const size_t left = in.left, room = kind & 8 ? 700 : DATA;
+    const size_t left = in.left, most = kind & 8 ? 700 : DATA;
     uint8_t *packed = take_block(&in, left);
-    struct np_xt_encoding out = {.sets = SETS, .set_count = 3, .family = kind & 1 ? 6 : 4, .data_room = room};
+    struct np_xt_encoding out = {.sets = SETS, .set_count = 3, .family = kind & 1 ? 6 : 4, .data_room = most};
     const uint32_t places = kind & 8 ? 2 : PLACES;
     int code;
 
-    out.data = zeros(room);
-    out.chains = zeros(places * sizeof(*out.chains));
-    out.jumps = zeros(places * sizeof(*out.jumps));
-    out.targets = zeros(places * (size_t)NP_XT_NAME);
+    out.data = room(most);
+    out.chains = room(places * sizeof(*out.chains));
+    out.jumps = room(places * sizeof(*out.jumps));
+    out.targets = room(places * (size_t)NP_XT_NAME);
     out.chain_room = out.jump_room = places;
     code = (kind & 6) == 2   ? np_xt_encode_match(packed, left, &out)
            : (kind & 6) == 4 ? np_xt_encode_target(packed, left, &out)
                              : np_xt_encode(packed, left, &out);
     HOLDS(code == 0 || code == -ENOBUFS || code == -ENOENT || code == -ERANGE || code == -EPROTO);
-    HOLDS(out.data_size <= room && out.chain_count <= places && out.jump_count <= places);
+    HOLDS(out.data_size <= most && out.chain_count <= places && out.jump_count <= places);
     HOLDS(out.target_count <= places && out.target_size <= places * NP_XT_NAME);
     HOLDS(out.field <= left && out.field_size <= left - out.field);
+    if (code == 0) {
+        is_set(out.data, out.data_size);
+        is_set(out.chains, out.chain_count * sizeof(*out.chains));
+        is_set(out.jumps, out.jump_count * sizeof(*out.jumps));
+        is_set(out.targets, out.target_size);
+    }
     HOLDS(np_xt_count(packed, left) <= (int)left);
     if (code == 0 && (kind & 6) != 2 && (kind & 6) != 4)
         check_chains(packed, left, &out);

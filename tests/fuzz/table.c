@@ -33,8 +33,8 @@ static void check_users(const struct np_xt_view *view, int family, uint8_t *user
 
 static void check_split(const uint8_t *blob, size_t size, int family, const struct np_xt_table *table)
 {
-    struct np_xt_chain *chains = zeros(ROOM * sizeof(*chains));
-    struct np_xt_jump *jumps = zeros(ROOM * sizeof(*jumps));
+    struct np_xt_chain *chains = room(ROOM * sizeof(*chains));
+    struct np_xt_jump *jumps = room(ROOM * sizeof(*jumps));
     struct np_xt_sizes sizes;
     uint32_t jump_count = 0, where = 0, at = 0;
     const int count = np_xt_split(blob, size, family, table, chains, ROOM, jumps, ROOM, &jump_count, &where);
@@ -42,7 +42,7 @@ static void check_split(const uint8_t *blob, size_t size, int family, const stru
     HOLDS(where <= size && np_xt_sizes(family, &sizes) == 0);
     if (count >= 0) {
         struct np_xt_table linked;
-        uint8_t *copy = zeros(size), *carried = zeros((size_t)table->entries * sizeof(struct xt_counters));
+        uint8_t *copy = room(size), *carried = zeros((size_t)table->entries * sizeof(struct xt_counters));
         uint8_t *counters = zeros((size_t)table->entries * sizeof(struct xt_counters)), *same = zeros(ROOM);
         int32_t same_number[ROOM];
         const struct np_xt_view view = {blob,       chains,        jumps, (uint32_t)size, (uint32_t)count,
@@ -59,6 +59,7 @@ static void check_split(const uint8_t *blob, size_t size, int family, const stru
         memcpy(copy, blob, size);
         HOLDS(np_xt_link(copy, size, family, chains, (size_t)count, jumps, jump_count, &linked) == 0);
         HOLDS(memcmp(copy, blob, size) == 0);
+        is_set(&linked, sizeof(linked));
         HOLDS(linked.entries == table->entries && linked.valid_hooks == table->valid_hooks);
         HOLDS(np_xt_carry(&view, &view, same_number, counters, carried, same) == count);
         check_users(&view, family, same);
@@ -73,7 +74,7 @@ static void check_split(const uint8_t *blob, size_t size, int family, const stru
 
 static void check_normalise(uint8_t *blob, size_t size, int family)
 {
-    uint8_t *counters = zeros(ROOM * sizeof(struct xt_counters)), *once = zeros(size);
+    uint8_t *counters = room(ROOM * sizeof(struct xt_counters)), *once = room(size);
     const int count = np_xt_normalise(blob, size, family, counters, ROOM);
 
     if (count >= 0) {
@@ -90,7 +91,7 @@ static void check_link(struct input *in, int family)
 {
     const size_t chain_count = take_byte(in) % 4, jump_count = take_byte(in) % 4;
     struct np_xt_chain *chains = take_block(in, chain_count * sizeof(*chains));
-    struct np_xt_jump *jumps = take_block(in, jump_count * sizeof(*jumps)), *moved = zeros(2 * sizeof(*moved));
+    struct np_xt_jump *jumps = take_block(in, jump_count * sizeof(*jumps)), *moved = room(2 * sizeof(*moved));
     int32_t *renumber = take_block(in, 4 * sizeof(*renumber));
     uint8_t *sets = zeros(8192), *users = zeros(4);
     struct np_xt_table table;

@@ -1,6 +1,7 @@
 """The libFuzzer targets of csrc: what they are, how they are built, and how one is run.
 
-Each is one file beside this one, which opens with its invariant, linked with all of csrc under ASan and UBSan. An input that breaks an
+Each is one file beside this one, which opens with its invariant, linked with all of csrc under sanitizers: AddressSanitizer with UBSan,
+or MemorySanitizer, which follows bytes that nobody has set to where they decide something, or go to the kernel. An input that breaks an
 invariant becomes a file in regressions/TARGET, which the tests replay ever after.
 """
 
@@ -17,7 +18,10 @@ TARGETS = ("table", "rules", "ipset", "conntrack", "nflog")
 REGRESSIONS = HERE / "regressions"
 
 _FLAGS = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fno-sanitize-recover=undefined", f"-I{CSRC}"]
-_SANITIZE = "address,undefined"
+SANITIZERS = {
+    "address": ["-fsanitize=address,undefined"],
+    "memory": ["-fsanitize=memory", "-fsanitize-memory-track-origins"],
+}
 _LONGEST = 4096  # bytes of an input: more than any seed has
 
 
@@ -32,15 +36,15 @@ class Found(AssertionError):
     """An input broke an invariant; the words are libFuzzer's."""
 
 
-def build(folder: Path) -> None:
-    """Builds all targets into a folder, each under its name."""
+def build(folder: Path, sanitizer: str) -> None:
+    """Builds all targets into a folder, each under its name, with one of SANITIZERS."""
     folder.mkdir(parents=True, exist_ok=True)
     objects = []
     for source in sorted(CSRC.glob("*.c")):
         objects.append(str(folder / f"{source.stem}.o"))
-        _clang(f"-fsanitize=fuzzer-no-link,{_SANITIZE}", "-c", str(source), "-o", objects[-1])
+        _clang(*SANITIZERS[sanitizer], "-fsanitize=fuzzer-no-link", "-c", str(source), "-o", objects[-1])
     for target in TARGETS:
-        _clang(f"-fsanitize=fuzzer,{_SANITIZE}", str(HERE / f"{target}.c"), *objects, "-o", str(folder / target))
+        _clang(*SANITIZERS[sanitizer], "-fsanitize=fuzzer", str(HERE / f"{target}.c"), *objects, "-o", str(folder / target))
 
 
 def _clang(*arguments: str) -> None:

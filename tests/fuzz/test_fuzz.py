@@ -13,12 +13,12 @@ FOUND = sorted(file for target in targets.TARGETS for file in (targets.REGRESSIO
 FOUND_BY_READERS = sorted(file for name in readers.READERS for file in (targets.REGRESSIONS / name).glob("*"))
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The targets, and their seeds in seeds/."""
+@pytest.fixture(scope="module", params=targets.SANITIZERS)
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The targets under one of the sanitizers, and their seeds in seeds/."""
     require("clang")
     folder = tmp_path_factory.mktemp("fuzz")
-    targets.build(folder)
+    targets.build(folder, request.param)
     seeds.write(folder / "seeds", folder / "xtables.lock")
     return folder
 
