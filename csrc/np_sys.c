@@ -8,6 +8,7 @@
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
+#include <poll.h>
 #include <sched.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
@@ -225,6 +226,40 @@ int np_sys_grace_period(uint64_t *calls)
 
     NP_RETRY(result, calls, syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0));
     return (int)result;
+}
+
+/* The monotonic clock in nanoseconds, which is Python's time.monotonic_ns. */
+int64_t np_sys_now(void)
+{
+    struct timespec now = {0};
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* Sleeps until the eventfd `fd`, which does not block, is rung, or np_sys_now() is `until`, whichever is first; one that is rung is silent
+ * then. Returns 1 where it was rung, 0 where time is over, or -errno. */
+int np_sys_await(int fd, int64_t until, uint64_t *calls)
+{
+    struct pollfd waiting = {.fd = fd, .events = POLLIN};
+    uint64_t rings = 0;
+    ssize_t taken = 0;
+    int result = 0;
+
+    for (int tries = 0; tries < NP_MAX_EINTR; tries++) {
+        const int64_t left = until - np_sys_now();
+        const struct timespec rest = {.tv_sec = left > 0 ? left / 1000000000 : 0,
+                                      .tv_nsec = left > 0 ? left % 1000000000 : 0};
+
+        (*calls)++;
+        result = ppoll(&waiting, 1, &rest, NULL);
+        if (result >= 0 || errno != EINTR)
+            break;
+    }
+    if (result <= 0)
+        return result < 0 ? -errno : 0;
+    NP_RETRY(taken, calls, read(fd, &rings, sizeof(rings)));
+    return taken == -EAGAIN ? 0 : taken < 0 ? (int)taken : 1;
 }
 
 /* All threads share one heap from now on, where the C library would give each its own. Returns 1, or 0 where it has no such setting. */

@@ -1,4 +1,4 @@
-/* The only system calls of netpol: sockets, socket options, the lock file, namespaces.
+/* The only system calls of netpol: sockets, socket options, the lock file, namespaces, sleep.
  * Every function returns >= 0 or -errno. Each counts its system calls into *calls, so that "in how many system calls" is a fact. */
 #ifndef NP_SYS_H
 #define NP_SYS_H
@@ -25,6 +25,8 @@ int np_sys_inotify_watch(int fd, const char *path, uint64_t *calls);
 int np_sys_unshare(int flags);
 int np_sys_setns(int fd, int type);
 int np_sys_grace_period(uint64_t *calls);
+int64_t np_sys_now(void);
+int np_sys_await(int fd, int64_t until, uint64_t *calls);
 int np_sys_one_heap(void);
 /* cdef: end */
 

@@ -53,7 +53,7 @@ class Agenda:
         self.missing: set[type[Object]] = set(kinds)
         self.refusals = 0
         self.in_force = False  # whether all that was taken in is in the kernel, as far as we know
-        self._pace, self._jitter = pace, jitter
+        self.pace, self._jitter = pace, jitter
         self._rest_until = float("-inf")
         self._attempt: float | None = None  # when to write without waiting for a change
         self._look: float | None = None
@@ -72,15 +72,16 @@ class Agenda:
         """Whether the kernel holds all that it should, and was written since the state was saved last, or that never was."""
         return self.in_force and self._first_unsaved is not None
 
-    def due(self, oldest: float | None, now: float) -> Due | None:
-        """What is due first; None where nothing is, until something comes. `oldest` -- when the oldest event came that waits."""
+    def due(self, oldest: float | None, now: float, looking: bool = True) -> Due | None:
+        """What is due first; None where nothing is, until something comes. `oldest` -- when the oldest event came that waits; without
+        `looking`, what is due besides looks."""
         if self.missing:
-            return Due(oldest + self._pace.gather, "absorb") if oldest is not None else None
+            return Due(oldest + self.pace.gather, "absorb") if oldest is not None else None
         # This is asked many times a second while nothing happens. What is overdue is due now, so that the order decides, not who has waited
         # longest.
         found: Task | None = None
         first = float("inf")
-        for task, at in (("apply", self._apply_at(oldest)), *(self._standing() if self.in_force else ())):
+        for task, at in (("apply", self._apply_at(oldest)), *(self._standing(looking) if self.in_force else ())):
             if at is not None and (at if at > now else now) < first:
                 found, first = task, at if at > now else now
         return Due(first, found) if found is not None else None
@@ -93,13 +94,13 @@ class Agenda:
         change = max(oldest, self._rest_until)
         return change if attempt is None else min(change, attempt)
 
-    def _standing(self) -> tuple[tuple[Task, float | None], ...]:
+    def _standing(self, looking: bool) -> tuple[tuple[Task, float | None], ...]:
         """What is to be done while all is in force, in order."""
         save = None
         if self._first_unsaved is not None:
-            quiet, longest = self._pace.save
+            quiet, longest = self.pace.save
             save = min(self._last_unsaved + quiet, self._first_unsaved + longest)
-        return ("look", self._look), ("audit", self._audit), ("save", save)
+        return ("look", self._look if looking else None), ("audit", self._audit), ("save", save)
 
     def heard_all(self, kind: type[Object], now: float) -> None:
         """All objects of a kind have been said: the first time that this is so of every kind, the kernel is written at once."""
@@ -110,13 +111,13 @@ class Agenda:
 
     def applied(self, ended: float, took: float, changed: bool) -> None:
         """The kernel is as wanted; took -- seconds of a processor; changed -- something had to be written for that."""
-        least, most = self._pace.rest
+        least, most = self.pace.rest
         self._rest_until = ended + min(max(took, least), most)
         self._attempt = None
         self.refusals = 0
         if not self.in_force:
             self.in_force = True
-            self._look = ended + self._pace.look
+            self._look = ended + self.pace.look
             self._plan_audit(ended)
         if changed or not self._saved:
             self._last_unsaved = ended
@@ -125,7 +126,7 @@ class Agenda:
 
     def refused(self, began: float, ended: float) -> None:
         """The kernel did not take it all."""
-        first, longest = self._pace.retry
+        first, longest = self.pace.retry
         wait = min(first * 2.0 ** min(self.refusals, 30), longest)
         self.refusals += 1
         self.in_force = False
@@ -139,9 +140,13 @@ class Agenda:
 
     def looked(self, now: float, touched: bool) -> None:
         """The cheap look was taken; somebody who touched a table brings the audit at once."""
-        self._look = now + self._pace.look
+        self._look = now + self.pace.look
         if touched:
             self._audit = now
+
+    def plan_look(self, at: float) -> None:
+        """Somebody else went on looking, and found nothing; his next look is due at that time, or he would have it taken at once."""
+        self._look = at
 
     def audited(self, now: float) -> None:
         self._plan_audit(now)
@@ -150,4 +155,4 @@ class Agenda:
         self._saved, self._first_unsaved = True, None
 
     def _plan_audit(self, now: float) -> None:
-        self._audit = now + self._pace.audit if self._pace.audit else None
+        self._audit = now + self.pace.audit if self.pace.audit else None

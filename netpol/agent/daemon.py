@@ -93,7 +93,8 @@ def run(options: Options, ends: Ends) -> None:
         if saver is not None:
             stack.callback(saver.close, ENDING)
         cutting = stack.enter_context(Cutting(options.settings.cut_bit, cut=options.cut, swept=voice.swept, failed=voice.not_swept))
-        loop = Loop(enforcer, KINDS, voice, pace=Pace(audit=options.audit_interval), look=kernel.touched, tally=tally, jitter=random.random)
+        pace, look, rest = Pace(audit=options.audit_interval), kernel.touched, kernel.rest
+        loop = Loop(enforcer, KINDS, voice, pace=pace, look=look, rest=rest, tally=tally, jitter=random.random)
         lookout = Lookout(lambda: _preflight(options.settings, loop), voice.checked)
         standing = voice.standing = Standing(loop, lookout.obstacles)
         client = Client(configured(options.kubeconfig, options.context))

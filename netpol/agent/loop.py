@@ -23,6 +23,7 @@ from netpol.agent.coalesce import coalesced
 from netpol.agent.enforcer import Enforcer, Report, identity
 from netpol.agent.tally import Tally, kind_name
 from netpol.errors import InvalidObject, KernelError, MalformedKernelData, NetpolError
+from netpol.kernel.watch import Bell
 from netpol.kube.events import Event, Gone, Put, Synced
 from netpol.model import Object
 
@@ -60,7 +61,8 @@ class Loop:
     """See the module.
 
     kinds -- what has to be said completely before anything is written; look -- the cheap look: whether somebody else wrote one of our
-    tables since we did (None: there is none); clock -- seconds that only go forward; used -- seconds of a processor that the calling thread
+    tables since we did (None: there is none); rest -- sleeps, and goes on looking meanwhile, as `Kernel.rest` (None: every look is
+    `look`); clock -- seconds that only go forward; used -- seconds of a processor that the calling thread
     has used; jitter -- numbers from 0 to 1.
     """
 
@@ -72,6 +74,7 @@ class Loop:
         *,
         pace: Pace | None = None,
         look: Callable[[], bool] | None = None,
+        rest: Callable[[Bell, float, float, float], float] | None = None,
         tally: Tally | None = None,
         clock: Callable[[], float] = time.monotonic,
         used: Callable[[], float] = time.thread_time,
@@ -83,8 +86,8 @@ class Loop:
         self.errors: dict[tuple[type[Object], str, str], tuple[InvalidObject, ...]] = {}
         self.last_pulse = clock()
         self._listener = listener or Listener()
-        self._look, self._clock, self._used = look, clock, used
-        self._wake = threading.Condition(threading.Lock())
+        self._look, self._rest, self._clock, self._used = look, rest, clock, used
+        self._lock, self._bell = threading.Lock(), Bell()
         self._heard: deque[tuple[float, Event]] = deque()
         self._asked: deque[Callable[[], None]] = deque()
         self._stopping = False
@@ -96,10 +99,11 @@ class Loop:
     def hear(self, *events: Event) -> None:
         """Takes events, in their order; those of one call are enforced together."""
         now = self._clock()
-        with self._wake:
-            if not self._heard:
-                self._wake.notify()
+        with self._lock:
+            first = not self._heard
             self._heard.extend((now, event) for event in events)
+        if first:
+            self._bell.ring()
 
     def ask(self, question: Callable[[Enforcer], T], timeout: float) -> T | None:
         """What the loop's thread answers to a question about the enforcer, between two tasks; None where it did not in time.
@@ -114,9 +118,8 @@ class Loop:
             except NetpolError as error:
                 answers.put(error)
 
-        with self._wake:
-            self._asked.append(answer)
-            self._wake.notify()
+        self._asked.append(answer)
+        self._bell.ring()
         try:
             found = answers.get(timeout=timeout)
         except queue.Empty:
@@ -127,9 +130,8 @@ class Loop:
 
     def stop(self) -> None:
         """Ends `run` after the task at hand; what is in force stays."""
-        with self._wake:
-            self._stopping = True
-            self._wake.notify()
+        self._stopping = True
+        self._bell.ring()
 
     @property
     def in_force(self) -> bool:
@@ -145,22 +147,10 @@ class Loop:
 
     def run(self) -> None:
         """Until `stop`; what was not saved then is."""
-        while True:
+        while not self._stopping:
             self._pulse()
-            with self._wake:
-                if self._stopping:
-                    break
-                due = None
-                if not self._asked:
-                    now = self._clock()
-                    due = self._due(now)
-                    if due is None or due.at > now:
-                        self._wake.wait(PULSE if due is None else min(due.at - now, PULSE))
-                        continue
-            if due is not None:
-                self._do(due.task)
-            else:
-                self.step()
+            if not self.step():
+                self._sleep()
         if self.agenda.unsaved:
             self._save()
 
@@ -174,6 +164,18 @@ class Loop:
             return False
         self._do(due.task)
         return True
+
+    def _sleep(self) -> None:
+        """Until something is due or the bell rings, whose time to ring again is after what it rang for was looked up."""
+        now = self._clock()
+        due = self._due(now)
+        until = now + PULSE if due is None else min(due.at, now + PULSE)
+        if self._rest is None or due is None or due.task != "look":
+            self._bell.wait(until - now)
+            return
+        other = self.agenda.due(None, now, looking=False)
+        until = now + PULSE if other is None else min(other.at, now + PULSE)
+        self.agenda.plan_look(self._rest(self._bell, due.at, self.agenda.pace.look, until))
 
     def _do(self, task: Task) -> None:
         if task == "absorb":
@@ -202,7 +204,7 @@ class Loop:
 
     def _absorb(self) -> None:
         """Takes in all that was heard."""
-        with self._wake:
+        with self._lock:
             heard, self._heard = self._heard, deque()
         now = self._clock()
         changes: list[Put | Gone] = []

@@ -255,7 +255,7 @@ def _notice(members: int, rules: int, directory: Path) -> Iterator[Contest]:
         state = _State(members, rules, stack)
         with namespaces.entered(state.namespace):
             socket = stack.enter_context(TableSocket(4))
-        loop = Loop(state.enforcer, KINDS, pace=Pace(audit=0.0), look=state.kernel.touched, jitter=lambda: 0.5)
+        loop = Loop(state.enforcer, KINDS, pace=Pace(audit=0.0), look=state.kernel.touched, rest=state.kernel.rest, jitter=lambda: 0.5)
         loop.hear(*(Synced(kind) for kind in KINDS))
         thread = threading.Thread(target=loop.run)
         thread.start()

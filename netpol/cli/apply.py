@@ -106,7 +106,7 @@ def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str],
                 saver.give(enforcer.state.wanted())
 
     saver = Saver(Path(state), complain) if state is not None else None
-    loop = Loop(enforcer, KINDS, Words(), look=enforcer.kernel.touched, jitter=random.random)
+    loop = Loop(enforcer, KINDS, Words(), look=enforcer.kernel.touched, rest=enforcer.kernel.rest, jitter=random.random)
     source = FileSource(files, loop.hear, complain)
     source.say(objects)
     with Cutting(enforcer.state.settings.cut_bit, cut=cut_flows, failed=complain) as cutting:

@@ -7,7 +7,7 @@ members leave is exchanged for what is left. Chains are encoded once and kept as
 
 Looking whether somebody else changed something comes in three depths, each of which is taken only where the one before gives cause:
 - `touched`: what the kernel says about each table in one call, and about few sets by their headers. Right whenever it says yes; it
-  misses what leaves a table as long as it was.
+  misses what leaves a table as long as it was. `rest` goes on with that in C while its thread sleeps (`netpol.kernel.watch`).
 - `look`: everything is read, and proven by digests to be as it was written or read last (`netpol.kernel.digests`). Where somebody changed
   his own rules in a table, ours are compared byte by byte. No value is made, and nothing is missed.
 - `reread`: the sets and tables that a `look` found to differ, and those only, as values.
@@ -16,6 +16,7 @@ Looking whether somebody else changed something comes in three depths, each of w
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -25,11 +26,12 @@ from netpol.errors import KernelError, MalformedKernelData, Unsupported
 from netpol.kernel.blocks import NO_SETS, EncodedChain, SetNumbers
 from netpol.kernel.encode import encode_chains
 from netpol.kernel.entries import Known
-from netpol.kernel.ipset import Add, Command, Create, Delete, Destroy, IpsetSocket, Swap, pack
+from netpol.kernel.ipset import Add, Command, Create, Delete, Destroy, IpsetSocket, Records, Swap, pack
 from netpol.kernel.ipset_errors import BUSY, HASH_FULL, REFERENCED
 from netpol.kernel.proofs import Look, SetProofs
 from netpol.kernel.table import Shape
 from netpol.kernel.turns import Closing, exclusive, last
+from netpol.kernel.watch import Bell, Watch
 from netpol.kernel.xtables import Counts, Ours, Proof, TableSocket, holds, read_ours
 from netpol.model import FAMILIES, Family
 from netpol.rules.ruleset import (
@@ -58,6 +60,9 @@ from netpol.rules.ruleset import (
 MANY = 64
 # Up to so many members of ours, and so many sets, their headers are looked at with the tables: that walks every bucket of each.
 GLANCE_MEMBERS, GLANCE_SETS = 20_000, 64
+
+# What no count of system calls is: there is nothing that a sleeper could compare with.
+UNARMED = -1
 
 # The letter of the set that takes another one's place, by `beside`.
 OTHER = "x"
@@ -100,6 +105,7 @@ class Kernel(Closing):
         self._shapes: dict[Family, Shape] = {}  # of tables that are there
         self._proofs: dict[Family, Proof] = {}  # of tables in which ours is as written
         self._sets = NO_SETS
+        self._watch, self._armed = Watch(), UNARMED
         self._standing: tuple[SetNumbers, Mapping[int, int | None]] = NO_SETS, {}
         self.moved: frozenset[Family] = frozenset()
         """Families whose FORWARD had our jump when it was read last, but not first, or more than once."""
@@ -345,9 +351,28 @@ class Kernel(Closing):
     def _is_touched(self) -> bool:
         if any(self._sockets[family].shape(self.table) != shape for family, shape in self._shapes.items()):
             return True
-        if not self._shapes or len(self._set_proofs.names) > GLANCE_SETS or self._set_proofs.members > GLANCE_MEMBERS:
-            return False
-        return not self._set_proofs.agree(self._ipset.records(sorted(self._set_proofs.names), headers_only=True))
+        records = Records(b"")
+        if self._shapes and len(self._set_proofs.names) <= GLANCE_SETS and self._set_proofs.members <= GLANCE_MEMBERS:
+            records = self._ipset.records(sorted(self._set_proofs.names), headers_only=True)
+            if not self._set_proofs.agree(records):
+                return True
+        self._watch.arm(self.table, [self._sockets[family] for family in self._shapes], self._ipset, records)
+        self._armed = self.calls
+        return False
+
+    @exclusive
+    def rest(self, bell: Bell, first: float, every: float, until: float) -> float:
+        """Sleeps until the bell is rung or time is over, and looks meanwhile as the last `touched` did, at `first` and then each `every`
+        seconds; where the kernel was read or written since, only until `first`. Times are of time.monotonic, in seconds.
+
+        The value is when the next `touched` is due: at once, where a look found something else.
+        """
+        if self._armed != self.calls:
+            bell.wait(min(first, until) - time.monotonic())
+            return first
+        due = self._watch.sleep(bell, first, every, until)
+        self._armed = self.calls if due else UNARMED
+        return due
 
     @exclusive
     def look(self) -> Look:

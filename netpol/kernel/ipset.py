@@ -89,6 +89,7 @@ _REVISIONS: dict[SetKind, int] = {"hash:ip": 0, "hash:net": 2, "hash:ip,port": 1
 
 _MERGED = ("hash:ip", "bitmap:ip")  # contiguous members of IPv4 go as ranges
 
+_ANYONE = ffi.new("char[]", b"")  # the prefix of every name
 _allocate = ffi.new_allocator(should_clear_after_alloc=False)
 
 
@@ -119,6 +120,7 @@ class IpsetSocket(NetlinkSocket):
         self._room = _RECORDS
         self._seq = 1
         self._dirty = False  # whether there may be answers to a request that was given up
+        self._watched: tuple[Any, ...] = ()  # what C's pointers point to
         code = int(lib.np_ipset_open(self._native, protocol))
         if code < 0:
             raise translate(-code, "open", "netlink socket")
@@ -287,6 +289,16 @@ class IpsetSocket(NetlinkSocket):
         headers_only -- no digests, and no count but the header's.
         """
         return self._records(list(names), "", lib.NP_IPSET_HEADERS if headers_only else 0)
+
+    @exclusive
+    def watched(self, records: Records) -> dict[str, Any]:
+        """What headers were read last, and how they are asked for again: fields of a struct of C, until the next call."""
+        count = len(records.raw) // ffi.sizeof("struct np_ipset_record")
+        there, room = ffi.from_buffer("struct np_ipset_record[]", records.raw), ffi.new("struct np_ipset_record[]", count)
+        fields = {"records": room, "record_room": count, "prefix": _ANYONE, "key": key(), "only": lib.NP_IPSET_HEADERS}
+        dump = ffi.new("struct np_ipset_dump *", fields)
+        self._watched = there, room, dump
+        return {"ipset": self._native, "dump": dump, "records": there, "record_count": count, "seq": self._next(count)}
 
     def _records(self, names: Sequence[str | None], prefix: str, only: int) -> Records:
         start = ffi.new("char[]", _raw(prefix))

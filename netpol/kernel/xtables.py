@@ -168,6 +168,12 @@ class TableSocket(Closing):
             self._said[table] = said, shape
         return shape
 
+    @exclusive
+    def watched(self, table: str) -> dict[str, Any]:
+        """What `shape` was told last about a table, and how it is asked for again: the fields of a struct of C."""
+        said = ffi.from_buffer("struct np_xt_info *", self._said[table][0])
+        return {"said": said[0], "calls": self._calls, "fd": self._fd, "level": LEVEL[self.family], "name": GET_INFO}
+
     def _info(self, table: str) -> Any:
         info = ffi.new("struct np_xt_info *", {"name": table.encode()})
         size = ffi.new("uint32_t *", ffi.sizeof("struct np_xt_info"))

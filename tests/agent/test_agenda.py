@@ -33,6 +33,17 @@ def in_force(pace: Pace = PACE, jitter: float = 1.0) -> Agenda:
     return made
 
 
+def test_looks_that_somebody_else_takes() -> None:
+    """What is due besides them, and his next one, which is due at once where he found something."""
+    made = in_force(Pace(look=0.1, audit=10.0))
+    assert made.due(None, 100.0, looking=False) == Due(110.0, "audit")
+    assert in_force(Pace(look=0.1, audit=0.0)).due(None, 100.0, looking=False) is None
+    made.plan_look(103.25)
+    assert made.due(None, 100.0) == Due(103.25, "look")
+    made.plan_look(0.0)
+    assert made.due(None, 100.0) == Due(100.0, "look")
+
+
 def test_nothing_is_written_before_every_kind_is_complete() -> None:
     """Events are only taken in, gathered for a moment; no look, no audit; the last kind makes the write due at once."""
     made = agenda()

@@ -16,6 +16,7 @@ from netpol.agent.enforcer import Enforcer, Report
 from netpol.agent.loop import Listener, Loop, Refusal
 from netpol.errors import InvalidObject
 from netpol.kernel.apply import Kernel
+from netpol.kernel.watch import Bell
 from netpol.kube.events import Event, Gone, Put, Synced
 from netpol.model import EVERYTHING, Namespace, Node, Pod, Policy
 from netpol.rules.diff import diff
@@ -258,6 +259,38 @@ def test_a_look_that_sees_a_foreign_hand_audits_at_once(kernel: Kernel) -> None:
     assert [drift.edited for drift in stage.heard.drifts] == [("IPv4 NETPOL-DENY",)]
 
 
+def test_a_sleep_that_looks_lasts_until_something_else_is_due(kernel: Kernel) -> None:
+    """It is told when the first look is due, the pause between two, and when it has to end: to save, to audit, or to show that the thread
+    lives. What it says of the next look is believed: one that is due at once is taken."""
+    sleeps: list[tuple[float, float, float]] = []
+    looks: list[float] = []
+    now = 101.0
+
+    def rest(bell: Bell, first: float, every: float, until: float) -> float:
+        nonlocal now
+        sleeps.append((first, every, until))
+        if len(sleeps) == 1:
+            now = until
+            return until + 0.05
+        if len(sleeps) == 2:
+            now = until - 0.9
+            return 0.0
+        loop.stop()
+        return first
+
+    def look() -> bool:
+        looks.append(now)
+        return False
+
+    pace = Pace(look=0.1, audit=1.9, save=(0.5, 0.5))
+    loop = Loop(Enforcer(kernel, "n"), KINDS, pace=pace, look=look, rest=rest, clock=lambda: now, used=lambda: 0.0, jitter=lambda: 1.0)
+    loop.hear(*WORLD, *COMPLETE)
+    now += 1.0
+    loop.run()
+    assert sleeps == [pytest.approx(sleep) for sleep in ((102.1, 0.1, 102.5), (102.55, 0.1, 103.5), (102.7, 0.1, 103.6))]
+    assert looks == [pytest.approx(102.6)]
+
+
 def test_errors_of_objects_are_kept_and_told_when_they_change(stage: Stage) -> None:
     """Once for the same errors, again for others, once when they are gone; forgotten with the object, and counted."""
     bad = InvalidObject("NetworkPolicy x/p", "spec.ingress[0].ports[0].port", "0 is not a port")
@@ -311,10 +344,12 @@ def running(kernel: Kernel) -> Iterator[tuple[Loop, Heard]]:
     assert not thread.is_alive()
 
 
-def test_an_event_wakes_the_thread(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("look", [3600.0, 0.001], ids=["asleep", "asleep with an open eye"])
+def test_an_event_wakes_the_thread(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, look: float) -> None:
     """Nothing polls: with a thread that would not wake by itself for an hour, each of 100 changes heard in quiet is enforced."""
     monkeypatch.setattr("netpol.agent.loop.PULSE", 3600.0)
-    loop = Loop(Enforcer(kernel, "n"), KINDS, pace=Pace(look=3600.0, audit=0.0), jitter=lambda: 1.0)
+    pace = Pace(look=look, audit=0.0)
+    loop = Loop(Enforcer(kernel, "n"), KINDS, pace=pace, look=kernel.touched, rest=kernel.rest, jitter=lambda: 1.0)
     thread = threading.Thread(target=loop.run)
     thread.start()
     try:

@@ -27,12 +27,13 @@ from netpol.kernel import namespaces
 from netpol.kernel.apply import Kernel
 from netpol.kernel.conntrack import ConntrackSocket
 from netpol.kernel.inotify import Watcher
-from netpol.kernel.ipset import Add, Create, Delete, Destroy, IpsetSocket
+from netpol.kernel.ipset import Add, Create, Delete, Destroy, IpsetSocket, Records
 from netpol.kernel.judge import Index, Sorting
 from netpol.kernel.netlink import NetlinkSocket
 from netpol.kernel.nflog import NflogSocket
 from netpol.kernel.proofs import Look
 from netpol.kernel.turns import Closing, Handle
+from netpol.kernel.watch import Bell
 from netpol.kernel.xtables import TableSocket
 from netpol.model import FAMILIES, parse_address
 from netpol.rules.ruleset import CreateSet, DestroySet, Ruleset, Set
@@ -52,6 +53,7 @@ class Case(NamedTuple):
 def table_socket(_: Path) -> TableSocket:
     socket = TableSocket(4)
     socket.read("mangle")
+    socket.shape("mangle")
     return socket
 
 
@@ -86,6 +88,7 @@ CASES: dict[str, Case] = {
             "read": ("t1",),
             "names": ("t",),
             "records": (["t1"],),
+            "watched": (Records(b""),),
         },
         ("calls", "fileno", "sent"),
     ),
@@ -95,6 +98,7 @@ CASES: dict[str, Case] = {
             "read": ("mangle",),
             "entries": ("mangle",),
             "shape": ("mangle",),
+            "watched": ("mangle",),
             "change": ("mangle", {}, False),
             "write": ("mangle", {}, False),
             "has_revision": ("set", 1),
@@ -125,6 +129,7 @@ CASES: dict[str, Case] = {
             "counters": (4,),
             "dropped": (),
             "touched": (),
+            "rest": (Bell(), 0.0, 1.0, 0.0),
             "look": (),
             "reread": (Ruleset({}, {}), Look(sets=frozenset({"NETPOL4-x"}))),
         },
@@ -238,7 +243,7 @@ def test_closing_waits_for_the_call(name: str, netns: int, tmp_path: Path) -> No
     others = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC) for _ in before]
     try:
         for later, args in case.calls.items():
-            if later in ("touched", "settle", "mark", "unmark"):  # which have nothing to ask the kernel here
+            if later in ("touched", "rest", "watched", "settle", "mark", "unmark"):  # which have nothing to ask the kernel here
                 continue
             with pytest.raises(KernelError, match="it is closed") as error:
                 getattr(handle, later)(*args)
