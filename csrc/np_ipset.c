@@ -1,6 +1,6 @@
 #include "np_ipset.h"
+#include "np_ipset_put.h"
 #include "np_nl.h"
-#include "np_sort.h"
 #include "np_sys.h"
 
 #include <arpa/inet.h>
@@ -12,10 +12,6 @@
 #include <string.h>
 
 enum {
-    /* A message of members ends near this size. The kernel repeats a message that fails, so small ones keep its memory and ours free. */
-    NP_MESSAGE = 16 * 1024,
-    /* Room that the ends of a message may need: header, name, the member that passed NP_MESSAGE. */
-    NP_SLACK = 512,
     /* One send. The kernel may allow less; then it is found out. */
     NP_SEND = 1024 * 1024,
     /* Answers that may wait: a few hundred failed messages. */
@@ -33,26 +29,6 @@ _Static_assert(NP_IPSET_NAMES == IPSET_FLAG_LIST_SETNAME && NP_IPSET_HEADERS == 
                "the flags, too");
 _Static_assert(sizeof(struct nfgenmsg) == 4, "nfgenmsg is 4 bytes");
 
-/* One entry of a list of members, encoded once for a command and copied for each member. The numbers are where the fields are in
- * `bytes`; 0 where the entry has no such field (the entry's own header is at 0). */
-struct form {
-    uint8_t bytes[96];
-    size_t size, address, last, length, protocol, port, lineno;
-};
-
-/* What all messages of one command on members share. */
-struct batch {
-    struct np_ipset *ipset;
-    const char *name;
-    const uint8_t *members;
-    const uint32_t *order; /* the members' numbers as they are to be written; NULL: as they lie */
-    size_t count, width, address;
-    uint32_t seq;
-    uint16_t type;
-    int kind, merged;
-    struct form plain, nomatch, range;
-};
-
 /* The message type of an ipset command. */
 static uint16_t type_of(int command)
 {
@@ -60,7 +36,7 @@ static uint16_t type_of(int command)
 }
 
 /* Begins an ipset message with its protocol version. Returns where it starts. */
-static size_t begin(struct np_nl_out *out, int command, int flags, uint32_t seq)
+size_t np_ipset_begin(struct np_nl_out *out, int command, int flags, uint32_t seq)
 {
     const struct nfgenmsg generic = {.nfgen_family = NFPROTO_IPV4, .version = NFNETLINK_V0};
     const size_t start = np_nl_begin(out, type_of(command), (uint16_t)flags, seq);
@@ -104,7 +80,7 @@ static int flush(struct np_ipset *ipset)
 
 /* A writer on the free part of the buffer with room for one message of the largest size; sends the rest first where that is short.
  * Returns 0 or -errno. */
-static int writer(struct np_ipset *ipset, struct np_nl_out *out)
+int np_ipset_writer(struct np_ipset *ipset, struct np_nl_out *out)
 {
     int result = 0;
 
@@ -117,7 +93,7 @@ static int writer(struct np_ipset *ipset, struct np_nl_out *out)
 }
 
 /* Ends the message that starts at `start` and keeps it for the next send, or drops it where it did not fit. Returns 0 or -errno. */
-static int keep(struct np_ipset *ipset, struct np_nl_out *out, size_t start)
+int np_ipset_keep(struct np_ipset *ipset, struct np_nl_out *out, size_t start)
 {
     np_nl_end(out, start);
     if (out->overflow)
@@ -165,10 +141,10 @@ static int ask(struct np_ipset *ipset, uint32_t seq)
 int np_ipset_protocol(struct np_ipset *ipset, uint32_t seq)
 {
     struct np_nl_out out;
-    int result = writer(ipset, &out);
+    int result = np_ipset_writer(ipset, &out);
 
     if (result >= 0)
-        result = keep(ipset, &out, begin(&out, IPSET_CMD_PROTOCOL, 0, seq));
+        result = np_ipset_keep(ipset, &out, np_ipset_begin(&out, IPSET_CMD_PROTOCOL, 0, seq));
     if (result >= 0)
         result = ask(ipset, seq);
     return result < 0 ? result : np_ipset_parse_version(ipset->buffer, (size_t)result, seq);
@@ -178,7 +154,7 @@ int np_ipset_protocol(struct np_ipset *ipset, uint32_t seq)
 static size_t begin_create(struct np_nl_out *out, uint32_t seq, const char *name, const char *type, int revision,
                            int family)
 {
-    begin(out, IPSET_CMD_CREATE, NLM_F_CREATE | NLM_F_EXCL, seq);
+    np_ipset_begin(out, IPSET_CMD_CREATE, NLM_F_CREATE | NLM_F_EXCL, seq);
     np_nl_put_string(out, IPSET_ATTR_SETNAME, name);
     np_nl_put_string(out, IPSET_ATTR_TYPENAME, type);
     np_nl_put_u8(out, IPSET_ATTR_REVISION, (uint8_t)revision);
@@ -193,7 +169,7 @@ int np_ipset_create(struct np_ipset *ipset, uint32_t seq, const char *name, cons
 {
     struct np_nl_out out;
     size_t start = 0, data = 0;
-    const int result = writer(ipset, &out);
+    const int result = np_ipset_writer(ipset, &out);
 
     if (result < 0)
         return result;
@@ -204,11 +180,11 @@ int np_ipset_create(struct np_ipset *ipset, uint32_t seq, const char *name, cons
     if (initval)
         np_nl_put_be32(&out, NP_INITVAL, initval);
     np_nl_unnest(&out, data);
-    return keep(ipset, &out, start);
+    return np_ipset_keep(ipset, &out, start);
 }
 
 /* Puts an address of zeros. Returns where it is. */
-static size_t put_address(struct np_nl_out *out, uint16_t type, size_t size)
+size_t np_ipset_put_address(struct np_nl_out *out, uint16_t type, size_t size)
 {
     static const uint8_t zeros[16] = {0};
     const uint16_t version = size == 4 ? IPSET_ATTR_IPADDR_IPV4 : IPSET_ATTR_IPADDR_IPV6;
@@ -225,169 +201,18 @@ int np_ipset_create_bitmap(struct np_ipset *ipset, uint32_t seq, const char *nam
 {
     struct np_nl_out out;
     size_t start = 0, data = 0, place = 0;
-    const int result = writer(ipset, &out);
+    const int result = np_ipset_writer(ipset, &out);
 
     if (result < 0)
         return result;
     start = out.used;
     data = begin_create(&out, seq, name, "bitmap:ip", revision, 4);
-    place = put_address(&out, IPSET_ATTR_IP, 4);
+    place = np_ipset_put_address(&out, IPSET_ATTR_IP, 4);
     if (!out.overflow)
         memcpy(out.data + place, address, 4);
     np_nl_put_u8(&out, IPSET_ATTR_CIDR, (uint8_t)length);
     np_nl_unnest(&out, data);
-    return keep(ipset, &out, start);
-}
-
-/* Encodes the form of an entry with an address of `address` bytes. Returns 0 or -ENOBUFS. */
-static int make_form(struct form *form, int kind, size_t address, int range, int nomatch)
-{
-    struct np_nl_out out = {.data = form->bytes, .room = sizeof(form->bytes)};
-    const uint32_t lineno = 0;
-    const size_t entry = np_nl_nest(&out, IPSET_ATTR_DATA);
-
-    form->address = put_address(&out, IPSET_ATTR_IP, address);
-    if (range)
-        form->last = put_address(&out, IPSET_ATTR_IP_TO, address);
-    if (kind & NP_IPSET_NET)
-        form->length = np_nl_put_u8(&out, IPSET_ATTR_CIDR, 0);
-    if (kind & NP_IPSET_PORT) {
-        form->protocol = np_nl_put_u8(&out, IPSET_ATTR_PROTO, 0);
-        form->port = np_nl_put_be16(&out, IPSET_ATTR_PORT, 0);
-    }
-    if (nomatch)
-        np_nl_put_be32(&out, IPSET_ATTR_CADT_FLAGS, IPSET_FLAG_NOMATCH);
-    form->lineno = np_nl_put(&out, IPSET_ATTR_LINENO, &lineno, sizeof(lineno));
-    np_nl_unnest(&out, entry);
-    form->size = out.used;
-    return out.overflow ? -ENOBUFS : 0;
-}
-
-/* The end of the run of contiguous addresses that begins at member `i` of a sorted batch: at most NP_IPSET_RUN members, of which
- * equal ones may be some. */
-static size_t run_end(const struct batch *batch, size_t i)
-{
-    const size_t most = batch->count - i < NP_IPSET_RUN ? batch->count : i + NP_IPSET_RUN;
-    uint32_t last = 0;
-
-    memcpy(&last, batch->members + i * 4, sizeof(last));
-    for (i++; i < most; i++) {
-        uint32_t next = 0;
-
-        memcpy(&next, batch->members + i * 4, sizeof(next));
-        if (ntohl(next) - ntohl(last) > 1)
-            break;
-        last = next;
-    }
-    return i;
-}
-
-/* Writes the entry of the i-th member, or of the run that begins there. Returns what is next after it. */
-static size_t put_entry(struct np_nl_out *out, const struct batch *batch, size_t i)
-{
-    const size_t number = batch->order ? batch->order[i] : i;
-    const uint8_t *member = batch->members + number * batch->width, *rest = member + batch->address;
-    const size_t end = batch->merged ? run_end(batch, i) : i + 1;
-    const uint8_t *last = batch->members + (end - 1) * batch->width;
-    const int nomatch = batch->kind & NP_IPSET_NET && rest[1] != 0;
-    const struct form *form = end > i + 1 ? &batch->range : nomatch ? &batch->nomatch : &batch->plain;
-    const uint32_t lineno = (uint32_t)(number + 1);
-    uint8_t *entry = np_nl_reserve(out, form->size);
-
-    if (!entry)
-        return end;
-    memcpy(entry, form->bytes, form->size);
-    memcpy(entry + form->address, member, batch->address);
-    if (form->last)
-        memcpy(entry + form->last, last, batch->address);
-    if (form->length) {
-        entry[form->length] = rest[0];
-        rest += 2;
-    }
-    if (form->port) {
-        entry[form->protocol] = rest[0];
-        memcpy(entry + form->port, rest + 1, 2);
-    }
-    memcpy(entry + form->lineno, &lineno, sizeof(lineno));
-    return end;
-}
-
-/* Writes one message with as many members as it takes, from member *i on, and moves *i behind them. Returns 0 or -errno. */
-static int put_message(const struct batch *batch, size_t *i)
-{
-    const uint32_t lineno = 0;
-    struct np_nl_out out;
-    size_t start = 0, list = 0;
-    const int result = writer(batch->ipset, &out);
-
-    if (result < 0)
-        return result;
-    start = begin(&out, batch->type, 0, batch->seq);
-    np_nl_put_string(&out, IPSET_ATTR_SETNAME, batch->name);
-    /* The kernel refuses a list without one, and writes the failing member's into it. */
-    np_nl_put(&out, IPSET_ATTR_LINENO, &lineno, sizeof(lineno));
-    list = np_nl_nest(&out, IPSET_ATTR_ADT);
-    while (*i < batch->count && out.used - start < NP_MESSAGE)
-        *i = put_entry(&out, batch, *i);
-    np_nl_unnest(&out, list);
-    return keep(batch->ipset, &out, start);
-}
-
-/* Whether most of a sorted batch are no part of a run. */
-static int is_scattered(const struct batch *batch)
-{
-    size_t runs = 0;
-
-    for (size_t i = 0; i < batch->count; i = run_end(batch, i))
-        runs++;
-    return runs > batch->count / 2;
-}
-
-/* Has a batch written in the order of the buckets, in which no runs are left. Returns 0 or -errno. */
-static int put_in_order(struct batch *batch, const struct np_buckets *buckets, int family)
-{
-    const int result = np_buckets_order(buckets, batch->kind, family, batch->members, batch->count * batch->width);
-
-    batch->order = buckets->room;
-    batch->merged = 0;
-    return result;
-}
-
-/* Adds (NP_IPSET_ADD) or deletes (NP_IPSET_DELETE) packed members; that one is there, or not there, already is no error. `scratch`
- * has twice `size` bytes for IPv4 hash:ip and bitmap:ip, which is sorted so that contiguous addresses go as ranges, and may be NULL elsewhere.
- * `buckets` are those of the new set that the members come into, or NULL: unless most go as ranges, they are written in their order.
- * A member's number, in an error, is its place from 1 on: in sorted order there, as given elsewhere. Returns 0 or -errno. */
-int np_ipset_members(struct np_ipset *ipset, uint32_t seq, int command, const char *name, int kind, int family,
-                     const uint8_t *members, size_t size, uint8_t *scratch, const struct np_buckets *buckets)
-{
-    const int width = np_ipset_width(kind, family);
-    struct batch batch = {
-        .ipset = ipset, .name = name, .members = members, .seq = seq, .kind = kind, .type = (uint16_t)command};
-    int result = 0;
-
-    if (width <= 0 || size % (size_t)width != 0 || (command != NP_IPSET_ADD && command != NP_IPSET_DELETE))
-        return -EINVAL;
-    batch.width = (size_t)width;
-    batch.count = size / batch.width;
-    batch.address = family == 4 ? 4 : 16;
-    batch.merged = kind == 0 && family == 4 && scratch != NULL;
-    if (batch.count > UINT32_MAX - 1)
-        return -EINVAL;
-    result = make_form(&batch.plain, kind, batch.address, 0, 0);
-    if (result >= 0 && kind & NP_IPSET_NET)
-        result = make_form(&batch.nomatch, kind, batch.address, 0, command == NP_IPSET_ADD);
-    if (result >= 0 && batch.merged && scratch) {
-        result = make_form(&batch.range, kind, batch.address, 1, 0);
-        memcpy(scratch, members, size);
-        batch.members = scratch;
-        if (result >= 0)
-            result = np_sort(scratch, scratch + size, batch.count, batch.width);
-    }
-    if (result >= 0 && buckets && (!batch.merged || is_scattered(&batch)))
-        result = put_in_order(&batch, buckets, family);
-    for (size_t i = 0; i < batch.count && result >= 0;)
-        result = put_message(&batch, &i);
-    return result;
+    return np_ipset_keep(ipset, &out, start);
 }
 
 /* Writes a command on one set, or on two; that a set is not there is an error. Returns 0 or -errno. */
@@ -395,15 +220,15 @@ static int put_names(struct np_ipset *ipset, uint32_t seq, int command, const ch
 {
     struct np_nl_out out;
     size_t start = 0;
-    const int result = writer(ipset, &out);
+    const int result = np_ipset_writer(ipset, &out);
 
     if (result < 0)
         return result;
-    start = begin(&out, command, NLM_F_EXCL, seq);
+    start = np_ipset_begin(&out, command, NLM_F_EXCL, seq);
     np_nl_put_string(&out, IPSET_ATTR_SETNAME, name);
     if (other)
         np_nl_put_string(&out, IPSET_ATTR_SETNAME2, other);
-    return keep(ipset, &out, start);
+    return np_ipset_keep(ipset, &out, start);
 }
 
 /* Asks for the number by which rules refer to a set; as a command of its own, or with the `seq` of the one that creates it. Returns 0 or
@@ -440,11 +265,12 @@ int np_ipset_finish(struct np_ipset *ipset, struct np_ipset_outcome *outcome)
 {
     uint32_t sizes[NP_DATAGRAMS];
     struct np_nl_out out;
-    int result = writer(ipset, &out);
+    int result = np_ipset_writer(ipset, &out);
 
     /* A message for nobody: only its acknowledgement matters. An error of the last command is thus never taken for the end. */
     if (result >= 0)
-        result = keep(ipset, &out, np_nl_begin(&out, NLMSG_NOOP, NLM_F_ACK, outcome->first + outcome->commands));
+        result =
+            np_ipset_keep(ipset, &out, np_nl_begin(&out, NLMSG_NOOP, NLM_F_ACK, outcome->first + outcome->commands));
     if (result >= 0)
         result = flush(ipset);
     while (result >= 0 && !(outcome->flags & NP_IPSET_DONE)) {
@@ -468,16 +294,16 @@ int np_ipset_list(struct np_ipset *ipset, uint32_t seq, const char *name, uint32
 {
     struct np_nl_out out;
     size_t start = 0;
-    int result = writer(ipset, &out);
+    int result = np_ipset_writer(ipset, &out);
 
     if (result < 0)
         return result;
-    start = begin(&out, IPSET_CMD_LIST, NLM_F_DUMP, seq);
+    start = np_ipset_begin(&out, IPSET_CMD_LIST, NLM_F_DUMP, seq);
     if (name)
         np_nl_put_string(&out, IPSET_ATTR_SETNAME, name);
     if (only)
         np_nl_put_be32(&out, IPSET_ATTR_FLAGS, only);
-    result = keep(ipset, &out, start);
+    result = np_ipset_keep(ipset, &out, start);
     return result < 0 ? result : flush(ipset);
 }
 

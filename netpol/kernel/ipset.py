@@ -74,7 +74,7 @@ _CHANGED = f"the sets changed while they were read, {DUMP_TRIES} times in a row"
 _NETLINK_NETFILTER = 12
 _PROTOCOL = 7  # what a kernel of 4.20 or later speaks; before it, a listing lacks the sets' indexes
 _BUFFER = 1 << 20
-_SCRATCH = 4096  # bytes of members that are sorted without room of their own
+_SCRATCH = 4096  # bytes of members that are put in order without room of their own
 # So many members of a new set, of these types, come in the order of its buckets where they are scattered; fewer are in the caches anyway.
 _MANY, _ORDERED = 2048, frozenset({"hash:ip", "hash:net", "hash:ip,port"})
 _RECORDS = 1024  # sets that a socket's first listing has room for
