@@ -16,6 +16,9 @@ from netpol.rules.flows import SIZE, Entry, Tuple, pack, unpack
 from tests.kernel.test_conntrack import BIT, MADE, A, B, C, many, marks
 from tests.kernel.unprivileged import refusal
 
+# In the words of this C library.
+BUSY = os.strerror(errno.EBUSY)
+
 
 @pytest.fixture
 def conntrack(netns: int) -> Iterator[ConntrackSocket]:
@@ -124,7 +127,7 @@ def test_left_overs_are_passed_over(played: tuple[ConntrackSocket, socket.socket
 @pytest.mark.parametrize(
     ("codes", "words"),
     [
-        ((errno.EBUSY, 0, 0), "UDP 10.0.0.1:40000 > 10.0.0.2:53, replies 10.0.0.2:53 > 10.0.0.1:40000: Device or resource busy"),
+        ((errno.EBUSY, 0, 0), f"UDP 10.0.0.1:40000 > 10.0.0.2:53, replies 10.0.0.2:53 > 10.0.0.1:40000: {BUSY}"),
         ((errno.ENOENT, errno.ENOMEM, 0), "protocol 47 10.0.0.1:1 > 10.0.0.2:2, replies 10.0.0.2:2 > 10.0.0.1:1: the kernel is out of mem"),
         ((errno.EINVAL, errno.EBUSY, errno.EBUSY), r"UDP .*: Invalid argument \(and 2 others of 3 entries\)"),
     ],
@@ -158,7 +161,7 @@ def test_answers_of_nonsense_or_none(played: tuple[ConntrackSocket, socket.socke
         conntrack.flows_at((A,))
     conntrack._drain()
     kernel.send(answer(conntrack._seq, errno.EBUSY))
-    with pytest.raises(KernelError, match="conntrack list entries: Device or resource busy"):
+    with pytest.raises(KernelError, match=f"conntrack list entries: {BUSY}"):
         conntrack.marked(BIT)
     for type in (None, 1 << 8 | 5):
         conntrack._drain()  # before the next request it would throw away what this kernel says too early
