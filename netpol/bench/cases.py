@@ -204,7 +204,10 @@ def scale_cases(
 
 
 def node_cases(quick: bool = False) -> tuple[Case, ...]:
-    """What `netpol bench` runs on a user's node: the main rows, in about a minute; `quick` is the same at sizes that take seconds, and that no goal is for."""
+    """What `netpol bench` runs on a user's node: the main rows, in about a minute.
+
+    quick -- at sizes that take seconds, and that no goal is for
+    """
     members, few, rules = (600, 50, (100, 200)) if quick else (MEMBERS, FEW, RULES)
     policies, isolated = (20, (1, 5, 30)) if quick else (POLICIES, ISOLATED)
     pods = 200 if quick else 1_000
