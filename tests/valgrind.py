@@ -2,7 +2,8 @@
 
 An error is ours where our module, or cffi's, stands in the calls that lead to it, or to where its bytes come from: a byte read or written
 outside, a decision by a byte that nobody set, one that goes to the kernel, a block that is lost. CPython's own errors are not
-suppressed one by one: they are counted, told, and no failure. Its allocator is malloc meanwhile, so that blocks are seen as they are.
+suppressed one by one: they are counted, told, and no failure. Its allocator is malloc meanwhile, so that blocks are seen as they are; the
+module is built without optimisation (`make valgrind`), so that fields are.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ OURS = ("_native", "_cffi_backend")
 # What is kept for as long as the process lives is no loss; memory that a pointer into the middle keeps is Python's way.
 LEAKS = ["--leak-check=full", "--show-leak-kinds=definite"]
 OPTIONS = ["--tool=memcheck", *LEAKS, "--track-origins=yes", "--num-callers=30", "--xml=yes"]
+
+# What makes pytest's start long: under memcheck it takes longer than the tests.
+PYTEST = ["--assert=plain", *(word for name in ("cacheprovider", "faulthandler", "benchmark") for word in ("-p", f"no:{name}"))]
 
 
 # The kernel writes the counters of the old rules behind a pointer that setsockopt takes, which memcheck does not know: they are cleared
@@ -70,9 +74,7 @@ def run(arguments: Sequence[str], folder: Path) -> tuple[int, list[str], int]:
 
 
 def main() -> int:
-    arguments = (
-        ["pytest", "-p", "no:cacheprovider", "-p", "no:faulthandler", *sys.argv[1:]] if sys.argv[1:] else ["tests.bench.instructions"]
-    )
+    arguments = ["pytest", *PYTEST, *sys.argv[1:]] if sys.argv[1:] else ["tests.bench.instructions"]
     with tempfile.TemporaryDirectory() as folder:
         code, ours, others = run(arguments, Path(folder))
     print("\n\n".join(ours))
