@@ -56,7 +56,7 @@ ROOMS = {
     # sys is there for intern.
     "netpol.policy": Room(third_party=MSGSPEC, pure=True, standard=frozenset({"sys"})),
     "netpol.rules": Room(third_party=MSGSPEC, pure=True),
-    "netpol.kernel": Room(("netpol.rules.ruleset", "netpol.rules.flows"), MSGSPEC),
+    "netpol.kernel": Room(("netpol.rules.ruleset", "netpol.rules.sets", "netpol.rules.flows"), MSGSPEC),
     "netpol.kube": Room(("netpol.policy.decode",), MSGSPEC | {"yaml"}),
     "netpol.agent": Room(("netpol.policy", "netpol.rules", "netpol.kernel", "netpol.kube"), MSGSPEC | {"prometheus_client"}),
     "netpol.lab": Room(("netpol.kernel.namespaces",), MSGSPEC | {"pyroute2"}),
@@ -74,7 +74,7 @@ MODULES = {
     # One matcher of labels serves the specification and the index: tests/policy/test_selectors.py holds it against the documentation.
     "netpol.policy.verdict": Room(("netpol.policy.cluster", "netpol.policy.selectors"), MSGSPEC, own=False, pure=True),
     "netpol.rules.compile": Room(("netpol.policy",), MSGSPEC, pure=True),
-    "netpol.rules.interpret": Room(("netpol.rules.ruleset",), MSGSPEC, own=False, pure=True),
+    "netpol.rules.interpret": Room(("netpol.rules.ruleset", "netpol.rules.sets"), MSGSPEC, own=False, pure=True),
     # Bytes in, values out; and what to ask next. The connection and the threads are others'.
     "netpol.kube.watch": Room((), MSGSPEC, pure=True),
     "netpol.kube.reflector": Room(("netpol.policy.decode",), MSGSPEC, pure=True),

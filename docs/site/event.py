@@ -27,7 +27,7 @@ from netpol.lab import become_private
 PICTURE = Path(__file__).parents[1] / "pictures" / "event.svg"
 LANES = ("kube", "agent", "policy", "rules", "kernel", "csrc")
 LEFT_OUT = (
-    *("netpol.model", "netpol.errors", "netpol.rules.ruleset", "netpol.kube.events", "netpol.kernel.entries"),
+    *("netpol.model", "netpol.errors", "netpol.rules.ruleset", "netpol.rules.sets", "netpol.kube.events", "netpol.kernel.entries"),
     *("netpol.agent.tally", "netpol.agent.agenda", "netpol.kernel.encode", "netpol.kernel.proofs"),
 )
 """Values, which everybody handles, and books that a room keeps; also properties, and what is called a second time."""

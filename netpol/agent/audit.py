@@ -11,7 +11,8 @@ from typing import Literal, get_args
 from msgspec import Struct
 
 from netpol.model import FAMILIES, Family
-from netpol.rules.ruleset import Chain, Ruleset, Set
+from netpol.rules.ruleset import Chain, Ruleset
+from netpol.rules.sets import Set
 
 Kind = Literal[
     "table_flushed",

@@ -15,7 +15,8 @@ from msgspec import Struct
 
 from netpol.errors import NetpolError
 from netpol.model import Family, Network
-from netpol.rules.ruleset import Chain, Ruleset, Set, SetKind, TableName
+from netpol.rules.ruleset import Chain, Ruleset, TableName
+from netpol.rules.sets import Set, SetKind
 
 FORMAT = b"netpol state 2\n"
 _DIGEST = 32

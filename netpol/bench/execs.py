@@ -24,7 +24,8 @@ from netpol.kernel import namespaces
 from netpol.kernel.apply import Kernel
 from netpol.model import EVERYTHING, FAMILIES, Family, Query
 from netpol.rules.diff import diff
-from netpol.rules.ruleset import Chain, Ruleset, Set, TableName
+from netpol.rules.ruleset import Chain, Ruleset, TableName
+from netpol.rules.sets import Set
 from netpol.rules.text import chain_lines, member_text, set_lines
 
 TABLE: TableName = "mangle"

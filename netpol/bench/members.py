@@ -1,6 +1,6 @@
 """Members for sets, the same ones every time: addresses as a cluster's pods have them, addresses anywhere, networks with exceptions.
 
-Pure: packed members (layout in `netpol.rules.ruleset`) in a frozenset, as the rest of the program has them.
+Pure: packed members (layout in `netpol.rules.sets`) in a frozenset, as the rest of the program has them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from random import Random
 
 from netpol.model import network
-from netpol.rules.ruleset import net_member
+from netpol.rules.sets import net_member
 
 SEED = 1
 POD_CIDRS = 0x0A000000  # 10.0.0.0

@@ -20,7 +20,8 @@ from netpol.bench.measure import BenchError, Case, Contender, Contest
 from netpol.bench.members import Make, scattered_addresses
 from netpol.kernel.apply import Kernel
 from netpol.kernel.ipset import Create, Delete, Destroy, IpsetSocket, Swap, member_text, pack
-from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, Set, SetKind, ShrinkSet
+from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, ShrinkSet
+from netpol.rules.sets import Set, SetKind
 
 NAME, OTHER = "NETPOL-BENCH", "NETPOL-BENCH-2"
 # Odd, so that swapping so often is not the same as never. Of changes that take microseconds a run is several, so that one of them is warm.

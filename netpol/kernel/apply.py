@@ -45,7 +45,6 @@ from netpol.rules.ruleset import (
     Reject,
     ReplaceTable,
     Ruleset,
-    Set,
     ShrinkSet,
     Step,
     TableName,
@@ -54,6 +53,7 @@ from netpol.rules.ruleset import (
     grown,
     is_our_set,
 )
+from netpol.rules.sets import Set
 
 # Up to so many new sets are asked for their numbers by the send that makes them. Of more the answers might not fit where they wait, and the
 # kernel would look for each name among all; one listing of all sets walks every bucket of each.

@@ -3,7 +3,7 @@
 Commands are values. `IpsetSocket.run` streams any number of them to the kernel in sends of up to 1 MiB, with one acknowledgement at
 the end: one member added is two system calls, 60,000 are as few as their bytes need. New sets may be asked for their numbers in the same
 send. What the kernel says is received many datagrams at a time: a listing has one for each set. Members cross as packed bytes (the
-layout is at the end of `netpol.rules.ruleset`), as a set's value holds them; splitting, sorting and the merging of contiguous addresses
+layout is at the end of `netpol.rules.sets`), as a set's value holds them; splitting, sorting and the merging of contiguous addresses
 happen in C. Many scattered members of a new set come in the order of the buckets that the kernel puts them into (csrc/np_buckets.h).
 
 Invariants
@@ -49,7 +49,7 @@ from netpol.kernel.ipset_values import (
 from netpol.kernel.netlink import NetlinkSocket
 from netpol.kernel.turns import exclusive, in_use
 from netpol.model import Family, format_address
-from netpol.rules.ruleset import Set, SetKind, member_size, unpack
+from netpol.rules.sets import Set, SetKind, member_size, unpack
 
 __all__ = [
     "Add",

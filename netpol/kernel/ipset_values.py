@@ -1,7 +1,7 @@
 """What goes to ipset and what comes back, as values: commands, headers, packed members.
 
 A command is valid when it exists: a bad name or a length that does not fit is a ValueError where it is made. Members cross as packed
-bytes (the layout is at the end of `netpol.rules.ruleset`), one string for all of them. Nothing here touches the kernel.
+bytes (the layout is at the end of `netpol.rules.sets`), one string for all of them. Nothing here touches the kernel.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from netpol.kernel.digests import Content
 from netpol.model import PROTOCOL_NAMES, Address, Family, Network, format_address, network
-from netpol.rules.ruleset import Set, SetKind, member_size
+from netpol.rules.sets import Set, SetKind, member_size
 
 # -- commands and headers ----------------------------------------------------------------------------------------------
 

@@ -42,14 +42,13 @@ from netpol.rules.ruleset import (
     Rule,
     Ruleset,
     Sctp,
-    Set,
     SetMatch,
     Tcp,
     Udp,
     front_match,
     front_name,
-    member_size,
 )
+from netpol.rules.sets import Set, member_size
 
 _RULE = Packing("=16sIIIIBBBBBB2x")
 _CLASS = Packing("=II")

@@ -16,7 +16,8 @@ from msgspec import Struct
 from netpol.kernel.digests import Content, content
 from netpol.kernel.ipset import Record, Records, pack
 from netpol.model import Family
-from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, ReplaceTable, Set, ShrinkSet, Step, is_flagged, member_size
+from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, ReplaceTable, ShrinkSet, Step
+from netpol.rules.sets import Set, is_flagged, member_size
 
 # So many steps are remembered before they are followed: what a busy minute brings, and no more when nobody ever looks.
 _LATER = 512

@@ -32,7 +32,8 @@ from msgspec.structs import replace
 from netpol.model import ICMP, ICMPV6, SCTP, TCP, UDP, Address, network
 from netpol.rules.flows import EXPECTED, FIRST, PICKED_UP, SCAN, SIZE, Entry, unpack
 from netpol.rules.interpret import Packet, interpret
-from netpol.rules.ruleset import Ruleset, Set
+from netpol.rules.ruleset import Ruleset
+from netpol.rules.sets import Set
 
 EPHEMERAL = 32768
 """The first port that Linux gives to a client by itself (net.ipv4.ip_local_port_range); node ports end below it."""

@@ -45,15 +45,14 @@ from netpol.rules.ruleset import (
     ReplaceTable,
     Rule,
     Ruleset,
-    Set,
     SetMatch,
     ShrinkSet,
     Step,
     beside,
     beside_what,
-    is_flagged,
     is_front,
 )
+from netpol.rules.sets import Set, is_flagged
 
 
 class _Change(Struct, frozen=True):

@@ -33,12 +33,12 @@ from netpol.rules.ruleset import (
     Rule,
     Ruleset,
     Sctp,
-    Set,
     SetMatch,
     Tcp,
     Udp,
     Verdict,
 )
+from netpol.rules.sets import Set
 
 
 class Packet(Struct, frozen=True):

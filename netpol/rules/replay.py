@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from netpol.model import Address
-from netpol.rules.ruleset import CreateSet, GrowSet, ReplaceTable, Ruleset, Set, ShrinkSet, Step, grown, is_flagged
+from netpol.rules.ruleset import CreateSet, GrowSet, ReplaceTable, Ruleset, ShrinkSet, Step, grown
+from netpol.rules.sets import Set, is_flagged
 
 
 class Replay:

@@ -30,14 +30,13 @@ from netpol.rules.ruleset import (
     Rule,
     Ruleset,
     Sctp,
-    Set,
     SetMatch,
     Target,
     Tcp,
     Udp,
     Verdict,
-    is_flagged,
 )
+from netpol.rules.sets import Set, is_flagged
 
 PROTOCOLS = {ICMP: "icmp", TCP: "tcp", UDP: "udp", ICMPV6: "ipv6-icmp", SCTP: "sctp"}
 BUILT_IN = {"mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"), "filter": ("INPUT", "FORWARD", "OUTPUT")}

@@ -27,7 +27,8 @@ from netpol.kube.events import Put, Synced
 from netpol.model import EVERYTHING, TCP, Family, IPBlock, Namespace, Network, NumberedPort, Pod, Policy, PolicyRule, Query, parse_address
 from netpol.rules.compile import Settings
 from netpol.rules.diff import diff
-from netpol.rules.ruleset import DROP, RETURN, ROOT, Chain, DestroySet, ReplaceTable, Rule, Ruleset, Set, TableName
+from netpol.rules.ruleset import DROP, RETURN, ROOT, Chain, DestroySet, ReplaceTable, Rule, Ruleset, TableName
+from netpol.rules.sets import Set
 from tests.agent.stage import OBJECTS, WEB, enforced, the_chain, the_set
 from tests.referees import require, run
 

@@ -17,7 +17,8 @@ from netpol.kernel.apply import Kernel
 from netpol.model import TCP, Address, parse_address
 from netpol.policy.cluster import Cluster
 from netpol.rules.compile import NodeState, Settings
-from netpol.rules.ruleset import RETURN, ROOT, Chain, CreateSet, Jump, Multiport, ReplaceTable, Rule, Set, SetMatch, Tcp
+from netpol.rules.ruleset import RETURN, ROOT, Chain, CreateSet, Jump, Multiport, ReplaceTable, Rule, SetMatch, Tcp
+from netpol.rules.sets import Set
 
 COUNT, CHAIN = 1_000, 10
 

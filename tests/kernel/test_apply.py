@@ -32,14 +32,12 @@ from netpol.rules.ruleset import (
     ReplaceTable,
     Rule,
     Ruleset,
-    Set,
     SetDirection,
-    SetKind,
     SetMatch,
     ShrinkSet,
     TableName,
-    port_member,
 )
+from netpol.rules.sets import Set, SetKind, port_member
 from netpol.rules.text import ipset_save, iptables_save
 from tests import clusters
 from tests.kernel.iptables import saved

@@ -12,7 +12,8 @@ from netpol.kernel.ipset_values import range_of
 from netpol.model import Address, Family, Network, parse_address, parse_network
 from netpol.rules.compile.front import Front, front
 from netpol.rules.diff import diff
-from netpol.rules.ruleset import DROP, RETURN, ROOT, Chain, Goto, Rule, Ruleset, Set, front_match
+from netpol.rules.ruleset import DROP, RETURN, ROOT, Chain, Goto, Rule, Ruleset, front_match
+from netpol.rules.sets import Set
 from netpol.rules.text import ipset_save, iptables_save
 from tests.referees import run
 

@@ -29,11 +29,11 @@ from netpol.rules.ruleset import (
     Nflog,
     ReplaceTable,
     Rule,
-    Set,
     SetMatch,
     Tcp,
     is_ours,
 )
+from netpol.rules.sets import Set
 from tests.kernel.iptables import restore, saved, table_text
 
 SETS = SetNumbers({"one": 1, "nine": 9, "hundred": 100})

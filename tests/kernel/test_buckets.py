@@ -12,7 +12,7 @@ from netpol.errors import KernelError
 from netpol.kernel._native import ffi, lib
 from netpol.kernel.ipset import Create, IpsetSocket, member_text, unpack
 from netpol.model import FAMILIES, Family
-from netpol.rules.ruleset import SetKind, member_size
+from netpol.rules.sets import SetKind, member_size
 from tests.referees import run
 
 KINDS: dict[SetKind, int] = {"hash:ip": 0, "hash:net": lib.NP_IPSET_NET, "hash:ip,port": lib.NP_IPSET_PORT}

@@ -7,7 +7,8 @@ import pytest
 from netpol.kernel.apply import Kernel
 from netpol.model import FAMILIES, Family
 from netpol.rules.diff import diff
-from netpol.rules.ruleset import DROP, RETURN, ROOT, Chain, ReplaceTable, Rule, Ruleset, Set, SetMatch, beside, beside_what
+from netpol.rules.ruleset import DROP, RETURN, ROOT, Chain, ReplaceTable, Rule, Ruleset, SetMatch, beside, beside_what
+from netpol.rules.sets import Set
 from tests.kernel.iptables import TOOL, saved
 from tests.referees import run
 

@@ -14,7 +14,7 @@ from netpol.kernel.digests import content, digest, key
 from netpol.kernel.ipset import Create, IpsetSocket, Records, pack
 from netpol.kernel.ipset_values import _RECORD
 from netpol.model import Family, Network, network
-from netpol.rules.ruleset import SetKind, member_size, net_member, net_port_member, port_member
+from netpol.rules.sets import SetKind, member_size, net_member, net_port_member, port_member
 from tests.referees import run
 
 MASK = (1 << 64) - 1

@@ -11,7 +11,7 @@ import pytest
 from netpol.errors import KernelError
 from netpol.kernel.ipset import Add, Command, Create, Delete, Destroy, Header, IpsetSocket, Swap, member_text, pack
 from netpol.model import Family, parse_address, parse_network
-from netpol.rules.ruleset import Set, SetKind, net_member, net_port_member, port_member
+from netpol.rules.sets import Set, SetKind, net_member, net_port_member, port_member
 from tests.referees import require, run
 
 TCP, UDP, SCTP = 6, 17, 132

@@ -15,7 +15,7 @@ from netpol.kernel import ipset as module
 from netpol.kernel.ipset import Add, Command, Create, Delete, Destroy, IpsetSocket, Swap
 from netpol.kernel.ipset_errors import BUSY, HASH_FULL, translate
 from netpol.model import parse_network
-from netpol.rules.ruleset import net_member, net_port_member, port_member
+from netpol.rules.sets import net_member, net_port_member, port_member
 from tests.kernel.unprivileged import refusal
 from tests.referees import require, run
 

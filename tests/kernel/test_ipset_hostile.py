@@ -19,7 +19,7 @@ from netpol.kernel._native import ffi, lib
 from netpol.kernel.digests import key
 from netpol.kernel.ipset import Add, Create, IpsetSocket
 from netpol.model import parse_address, parse_network
-from netpol.rules.ruleset import net_member, net_port_member
+from netpol.rules.sets import net_member, net_port_member
 
 SEQ = 77
 ROOM = 8

@@ -39,15 +39,12 @@ from netpol.rules.ruleset import (
     Multiport,
     Rule,
     Ruleset,
-    Set,
     SetDirection,
-    SetKind,
     SetMatch,
     Tcp,
     front_name,
-    net_member,
-    net_port_member,
 )
+from netpol.rules.sets import Set, SetKind, net_member, net_port_member
 from tests import clusters
 from tests.rules.test_laws import play, slow
 from tests.rules.watched import Watched, own, peers, pod, policy

@@ -17,7 +17,8 @@ from netpol.kernel.encode import encode_chain
 from netpol.kernel.ipset import Add, Create, Delete, Destroy, IpsetSocket, Swap
 from netpol.kernel.xtables import TableSocket
 from netpol.rules.diff import diff
-from netpol.rules.ruleset import DROP, RETURN, ROOT, Chain, CreateSet, ReplaceTable, Rule, Ruleset, Set, SetMatch, ShrinkSet, Step
+from netpol.rules.ruleset import DROP, RETURN, ROOT, Chain, CreateSet, ReplaceTable, Rule, Ruleset, SetMatch, ShrinkSet, Step
+from netpol.rules.sets import Set
 from tests.referees import run
 
 ONE, TWO = "NETPOL4-one", "NETPOL4-two"

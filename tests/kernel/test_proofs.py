@@ -15,7 +15,8 @@ from netpol.kernel.ipset_values import _RECORD
 from netpol.kernel.proofs import Look, SetProofs
 from netpol.kernel.xtables import Entries
 from netpol.model import Network
-from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, Set, ShrinkSet, Step, net_member
+from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, ShrinkSet, Step
+from netpol.rules.sets import Set, net_member
 
 NAMES = ("NETPOL4-a", "NETPOL4-b", "NETPOL4-c")
 NONE: frozenset[str] = frozenset()

@@ -25,15 +25,12 @@ from netpol.rules.ruleset import (
     Rule,
     Ruleset,
     Sctp,
-    Set,
     SetMatch,
     Target,
     Tcp,
     Udp,
-    net_member,
-    net_port_member,
-    port_member,
 )
+from netpol.rules.sets import Set, net_member, net_port_member, port_member
 from netpol.rules.text import ipset_save, iptables_save, rule_text
 from tests import clusters
 from tests.referees import run

@@ -36,7 +36,8 @@ from netpol.kernel.turns import Closing, Handle
 from netpol.kernel.watch import Bell
 from netpol.kernel.xtables import TableSocket
 from netpol.model import FAMILIES, parse_address
-from netpol.rules.ruleset import CreateSet, DestroySet, Ruleset, Set
+from netpol.rules.ruleset import CreateSet, DestroySet, Ruleset
+from netpol.rules.sets import Set
 
 ADDRESS = parse_address("10.0.0.1")
 

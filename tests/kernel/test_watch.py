@@ -15,7 +15,8 @@ from netpol.kernel.apply import GLANCE_SETS, Kernel
 from netpol.kernel.ipset import Add, IpsetSocket
 from netpol.kernel.watch import Bell
 from netpol.rules.diff import diff
-from netpol.rules.ruleset import DROP, ROOT, Chain, CreateSet, DestroySet, Rule, Ruleset, Set, SetMatch
+from netpol.rules.ruleset import DROP, ROOT, Chain, CreateSet, DestroySet, Rule, Ruleset, SetMatch
+from netpol.rules.sets import Set
 from tests.referees import run
 
 SET, OTHER = "NETPOL4-a", "NETPOL4-b"

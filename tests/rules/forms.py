@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from netpol.model import FAMILIES, Family
-from netpol.rules.ruleset import Chain, Goto, Jump, Multiport, Ruleset, SetMatch, is_our_set, is_ours, member_size
+from netpol.rules.ruleset import Chain, Goto, Jump, Multiport, Ruleset, SetMatch, is_our_set, is_ours
+from netpol.rules.sets import member_size
 
 # iptables' limits: XT_EXTENSION_MAXNAMELEN - 1, IPSET_MAXNAMELEN - 1, XT_MULTI_PORTS.
 CHAIN_NAME, SET_NAME, PORTS = 28, 31, 15

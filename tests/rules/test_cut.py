@@ -38,7 +38,8 @@ from netpol.rules.compile import NodeState, Settings
 from netpol.rules.cut import Judge
 from netpol.rules.flows import EXPECTED, HAS_PORTS, IS_ICMP, PICKED_UP, SIZE, Entry, Tuple, pack, unpack
 from netpol.rules.interpret import Packet, interpret
-from netpol.rules.ruleset import DROP, RETURN, ROOT, Chain, Ruleset, Set, SetMatch, net_member, net_port_member
+from netpol.rules.ruleset import DROP, RETURN, ROOT, Chain, Ruleset, SetMatch
+from netpol.rules.sets import Set, net_member, net_port_member
 from tests import clusters
 
 BIT, OTHERS = 0x10000000, 0x4005

@@ -9,7 +9,8 @@ from netpol.model import ICMP, TCP, Family, Network, network, parse_address, par
 from netpol.rules.cut import EPHEMERAL, Judge, _Near, first_packets
 from netpol.rules.flows import FIRST, HAS_PORTS, IS_ICMP, PICKED_UP, Entry, Tuple, pack, unpack
 from netpol.rules.interpret import Packet
-from netpol.rules.ruleset import DROP, RETURN, ROOT, Chain, Rule, Ruleset, Set, SetMatch, net_member
+from netpol.rules.ruleset import DROP, RETURN, ROOT, Chain, Rule, Ruleset, SetMatch
+from netpol.rules.sets import Set, net_member
 
 A, B = parse_address("10.0.0.1"), parse_address("10.0.0.2")
 GRE = 47

@@ -25,16 +25,12 @@ from netpol.rules.ruleset import (
     ReplaceTable,
     Rule,
     Ruleset,
-    Set,
-    SetKind,
     SetMatch,
     ShrinkSet,
     Step,
     beside_what,
-    net_member,
-    net_port_member,
-    port_member,
 )
+from netpol.rules.sets import Set, SetKind, net_member, net_port_member, port_member
 from tests.rules.test_laws import apply
 
 A, B, C = (parse_address(f"10.0.0.{i}") for i in (1, 2, 3))

@@ -14,7 +14,6 @@ from netpol.rules.ruleset import (
     GrowSet,
     ReplaceTable,
     Ruleset,
-    Set,
     SetMatch,
     ShrinkSet,
     beside,
@@ -23,6 +22,7 @@ from netpol.rules.ruleset import (
     front_name,
     is_front,
 )
+from netpol.rules.sets import Set
 from tests.rules.watched import OUT, PODS, THERE, A, B, C, D, Watched, app, kinds, own, peers, pod, policy
 
 A6, B6 = parse_address("fd00::1"), parse_address("fd00::2")

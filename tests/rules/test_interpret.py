@@ -32,14 +32,11 @@ from netpol.rules.ruleset import (
     Rule,
     Ruleset,
     Sctp,
-    Set,
     SetMatch,
     Tcp,
     Udp,
-    net_member,
-    net_port_member,
-    port_member,
 )
+from netpol.rules.sets import Set, net_member, net_port_member, port_member
 
 V4 = Packet(parse_address("10.0.0.1"), parse_address("10.0.0.2"), TCP, 80, 40000)
 V6 = Packet(parse_address("fd00::1"), parse_address("fd00::2"), TCP, 80, 40000)

@@ -7,7 +7,8 @@ from msgspec import structs
 
 from netpol.model import FAMILIES, TCP, Address, ContainerPort, NamedPort, Object, Pod, Policy, parse_address
 from netpol.rules.compile import Settings
-from netpol.rules.ruleset import EGRESS, INGRESS, GrowSet, Set, ShrinkSet, TableName, port_member
+from netpol.rules.ruleset import EGRESS, INGRESS, GrowSet, ShrinkSet, TableName
+from netpol.rules.sets import Set, port_member
 from tests.rules.watched import THERE, A, B, C, D, Watched, app, class_chains, own, peers, pod, policy, port
 
 SQL = peers(own("db"), ports=(NamedPort(TCP, "sql"),))

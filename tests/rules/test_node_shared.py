@@ -24,7 +24,8 @@ from netpol.model import (
     parse_network,
 )
 from netpol.rules.compile.node import UNUSED
-from netpol.rules.ruleset import DestroySet, GrowSet, Multiport, SetMatch, ShrinkSet, Tcp, port_member
+from netpol.rules.ruleset import DestroySet, GrowSet, Multiport, SetMatch, ShrinkSet, Tcp
+from netpol.rules.sets import port_member
 from tests.rules.watched import OUT, THERE, A, B, C, D, Watched, app, class_chains, kinds, own, peers, pod, policy, port
 
 

@@ -15,7 +15,8 @@ from netpol.rules.diff import diff
 from netpol.rules.flows import Entry, Tuple
 from netpol.rules.interpret import Packet
 from netpol.rules.replay import Replay, touched
-from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, ReplaceTable, Ruleset, Set, SetKind, ShrinkSet, Step, net_member
+from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, ReplaceTable, Ruleset, ShrinkSet, Step
+from netpol.rules.sets import Set, SetKind, net_member
 from tests import clusters
 from tests.rules.test_laws import packets, play, slow
 from tests.rules.watched import Watched, own, peers, pod, policy

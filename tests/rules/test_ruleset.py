@@ -9,27 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from netpol.model import FAMILIES, Family, Network, parse_address, parse_network
-from netpol.rules.ruleset import (
-    ANY_PORT,
-    Connmark,
-    GrowSet,
-    Hashlimit,
-    Icmp,
-    Multiport,
-    Set,
-    SetKind,
-    Tcp,
-    Udp,
-    beside_what,
-    grown,
-    is_flagged,
-    is_our_set,
-    is_ours,
-    member_size,
-    net_member,
-    net_port_member,
-    port_member,
-)
+from netpol.rules.ruleset import ANY_PORT, Connmark, GrowSet, Hashlimit, Icmp, Multiport, Tcp, Udp, beside_what, grown, is_our_set, is_ours
+from netpol.rules.sets import Set, SetKind, is_flagged, member_size, net_member, net_port_member, port_member
 
 A4, A6 = parse_address("10.0.0.1"), parse_address("fd00::1")
 V4, V6 = parse_network("10.0.0.0/24"), parse_network("fd00::/64")

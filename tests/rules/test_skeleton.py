@@ -40,11 +40,8 @@ from netpol.rules.ruleset import (
     Reject,
     Rule,
     Ruleset,
-    Set,
-    SetKind,
-    net_member,
-    port_member,
 )
+from netpol.rules.sets import Set, SetKind, net_member, port_member
 from tests.rules.watched import own
 
 BIT = 0x10000000

@@ -28,16 +28,12 @@ from netpol.rules.ruleset import (
     Rule,
     Ruleset,
     Sctp,
-    Set,
-    SetKind,
     SetMatch,
     Target,
     Tcp,
     Udp,
-    net_member,
-    net_port_member,
-    port_member,
 )
+from netpol.rules.sets import Set, SetKind, net_member, net_port_member, port_member
 from netpol.rules.text import chain_lines, ipset_save, iptables_save, rule_text, set_lines
 
 UPTO = "-m hashlimit --hashlimit-upto"

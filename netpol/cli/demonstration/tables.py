@@ -23,7 +23,8 @@ from netpol.cli.demonstration.trace import CLASS_CHAINS, short_names
 from netpol.cli.demonstration.words import direction_words, peers_words, ports_words, query_words
 from netpol.model import DIRECTIONS, PROTOCOL_NAMES, TCP, Direction, Family, Policy, family_of, format_address
 from netpol.policy.verdict import isolating_policies
-from netpol.rules.ruleset import DENY, HOOK, NEW, ROOT, Set
+from netpol.rules.ruleset import DENY, HOOK, NEW, ROOT
+from netpol.rules.sets import Set
 from netpol.rules.text import member_text, rule_text
 
 ROWS, POLICIES, CHAINS, SETS, HOSTS, NAMES = 80, 20, 20, 20, 12, 4

@@ -19,7 +19,8 @@ from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from netpol.model import Address, Direction, Family, Network, network
-from netpol.rules.ruleset import Set, front_name
+from netpol.rules.ruleset import front_name
+from netpol.rules.sets import Set
 
 RANGE = 16  # bits: the longest prefix that as many addresses as a bitmap can have
 

@@ -23,7 +23,8 @@ from netpol.rules.compile.front import Front, changed, front, front_net
 from netpol.rules.compile.selections import PortSelection, Selection, as_set, members_at, queries_of, set_name, whole_set
 from netpol.rules.compile.skeleton import Settings, skeleton
 from netpol.rules.compile.tree import Tree, scope
-from netpol.rules.ruleset import MANY_GO, Chain, Ruleset, Set
+from netpol.rules.ruleset import MANY_GO, Chain, Ruleset
+from netpol.rules.sets import Set
 
 UNUSED = 8  # classes and isolations for each pod, before those that no pod has are looked for
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 from netpol.model import EVERYONE, Address, Family, Pod, Query, family_of
 from netpol.policy.cluster import Cluster, Standing
 from netpol.rules.compile.prefixes import Prefixes
-from netpol.rules.ruleset import Set, SetKind, net_member, port_member
+from netpol.rules.sets import Set, SetKind, net_member, port_member
 
 
 class PodSelection(Struct, frozen=True, tag=True):
