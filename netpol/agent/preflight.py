@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
-from netpol.errors import Contended, KernelError, NetpolError, NotPermitted
+from netpol.errors import Contended, KernelError, NetpolError
 from netpol.kernel.ipset import IpsetSocket
 from netpol.kernel.nft import Nft, read_nft
 from netpol.kernel.strangers import foreign_chains, uses
@@ -134,10 +134,8 @@ def _x_tables(node: Node) -> Iterator[Finding]:
 def _ip_set(node: Node) -> Iterator[Finding]:
     try:
         IpsetSocket().close()
-    except NotPermitted as error:
-        yield Finding("fail", error.reason)
     except KernelError as error:
-        yield Finding("fail", f"{error.reason}: load the modules (modprobe ip_set ip_set_hash_ip ip_set_hash_net ip_set_hash_ipport ...)")
+        yield Finding("fail", error.reason)
 
 
 def _lock(node: Node) -> Iterator[Finding]:

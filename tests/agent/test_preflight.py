@@ -3,6 +3,7 @@ has no such thing (IPVS, flow tables, a full table of connections)."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -17,6 +18,7 @@ from netpol.agent import lookout
 from netpol.agent.lookout import Lookout
 from netpol.agent.preflight import Check, obstacles, preflight
 from netpol.kernel.apply import Kernel
+from netpol.kernel.ipset_errors import translate
 from netpol.kernel.nft import Named, Nft, read_nft
 from netpol.model import network, parse_address
 from netpol.rules.compile import Settings
@@ -253,6 +255,18 @@ def tree(root: Path, **files: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return root
+
+
+def test_a_kernel_without_sets(netns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What to load is said, and once."""
+
+    def refused() -> None:
+        raise translate(errno.EPROTONOSUPPORT, "open", "netlink socket")
+
+    monkeypatch.setattr("netpol.agent.preflight.IpsetSocket", refused)
+    ((level, words),) = look()["ip_set"]
+    assert level == "fail"
+    assert words.count("load the module") == 1
 
 
 def test_ipvs(netns: int, tmp_path: Path) -> None:
