@@ -29,7 +29,7 @@ IDLE_GOAL = 0.5  # % of a core
 STORM_GOAL = 5000.0  # events a second
 CHANGES, CHURN = 100, 100
 QUIET = 20.0  # seconds
-GRACE = 1.0  # what the agent's own default is
+GRACE = 0.5  # what the agent's own default is
 AT = f"{short(PODS)} pods"
 
 
@@ -54,7 +54,7 @@ def test_cold_start(scene: Scene, results: list[Result]) -> None:
     The first of all happens once to a namespace: whoever came first has switched tracking on.
     """
     starts = (
-        ("a first install, which waits a second", GRACE, True, 1),
+        ("a first install, which waits half a second", GRACE, True, 1),
         ("nothing there", GRACE, True, 3),
         ("adopting what is there", 0.0, False, 3),
     )

@@ -77,6 +77,7 @@ MODULES = {
     "netpol.rules.interpret": Room(("netpol.rules.ruleset", "netpol.rules.sets"), MSGSPEC, own=False, pure=True),
     # Bytes in, values out; and what to ask next. The connection and the threads are others'.
     "netpol.kube.watch": Room((), MSGSPEC, pure=True),
+    "netpol.kube.buffer": Room((), frozenset(), own=False, pure=True, standard=frozenset({"io"})),
     "netpol.kube.reflector": Room(("netpol.policy.decode",), MSGSPEC, pure=True),
     # The one module that imports the kubernetes package, and so takes 0.2 s: whoever needs it imports it when it runs.
     "netpol.kube.client": Room((), MSGSPEC | {"kubernetes", "urllib3"}),

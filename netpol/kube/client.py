@@ -32,6 +32,7 @@ from msgspec import Struct
 
 from netpol import __version__
 from netpol.errors import ApiError, Cut, Silence
+from netpol.kube.buffer import Buffer
 from netpol.kube.later import put_off
 
 # What the package imports besides what we need of it: for other uses of it, and for the renewal of OpenID Connect tokens.
@@ -196,12 +197,36 @@ class _Sockets:
 
 
 class _Response(http.client.HTTPResponse):
-    """The standard library's, with a buffer that holds more than one object: in a burst, one system call brings many."""
+    """The standard library's, but that one read brings all that has come: a server puts each object of a watch in a chunk of its own, and
+    what stands above this class costs more for a chunk than what stands in it."""
+
+    fp: Buffer  # type: ignore[assignment]  # of its class only what Buffer has is used
 
     def __init__(self, sock: socket.socket, *arguments: Any, **options: Any) -> None:
         super().__init__(sock, *arguments, **options)
         self.fp.close()
-        self.fp = sock.makefile("rb", CHUNK)  # type: ignore[assignment]  # a BufferedReader, which its stub does not promise
+        self.fp = Buffer(sock.makefile("rb", 0), CHUNK)
+        self._failure: Exception | None = None  # of a chunk behind those that were read
+
+    def read1(self, n: int = -1) -> bytes:
+        if self._failure is not None:
+            raise self._failure
+        parts = [super().read1(n)]
+        size = len(parts[0])
+        while parts[-1] and size < n and self._goes_on():
+            try:
+                parts.append(super().read1(n - size))
+            except Exception as failure:
+                self._failure = failure
+                break
+            size += len(parts[-1])
+        return b"".join(parts)
+
+    def _goes_on(self) -> bool:
+        """Whether there is more of a body in chunks, for which nobody has to wait."""
+        if not self.chunked or self.isclosed():
+            return False
+        return self.fp.has(0) if self.chunk_left else self.fp.has_line(2)
 
 
 def _pools(sockets: _Sockets) -> dict[str, type[urllib3.HTTPConnectionPool]]:
@@ -238,17 +263,17 @@ class Stream:
         self.code = response.status
         self.retry_after = _retry_after(response)
 
-    def read(self) -> bytes:
+    def read(self, most: int = CHUNK) -> bytes:
         """What came, at least a byte; nothing at its end. Raises Cut or Silence."""
         try:
-            return self._response.read1(CHUNK, decode_content=True) or b""
+            return self._response.read1(most, decode_content=True) or b""
         except _FAILURES as error:
             raise _in_words(error) from error
 
     def rest(self, limit: int = MAX_ERROR_BODY) -> bytes:
-        """All of it, or a little more than the limit."""
+        """All of it, or a byte more than the limit."""
         parts, size = [], 0
-        while size <= limit and (part := self.read()):
+        while size <= limit and (part := self.read(min(CHUNK, limit + 1 - size))):
             parts.append(part)
             size += len(part)
         return b"".join(parts)

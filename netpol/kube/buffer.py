@@ -1,0 +1,70 @@
+"""Bytes of a connection that have come and wait to be read, and what can be told of them without waiting for more.
+
+The standard library's buffered reader does not say what it holds. Whoever wants all chunks of an answer that have come, and not to wait
+for the next one, has to know.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import cast
+
+
+class Buffer(io.BufferedIOBase):
+    """A buffered reader of a raw one, whose `readinto` gives at least a byte, or none at the end; `size` bytes at once at most."""
+
+    def __init__(self, raw: io.RawIOBase, size: int) -> None:
+        self._raw = raw
+        self._bytes = bytearray(size)
+        self._view = memoryview(self._bytes)
+        self._start = self._end = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+    def has(self, size: int) -> bool:
+        """Whether more than `size` bytes wait."""
+        return self._end - self._start > size
+
+    def has_line(self, skipped: int) -> bool:
+        """Whether a whole line waits behind so many bytes."""
+        return self._bytes.find(b"\n", self._start + skipped, self._end) >= 0
+
+    def read1(self, size: int = -1, /) -> bytes:
+        """What waits, or else what comes first."""
+        if not self._fill():
+            return b""
+        return self._take(self._end if size < 0 else min(self._end, self._start + size))
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """So many bytes, fewer at the end only; all of them without a size."""
+        left, parts = -1 if size is None else size, []
+        while left and (part := self.read1(left)):
+            parts.append(part)
+            left -= len(part) if left > 0 else 0
+        return b"".join(parts)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """A line with its end, or so many bytes of it."""
+        left, parts = -1 if size is None else size, []
+        while left and self._fill():
+            end = self._bytes.find(b"\n", self._start, self._end) + 1 or self._end
+            parts.append(self._take(end if left < 0 else min(end, self._start + left)))
+            if parts[-1].endswith(b"\n"):
+                break
+            left -= len(parts[-1]) if left > 0 else 0
+        return b"".join(parts)
+
+    def _fill(self) -> bool:
+        """Waits for bytes, if there are none; whether there are some."""
+        if self._start == self._end:
+            self._start, self._end = 0, cast(int, self._raw.readinto(self._view))
+        return self._start < self._end
+
+    def _take(self, end: int) -> bytes:
+        start, self._start = self._start, end
+        return bytes(self._view[start:end])
