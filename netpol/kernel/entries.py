@@ -15,7 +15,7 @@ from netpol.kernel.encode import encode_chain
 from netpol.kernel.matches import HEADER, c_string, decode_match
 from netpol.kernel.targets import decode_target
 from netpol.model import Family, Network
-from netpol.rules.ruleset import Chain, Continue, Goto, Jump, Match, OpaqueTarget, Rule, Target
+from netpol.rules.ruleset import Chain, Continue, Goto, Jump, Match, Opaque, OpaqueTarget, Rule, Target
 
 # linux/netfilter_ipv4/ip_tables.h: struct ipt_entry up to target_offset, and from it; ip6_tables.h: struct ip6t_entry likewise.
 HEAD: dict[Family, Layout] = {4: Layout("=4s4s4s4s16s16s32xHBB4x"), 6: Layout("=16s16s16s16s16s16s32xHxBB7x")}
@@ -39,10 +39,15 @@ _INVERSE = (
 
 
 class Known(NamedTuple):
-    """A chain and its bytes."""
+    """A chain and its bytes.
+
+    is_sure -- whether all sets that it matches had names: one that was made after those were asked has a number only, and what the bytes
+    say is seen the next time.
+    """
 
     chain: Chain
     encoded: EncodedChain
+    is_sure: bool = True
 
     def is_of(self, sets: SetNumbers) -> bool:
         """Whether its sets still have the numbers that stand in its bytes."""
@@ -67,7 +72,7 @@ def decode_chain(name: str, data: bytes, family: Family, jumps: Mapping[int, str
         raise _unwritten(name) from None
     if again.data != without_verdicts(data, jumps):
         raise _unwritten(name)
-    return Known(chain, again)
+    return Known(chain, again, not any(isinstance(match, Opaque) and match.name == "set" for rule in rules for match in rule.matches))
 
 
 def _unwritten(name: str) -> MalformedKernelData:

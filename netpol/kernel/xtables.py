@@ -389,7 +389,9 @@ def read_ours(snapshot: Snapshot, sets: SetNumbers, known: Mapping[str, Known] =
         except MalformedKernelData:
             chains[span.name] = Chain(span.name, (Rule(OpaqueTarget("", 0, data)),))
         else:
-            chains[span.name], recognised[span.name] = found.chain, number
+            chains[span.name] = found.chain
+            if found.is_sure:
+                recognised[span.name] = number
     encoded = gathered(snapshot.block, recognised, sets)
     known_now = {name: Known(chains[name], chain) for name, chain in encoded.items()}
     return Ours(chains, counters, hooked, known_now, not hooked and bool(snapshot.hooks()))

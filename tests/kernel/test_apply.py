@@ -208,6 +208,23 @@ def test_bytes_that_were_kept_do_not_outlive_the_numbers_in_them(netns: int) -> 
         agree(kernel, wanted())
 
 
+def test_a_set_that_is_made_while_somebody_reads(netns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process makes it between the sets and the table: its number has no name yet, and what that seemed to be is not kept."""
+    rule = Rule(RETURN, (SetMatch("NETPOL4-a", ("src",)),))
+    with Kernel() as writer, Kernel() as reader:
+        ask = reader._ask_numbers
+
+        def asked() -> None:
+            ask()
+            writer.apply([CreateSet(Set("NETPOL4-a", "hash:ip", 4, {HOST})), ReplaceTable(4, "mangle", {ROOT: Chain(ROOT, (rule,))}, True)])
+
+        monkeypatch.setattr(reader, "_ask_numbers", asked)
+        reader.read()
+        monkeypatch.undo()
+        assert reader.read() == writer.read()
+        assert reader.read().chains[4][ROOT].rules == (rule,)
+
+
 def test_what_a_predecessor_wrote_is_decoded_once(netns: int) -> None:
     """The second reading of the same bytes gives the very values of the first."""
     with Kernel() as kernel:
