@@ -120,7 +120,7 @@ def test_a_rule_decodes_to_itself(case: tuple[Family, Rule]) -> None:
     family, rule = case
     chain = Chain("NETPOL-A", (Rule(DROP), rule, Rule(DROP)))
     encoded = encode_chain(chain, family, SETS)
-    assert decode_chain("NETPOL-A", encoded.data, family, dict(encoded.jumps), SETS) == (chain, encoded)
+    assert decode_chain("NETPOL-A", encoded.data, family, dict(encoded.jumps), SETS)[:2] == (chain, encoded)
     assert encoded.entries == 5
     assert {name for kind, name, _ in extensions(encoded.data, family) if kind == "match"} == {
         name for kind, name, _ in extensions(encode_chain(Chain("x", (rule,)), family, SETS).data, family) if kind == "match"
