@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
+import os
 import socket
 import threading
 import time
@@ -141,7 +143,7 @@ def test_an_address_that_is_taken_is_tried_again(monkeypatch: pytest.MonkeyPatch
         scene.health.start()
         until(lambda: scene.complaints)
         time.sleep(0.1)
-        assert scene.complaints == [f"cannot listen on 127.0.0.1 port {port}, and tries again: Address already in use"]
+        assert scene.complaints == [f"cannot listen on 127.0.0.1 port {port}, and tries again: {os.strerror(errno.EADDRINUSE)}"]
     until(lambda: scene.health.address)
     assert scene.ask("/fine")[0] == 200
     scene.health.stop()
