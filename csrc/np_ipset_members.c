@@ -154,10 +154,10 @@ static int put_in_order(struct batch *batch, const struct np_buckets *buckets, i
         batch->members = scratch;
         batch->merged = 0;
     }
-    if (result < 0)
-        return result;
     batch->order = buckets->room;
-    return np_buckets_order(buckets, batch->kind, family, batch->members, batch->count * batch->width);
+    if (result >= 0)
+        result = np_buckets_order(buckets, batch->kind, family, batch->members, batch->count * batch->width);
+    return result;
 }
 
 /* Adds (NP_IPSET_ADD) or deletes (NP_IPSET_DELETE) packed members; that one is there, or not there, already is no error. `scratch`
