@@ -145,7 +145,7 @@ class Agenda:
             self._audit = now
 
     def plan_look(self, at: float) -> None:
-        """Somebody else went on looking, and found nothing; his next look is due at that time, or he would have it taken at once."""
+        """Looks were taken meanwhile; the next one is due at that time, which is past where one of them found something."""
         self._look = at
 
     def audited(self, now: float) -> None:

@@ -166,7 +166,7 @@ class Loop:
         return True
 
     def _sleep(self) -> None:
-        """Until something is due or the bell rings, whose time to ring again is after what it rang for was looked up."""
+        """Until something is due, or the bell rings: rung, it stays so until a sleep ends by it, and nothing is slept through."""
         now = self._clock()
         due = self._due(now)
         until = now + PULSE if due is None else min(due.at, now + PULSE)
