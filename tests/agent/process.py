@@ -34,7 +34,7 @@ class Agent:
     ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = listen if listen is not None else free.getsockname()[1]
-        self._file = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed with the agent
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 -- closed with the agent
         command = [sys.executable, *python, "-m", "netpol.cli.main", "agent", "--listen", f"127.0.0.1:{self.port}", *arguments]
         # As on every node of a cluster: without it nothing crosses FORWARD, and no agent is ready.
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
@@ -52,8 +52,9 @@ class Agent:
 
     def log(self) -> str:
         """All that it said so far."""
-        self._file.seek(0)
-        return self._file.read()
+        # At a place of its own: the place of the file is shared with the agent, who would write at it.
+        with open(f"/proc/self/fd/{self._file.fileno()}") as said:
+            return said.read()
 
     def says(self, words: str) -> None:
         """Waits until it has said that."""
