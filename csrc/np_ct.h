@@ -61,6 +61,7 @@ struct np_ct_dump {
     size_t room;
     size_t count;
     size_t seen;
+    size_t marked;
     const uint8_t *ends4;
     size_t count4;
     const uint8_t *ends6;

@@ -281,6 +281,30 @@ def test_what_a_sweep_costs_in_system_calls(world: World, monkeypatch: pytest.Mo
     world.assert_cut(flows[2], speak(*flows[2]))
 
 
+@pytest.mark.parametrize("walk", [pytest.param(cutter.WALK, id="all read"), pytest.param(0, id="filtered by the kernel")])
+def test_whether_any_flow_is_cut(world: World, monkeypatch: pytest.MonkeyPatch, walk: int) -> None:
+    """Known from a look at all that have the bit, and kept as long as none is marked; a look at some says nothing of the others."""
+    monkeypatch.setattr(cutter, "WALK", walk)
+    world.tcp()
+    world.tcp("friend", port=81)
+    clear = [world.cutter.is_clear]
+
+    def swept(*touched: Address) -> tuple[int, int]:
+        report = world.sweep(*touched)
+        clear.append(world.cutter.is_clear)
+        return report.marked, report.unmarked
+
+    assert [swept(CLIENT), swept(), swept(CLIENT)] == [(0, 0)] * 3
+    world.put(NOBODY)
+    assert swept(SERVER) == (2, 0)
+    world.put(FRIENDS_ONLY)
+    assert swept(FRIEND) == (0, 1)
+    world.drop(Policy, "server")
+    assert swept(CLIENT) == (0, 1)
+    by_some = walk > 0
+    assert clear == [False, by_some, True, True, False, False, by_some]
+
+
 def test_rules_are_taken_apart_for_flows_only(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once for a state of the rules, and not at all where those who were touched have no flow; then the flows are judged by the rules of
     now, whatever was left out."""

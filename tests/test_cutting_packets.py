@@ -9,17 +9,18 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 
 import pytest
 from msgspec.structs import replace
 
 from netpol.agent import cutter
-from netpol.agent.cutter import Report
+from netpol.agent.cutter import Cutter, Report
 from netpol.lab import NODE
-from netpol.model import EVERYTHING, TCP, Address, NumberedPort, Pod, Policy, PolicyRule, Query, Requirement, Selector
+from netpol.model import EVERYTHING, TCP, Address, NumberedPort, Pod, Policy, PolicyRule, Query, Requirement, Selector, parse_address
 from netpol.rules.flows import Entry
+from netpol.rules.ruleset import Ruleset
 from tests.flows import BIT, CLIENT, FRIENDS_ONLY, HOSTS, NOBODY, SERVER, SERVER6, Side, World, guard, wait_for
 
 REST = 60.0 if os.environ.get("NETPOL_SOAK") == "1" else 2.0
@@ -131,6 +132,44 @@ def test_a_peer_that_leaves_is_looked_at_alone(world: World, monkeypatch: pytest
     assert [report.looked_at for report in reports] == [2, 1]
     world.assert_cut(flow, flow[1].say)
     world.assert_alive(friendly)
+
+
+def test_a_peer_that_comes_is_looked_at_only_where_a_flow_is_cut(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More is let through, and nothing has the bit: nobody looks. Once a peer that left was cut, its coming back is looked at, and then
+    nothing has the bit again."""
+    looks: list[Collection[Address] | None] = []
+    sweep = Cutter.sweep
+
+    def spied(cutter: Cutter, ruleset: Ruleset, pods: Collection[Address], touched: Collection[Address] | None = None) -> Report:
+        looks.append(touched)
+        return sweep(cutter, ruleset, pods, touched)
+
+    monkeypatch.setattr(Cutter, "sweep", spied)
+    peer = Query("x", EVERYTHING, Selector((Requirement("in", "Exists"),)))
+    client, friend = (Pod("x", host.name, (("app", host.name), ("in", "")), "n", host.addresses) for host in HOSTS[1:])
+    away = replace(client, labels=(("app", "client"),)), replace(friend, labels=(("app", "friend"),))
+    world.put(away[0], friend, Policy("x", "server", Selector((Requirement("app", "In", ("server",)),)), (PolicyRule((peer,)),), None))
+    friendly = world.tcp("friend", port=81)
+    swept: list[Report] = []
+    world.cut(swept=lambda report, seconds: swept.append(report))
+    wait_for(lambda: len(swept) == 1)
+    world.put(client)
+    flow = world.tcp()
+    world.put(away[1])
+    marked(world, 81)
+    world.put(friend)
+    marked(world)
+    world.put(away[0])
+    marked(world, 80)
+    world.put(client)
+    marked(world)
+    world.put(Pod("x", "late", friend.labels, "other", (parse_address("10.9.9.9"),)))
+    world.put(away[1])
+    marked(world, 81)
+    ours, theirs = (set(host.addresses) for host in HOSTS[1:])
+    assert [set(touched or ()) for touched in looks] == [set(), theirs, theirs, ours, ours, theirs]
+    world.assert_alive(flow)
+    world.assert_cut(friendly, friendly[1].say)
 
 
 def test_a_switch_turns_it_off(world: World) -> None:

@@ -58,6 +58,8 @@ class Cutter:
         self._judge: Judge | None = None
         self._index = Index()
         self._indexed: bool | None = None  # whether it judges as the last judge; None: nobody asked yet
+        self.is_clear = False
+        """Whether no entry has the bit, as the last sweeps saw them."""
 
     def __enter__(self) -> Cutter:
         return self
@@ -78,15 +80,20 @@ class Cutter:
 
         ruleset -- the one in force; pods -- the addresses of this node's pods; touched -- those of them, and those that were theirs until
         lately, whose flows may be judged otherwise than by the last sweep. None is all of them, and every entry that has the bit.
+        Nothing need be swept after a change that only lets more through, while `is_clear`.
         With the very same ruleset, pods and node addresses as last time (the second look a second later) no flow is judged twice.
         """
-        calls, looked_at, wanted = self._socket.calls, self._socket.looked_at, self._socket.wanted
+        calls, looked_at, wanted, had = self._socket.calls, self._socket.looked_at, self._socket.wanted, self._socket.had_bits
+        was_clear, self.is_clear = self.is_clear, False
         judge = self._ready(ruleset, frozenset(pods), local_addresses())
         judging = Judging(lambda: self._sorting(judge))
-        self._read(pods, touched, judging)
+        all_marked = self._read(pods, touched, judging, was_clear)
         cuts = judge.sort_out(judging.ask, self._bit)
-        marked = self._socket.mark(cuts.mark + judging.mark, self._bit)
-        unmarked = self._socket.unmark(cuts.unmark + judging.unmark, self._bit)
+        mark, unmark = cuts.mark + judging.mark, cuts.unmark + judging.unmark
+        marked = self._socket.mark(mark, self._bit)
+        unmarked = self._socket.unmark(unmark, self._bit)
+        # What was marked already and is to stay so keeps it from being clear, whether or not it is there by now.
+        self.is_clear = not mark and (was_clear or (all_marked and self._socket.had_bits - had == len(unmark) // SIZE))
         looked_at, wanted = self._socket.looked_at - looked_at, self._socket.wanted - wanted
         return Report(looked_at, wanted, marked, unmarked, self._socket.calls - calls)
 
@@ -97,14 +104,17 @@ class Cutter:
         unmarked = self._socket.unmark(entries, self._bit)
         return Report(self._socket.looked_at - looked_at, len(entries) // SIZE, 0, unmarked, self._socket.calls - calls)
 
-    def _read(self, pods: Collection[Address], touched: Collection[Address] | None, judging: Judging) -> None:
+    def _read(self, pods: Collection[Address], touched: Collection[Address] | None, judging: Judging, is_clear: bool) -> bool:
+        """Whether every entry that has the bit was read, where some may have it."""
         if touched is None:
             self._socket.flows(pods, self._bit, judging)
         elif len(touched) > FILTERED or self._socket.count() <= WALK * (filtered_dumps(touched) - 1):
-            self._socket.flows(touched, 0, judging)
+            self._socket.flows(touched, 0 if is_clear else self._bit, judging)
         else:
             # A flow between two of them may be read twice; then it is marked twice, with the same bit.
             self._socket.flows_at(touched, judging)
+            return False
+        return True
 
     def _ready(self, ruleset: Ruleset, pods: frozenset[Address], local: frozenset[Address]) -> Judge:
         """The last judge, where it would judge everything as a new one."""

@@ -8,6 +8,7 @@ When it sweeps (`Ration`)
   After a cheap sweep another one may come at once, `BURST` in a row: a flow that was cut and is allowed again is to live again soon.
 - First it waits some milliseconds for the packets that are under way: no flow of theirs is to be missed. Where that cannot be waited for
   it sweeps once more a `PERIOD` later, for entries that no packet had confirmed yet.
+- Not after a change that only lets more through, as long as no flow is cut: there is nothing to give back.
 - Once everything when it begins, and whenever nobody can say whose flows a change concerns.
 - After a failure, again: soon at first, then less often. An error is told once, until it is another one.
 
@@ -28,7 +29,7 @@ from types import TracebackType
 from netpol.agent import cutter, enforcer
 from netpol.agent.cutter import Cutter
 from netpol.model import Address
-from netpol.rules.replay import Replay
+from netpol.rules.replay import Replay, opens
 
 PERIOD = 1.0
 PATIENCE = 60.0
@@ -136,7 +137,8 @@ class Sweeper:
         else:
             return
         self._pods = report.pods
-        if self._cut:
+        is_idle = report.whole is None and opens(report.steps) and self._cutter is not None and self._cutter.is_clear
+        if self._cut and not is_idle:
             self._ration.tell(report.touched)
 
     def turn(self) -> float | None:

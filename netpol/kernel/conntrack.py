@@ -100,6 +100,8 @@ class ConntrackSocket(NetlinkSocket):
         """Entries that the kernel has sent so far, wanted or not."""
         self.wanted = 0
         """Those of them that were asked for."""
+        self.had_bits = 0
+        """Those of them that had one of the bits asked for in their mark."""
         code = int(lib.np_ct_open(self._native, protocol))
         if code < 0:
             raise translate(-code, "open", "netlink socket")
@@ -231,6 +233,7 @@ class ConntrackSocket(NetlinkSocket):
             self._dirty = True
             raise
         self.looked_at += int(dump.seen)
+        self.had_bits += int(dump.marked)
         if code == 0:
             return bytes(found)
         self._dirty = True

@@ -6,10 +6,10 @@ the thread that decides. Following costs what the steps are long; the members of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from netpol.model import Address
-from netpol.rules.ruleset import CreateSet, GrowSet, ReplaceTable, Ruleset, ShrinkSet, Step, grown
+from netpol.rules.ruleset import CreateSet, GrowSet, ReplaceTable, Ruleset, ShrinkSet, Step, grown, is_front
 from netpol.rules.sets import Set, is_flagged
 
 
@@ -53,6 +53,11 @@ def _changed(found: Set, steps: Iterable[GrowSet | ShrinkSet]) -> Set:
     for step in steps:
         found = grown(found, step) if isinstance(step, GrowSet) else step.left or found.minus(step.members)
     return found
+
+
+def opens(steps: Sequence[Step]) -> bool:
+    """Whether steps were done that can only let more through: what grows are sets by which rules of netpol allow."""
+    return bool(steps) and all(isinstance(step, GrowSet) and not is_front(step.name) and not is_flagged(step.kind) for step in steps)
 
 
 def touched(steps: Iterable[Step]) -> frozenset[Address] | None:

@@ -25,7 +25,7 @@ static void check_dump(struct input *in)
     size = in->left;
     datagram = take_block(in, size);
     np_ct_parse_dump(datagram, size, &dump);
-    HOLDS(dump.count <= dump.room && dump.count <= dump.seen);
+    HOLDS(dump.count <= dump.room && dump.count <= dump.seen && dump.marked <= dump.count);
     is_set(dump.flows, dump.count * sizeof(*dump.flows));
     for (size_t i = 0; i < dump.count; i++)
         HOLDS(dump.flows[i].first.family == 4 || dump.flows[i].first.family == 6);

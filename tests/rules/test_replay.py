@@ -14,8 +14,8 @@ from netpol.rules.cut import Judge
 from netpol.rules.diff import diff
 from netpol.rules.flows import Entry, Tuple
 from netpol.rules.interpret import Packet
-from netpol.rules.replay import Replay, touched
-from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, ReplaceTable, Ruleset, ShrinkSet, Step
+from netpol.rules.replay import Replay, opens, touched
+from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, ReplaceTable, Ruleset, ShrinkSet, Step, front_name
 from netpol.rules.sets import Set, SetKind, net_member
 from tests import clusters
 from tests.rules.test_laws import packets, play, slow
@@ -27,7 +27,8 @@ A, B, C = (bytes((10, 0, 0, i)) for i in (1, 2, 3))
 @slow
 @given(clusters.clusters(), st.sampled_from(("auto", "deny", "allow")), st.data())
 def test_steps_replayed_and_flows_judged_otherwise(items: tuple[Object, ...], unknown: str, data: st.DataObject) -> None:
-    """After any batches the replayed ruleset is the wanted one, and every flow whose verdict changed has an end that was touched."""
+    """After any batches the replayed ruleset is the wanted one, and every flow whose verdict changed has an end that was touched; steps
+    that open deny nothing that was let through."""
     cluster = clusters.build(items)
     state = NodeState(cluster, clusters.NODE, Settings(unknown_pods=unknown))  # type: ignore[arg-type]  # drawn from its three values
     found = Replay(state.wanted())
@@ -46,6 +47,7 @@ def test_steps_replayed_and_flows_judged_otherwise(items: tuple[Object, ...], un
             after = Judge(found.ruleset(), state.judged)
             for packet in {*asked, *packets(cluster)}:
                 if denied(before, packet) != denied(after, packet):
+                    assert denied(before, packet) or not opens(steps), packet
                     assert not (moved | members).isdisjoint((packet.source, packet.destination)), packet
 
 
@@ -105,6 +107,23 @@ def test_what_did_not_change_is_the_same_value() -> None:
     found.follow((ReplaceTable(6, "filter", {}, False),))
     assert found.ruleset().hooked == frozenset()
     assert start.sets["s"] == nets(IN)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        pytest.param((), False, id="nothing"),
+        pytest.param((grow(A, kind="hash:ip"), grow(A + b"\x06\x00\x50", kind="hash:ip,port")), True, id="peers come"),
+        pytest.param((grow(A, kind="hash:ip"), ShrinkSet("s", "hash:ip", 4, frozenset((B,)))), False, id="and one goes"),
+        pytest.param((grow(OUT),), False, id="a range that may be left out"),
+        pytest.param((GrowSet(front_name(4, "ingress"), "hash:ip", 4, frozenset((A,))),), False, id="a pod is isolated"),
+        pytest.param((CreateSet(nets(IN)),), False, id="a set"),
+        pytest.param((ReplaceTable(4, "mangle", {}, True),), False, id="a table"),
+    ],
+)
+def test_what_can_only_open(steps: tuple[Step, ...], expected: bool) -> None:
+    """Beside the law: each kind of step."""
+    assert opens(steps) is expected
 
 
 @pytest.mark.parametrize(
