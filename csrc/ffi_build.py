@@ -27,6 +27,7 @@ def declarations() -> str:
 
 compile_args = [
     "-O3",
+    "-g0",  # Python's own flags ask for debug information, which would be more than half of a wheel
     "-std=gnu11",
     "-Wall",
     "-Wextra",
