@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,7 +26,7 @@ from netpol.rules.compile import NodeState
 from netpol.rules.diff import diff
 from tests.agent.process import Agent
 from tests.kube.fake import FakeServer, added, bookmark, modified, watch
-from tests.kube.servers import ADMIN, Api, ApiError, ApiServer, Json, namespace, node, path, pod, policy
+from tests.kube.servers import ADMIN, Api, ApiError, ApiServer, Json, namespace, node, path, pod, policy, stored_at
 
 NODE, WHERE = "bench-node", "bench"
 ADDRESSES = {"client": "10.99.0.1", "target": "10.99.0.2", "guarded": "10.99.0.3"}
@@ -103,14 +103,23 @@ class Scene:
         ours = number < self._pods and number % every == number // SPACES % every  # some of each namespace
         return _stored(made_pod(number, NODE if ours else f"node-{number % 97}", shift), number)
 
-    def storm(self) -> None:
-        """Every pod changes its app, and after them the client becomes a friend; the server learns of it all
-        at once, and as if a client had written each: with a version of its own."""
-        pods = [self._pod(number, 3) for number in range(self._pods)]
-        client = self.server.api().get("pods", "client", WHERE)
-        client["metadata"]["labels"]["role"] = "friend"
+    def gathered_storm(self) -> list[tuple[str, bytes]]:
+        """What the server itself stores when every pod changes its app, and after them the client becomes a friend. It is undone."""
+        api, before = self.server.api(), self.server.stored("pods")
+        for number in range(self._pods):
+            meta = made_pod(number, "", 3)["metadata"]
+            api.patch("pods", meta["name"], meta["namespace"], {"metadata": {"labels": {"app": meta["labels"]["app"]}}})
+        api.patch("pods", "client", WHERE, {"metadata": {"labels": {"role": "friend"}}})
+        after = self.server.stored("pods")
+        self.server.store(before.items())
+        self.settled()
+        keys = [stored_at("pods", made_pod(number, "")["metadata"]) for number in range(self._pods)]
+        return [(key, after[key]) for key in (*keys, stored_at("pods", {"namespace": WHERE, "name": "client"}))]
+
+    def storm(self, gathered: list[tuple[str, bytes]]) -> None:
+        """The server learns of it all at once, and as if a client had written each: with a version of its own."""
         with self.server.paused():
-            self.server.fill("pods", [*pods, client], 1)
+            self.server.store(gathered, 1)
 
     @contextmanager
     def agent(self, grace: float = 0.0) -> Iterator[Agent]:
@@ -133,10 +142,11 @@ class Scene:
             yield witness
 
     @contextmanager
-    def watch(self, kind: str, where: str = WHERE) -> Iterator[Witness]:
-        """When the server sends events of a kind, from now on."""
+    def watch(self, kind: str, where: str = WHERE, name: str = "") -> Iterator[Witness]:
+        """When the server sends events of a kind, or of one object, from now on."""
         version = self.server.api().request("GET", path(kind, where) + "?limit=1")["metadata"]["resourceVersion"]
-        with Witness("watch", self.server.port, self.server.ca, ADMIN, f"{path(kind, where)}?watch=1", version) as witness:
+        only = f"&fieldSelector=metadata.name%3D{name}" if name else ""
+        with Witness("watch", self.server.port, self.server.ca, ADMIN, f"{path(kind, where)}?watch=1{only}", version) as witness:
             witness.said("watching")
             yield witness
 
@@ -234,8 +244,11 @@ def resident(process: int) -> tuple[float, float]:
 
 def processor_time(process: int) -> float:
     """Seconds that a process's threads have run, those that ended left out."""
-    tasks = Path(f"/proc/{process}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+    ran = 0
+    for task in Path(f"/proc/{process}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            ran += int((task / "schedstat").read_text().split()[0])
+    return ran / 1e9
 
 
 def system_calls(agent: Agent) -> int:

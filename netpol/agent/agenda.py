@@ -1,7 +1,8 @@
 """What the loop does next, and when: decided from times that are passed in, without a clock, a thread or a kernel.
 
 The first change after quiet is due at once. Changes that come while the kernel is written wait, and are written together: after each
-write there is a pause as long as a processor was busy with it, within bounds, so that a storm never takes more than about half of one.
+write there is a pause as long as a processor was busy with it, and longer after one of many events, within bounds: a storm never takes
+more than about half of a processor for writing, and mostly far less.
 Time in which a write only waited, for a processor or for iptables' lock, is no reason to have the next change wait too. What the kernel
 refused is tried again after a pause that doubles, with jitter; a change that comes meanwhile does not wait for that, for it may have
 nothing to do with what is refused.
@@ -18,6 +19,9 @@ from typing import Literal, NamedTuple
 from msgspec import Struct
 
 from netpol.model import Object
+
+# More events than these in one write are a storm, of which the more are gathered the thicker it comes.
+FEW = 10
 
 Task = Literal["absorb", "apply", "look", "audit", "save"]
 
@@ -109,10 +113,10 @@ class Agenda:
             if not self.missing:
                 self._attempt = now
 
-    def applied(self, ended: float, took: float, changed: bool) -> None:
-        """The kernel is as wanted; took -- seconds of a processor; changed -- something had to be written for that."""
+    def applied(self, ended: float, took: float, changed: bool, events: int = 0) -> None:
+        """The kernel is as wanted; took -- seconds of a processor, for so many events; changed -- something had to be written for that."""
         least, most = self.pace.rest
-        self._rest_until = ended + min(max(took, least), most)
+        self._rest_until = ended + min(max(took * max(1.0, events / FEW), least), most)
         self._attempt = None
         self.refusals = 0
         if not self.in_force:

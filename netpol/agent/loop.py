@@ -173,7 +173,7 @@ class Loop:
         if self._rest is None or due is None or due.task != "look":
             self._bell.wait(until - now)
             return
-        other = self.agenda.due(None, now, looking=False)
+        other = self._due(now, looking=False)
         until = now + PULSE if other is None else min(other.at, now + PULSE)
         self.agenda.plan_look(self._rest(self._bell, due.at, self.agenda.pace.look, until))
 
@@ -195,8 +195,8 @@ class Loop:
         self._listener.save()
         self.agenda.saved()
 
-    def _due(self, now: float) -> Due | None:
-        return self.agenda.due(self._heard[0][0] if self._heard else None, now)
+    def _due(self, now: float, looking: bool = True) -> Due | None:
+        return self.agenda.due(self._heard[0][0] if self._heard else None, now, looking)
 
     def _pulse(self) -> None:
         self.last_pulse = self._clock()
@@ -262,9 +262,9 @@ class Loop:
             self.agenda.hold(ended + report.grace)
             self._listener.applied(report)
             return
-        self.tally.enforced.observe_all(ended - stamp for stamp in self._stamps)
-        self._stamps = []
-        self.agenda.applied(ended, took, bool(report.steps))
+        stamps, self._stamps = self._stamps, []
+        self.tally.enforced.observe_all(ended - stamp for stamp in stamps)
+        self.agenda.applied(ended, took, bool(report.steps), len(stamps))
         self._listener.applied(report)
 
     def _audit(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netpol.agent.agenda import Agenda, Due, Pace
+from netpol.agent.agenda import FEW, Agenda, Due, Pace
 from netpol.model import Namespace, Pod
 
 
@@ -72,17 +72,19 @@ def test_the_first_change_after_quiet_goes_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("took", "rest"),
+    ("took", "events", "rest"),
     [
-        pytest.param(0.0001, 0.002, id="not shorter than the least"),
-        pytest.param(0.03, 0.03, id="as long as the write took"),
-        pytest.param(4.0, 0.1, id="not longer than the most"),
+        pytest.param(0.0001, 1, 0.002, id="not shorter than the least"),
+        pytest.param(0.03, FEW, 0.03, id="as long as the write took"),
+        pytest.param(0.01, 2 * FEW, 0.02, id="twice as long where it was of many events"),
+        pytest.param(0.01, 100 * FEW, 0.1, id="and longer the more they were"),
+        pytest.param(4.0, 1, 0.1, id="not longer than the most"),
     ],
 )
-def test_a_burst_is_gathered(took: float, rest: float) -> None:
+def test_a_burst_is_gathered(took: float, events: int, rest: float) -> None:
     """What comes while the kernel is written, or right after, waits until the write has rested."""
     made = in_force(Pace(look=1000.0, audit=0.0))
-    made.applied(200.0 + took, took, changed=True)
+    made.applied(200.0 + took, took, changed=True, events=events)
     assert at(made.due(200.0, 200.0 + took), "apply") == pytest.approx(200.0 + took + rest)
 
 

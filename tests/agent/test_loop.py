@@ -363,6 +363,23 @@ def test_an_event_wakes_the_thread(kernel: Kernel, monkeypatch: pytest.MonkeyPat
     assert not thread.is_alive()
 
 
+def test_an_event_that_a_pause_keeps_waiting_is_not_slept_through(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It rang when it came, and many looks are due before the pause is over: they are taken, and then it is enforced."""
+    monkeypatch.setattr("netpol.agent.loop.PULSE", 3600.0)
+    pace = Pace(look=0.001, audit=0.0, rest=(0.2, 0.2), save=(3600.0, 3600.0))
+    loop = Loop(Enforcer(kernel, "n"), KINDS, pace=pace, look=kernel.touched, rest=kernel.rest, jitter=lambda: 1.0)
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    try:
+        loop.hear(*WORLD, *COMPLETE)
+        for i in range(3):
+            until(lambda i=i: sum(loop.tally.enforced.counts) == len(WORLD) + i)  # type: ignore[misc]  # mypy knows no such lambda
+            loop.hear(Put(P) if i % 2 else Gone(Policy, "p", "x"))
+    finally:
+        loop.stop()
+        thread.join(20)
+
+
 def test_a_storm_of_threads_ends_in_the_right_state(running: tuple[Loop, Heard]) -> None:
     """Four sources at once, 4,000 events on 400 pods, a policy that comes and goes: nothing is lost, it ends as the last ones say."""
     loop, heard = running

@@ -21,7 +21,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -216,25 +216,31 @@ class ApiServer:
 
         together -- how many share a version. Where somebody watches, it has to be 1: who has seen a version has seen all of it.
         """
-        connection = http.client.HTTPConnection("127.0.0.1", self._etcd_port, timeout=PATIENCE)
-        batch: list[Json] = []
+        self.store(((stored_at(kind, value["metadata"]), json.dumps(value).encode()) for value in objects), together)
 
-        def send() -> None:
-            connection.request("POST", "/v3/kv/txn", json.dumps({"success": batch}))
-            answer = connection.getresponse()
-            text = answer.read().decode()
-            assert answer.status == 200, text
-            batch.clear()
+    def store(self, values: Iterable[tuple[str, bytes]], together: int = FILL) -> None:
+        """Puts values straight into etcd, by their keys; `together` as in `fill`."""
+        with closing(http.client.HTTPConnection("127.0.0.1", self._etcd_port, timeout=PATIENCE)) as connection:
+            batch: list[Json] = []
+            for key, value in values:
+                batch.append({"requestPut": {"key": _base64(key.encode()), "value": _base64(value)}})
+                if len(batch) == together:
+                    _ask_etcd(connection, "txn", {"success": batch})
+                    batch.clear()
+            if batch:
+                _ask_etcd(connection, "txn", {"success": batch})
 
-        for value in objects:
-            meta = value["metadata"]
-            key = f"/registry/{'minions' if kind == 'nodes' else kind}/" + "/".join(filter(None, (meta.get("namespace"), meta["name"])))
-            batch.append({"requestPut": {"key": _base64(key), "value": _base64(json.dumps(value))}})
-            if len(batch) == together:
-                send()
-        if batch:
-            send()
-        connection.close()
+    def stored(self, kind: str) -> dict[str, bytes]:
+        """What etcd holds of a kind, by its keys, as whoever wrote it wrote it."""
+        found: dict[str, bytes] = {}
+        first, end = stored_at(kind, {"name": ""}), stored_at(kind, {"name": "\x7f"})
+        with closing(http.client.HTTPConnection("127.0.0.1", self._etcd_port, timeout=PATIENCE)) as connection:
+            more = True
+            while more:
+                answer = _ask_etcd(connection, "range", {"key": _base64(first.encode()), "range_end": _base64(end.encode()), "limit": FILL})
+                found |= {base64.b64decode(one["key"]).decode(): base64.b64decode(one["value"]) for one in answer.get("kvs", ())}
+                first, more = max(found, default="") + "\0", answer.get("more", False)
+        return found
 
     # -- processes -----------------------------------------------------------------------------------------------------
 
@@ -332,8 +338,22 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def _base64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def stored_at(kind: str, meta: Json) -> str:
+    """The key in etcd of an object of a kind, by its metadata."""
+    return f"/registry/{'minions' if kind == 'nodes' else kind}/" + "/".join(filter(None, (meta.get("namespace"), meta["name"])))
+
+
+def _ask_etcd(connection: http.client.HTTPConnection, what: str, request: Json) -> Json:
+    connection.request("POST", f"/v3/kv/{what}", json.dumps(request))
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    assert answer.status == 200, text
+    found: Json = json.loads(text)
+    return found
 
 
 def pump(source: socket.socket, sink: socket.socket) -> None:
