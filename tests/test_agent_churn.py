@@ -144,7 +144,7 @@ class World:
         """The kernel becomes what a fresh compile of the server's objects gives; then all judges say the same of every flow."""
         cluster = self.cluster()
         wanted = compiled(cluster, NODE, Settings())
-        until(lambda: diff(wanted, self.read()) == (), agent.log)
+        until(lambda: diff(wanted, self.read()) == (), lambda: (diff(wanted, self.read()), agent.log()))
         found = self.read()
         flows = [Flow(*ends, TCP, port) for ends in self.pairs(cluster) for port in PORTS]
         assert flows

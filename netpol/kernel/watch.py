@@ -10,6 +10,7 @@ where it rang before.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 import weakref
@@ -35,7 +36,7 @@ class Bell:
 
     def wait(self, seconds: float) -> None:
         """Sleeps until it is rung, but no longer than that."""
-        lib.np_sys_await(self.descriptor, time.monotonic_ns() + int(seconds * NANO), ffi.new("uint64_t *"))
+        _slept(lib.np_sys_await(self.descriptor, time.monotonic_ns() + int(seconds * NANO), ffi.new("uint64_t *")))
 
 
 class Watch:
@@ -59,6 +60,13 @@ class Watch:
         """
         native = self._native
         native.bell, native.next, native.every = bell.descriptor, int(first * NANO), int(every * NANO)
-        if lib.np_watch(native, int(until * NANO)) == lib.NP_WATCH_TOUCHED:
+        if _slept(lib.np_watch(native, int(until * NANO))) == lib.NP_WATCH_TOUCHED:
             return 0.0
         return float(native.next / NANO)
+
+
+def _slept(code: int) -> int:
+    """What a sleep ended by. Signals may; where nobody can sleep at all a loop would never rest, and OSError is raised."""
+    if code < 0 and code != -errno.EINTR:
+        raise OSError(-code, os.strerror(-code))
+    return code

@@ -170,3 +170,14 @@ def test_what_cannot_be_waited_for() -> None:
     assert lib.np_sys_await(descriptor, now + 3600 * 10**9, calls) == -9
     assert calls[0] == 3
     assert abs(lib.np_sys_now() - time.monotonic_ns()) < 10**9
+
+
+def test_a_bell_that_is_none(kernel: Kernel) -> None:
+    """Nobody sleeps by it, and who tries is told: a loop would never rest."""
+    bell = Bell()
+    bell.descriptor = 1 << 20
+    now = time.monotonic()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        bell.wait(FOREVER)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        kernel.rest(bell, now + FOREVER, 1.0, now + FOREVER)
