@@ -67,6 +67,7 @@ struct np_ct_dump {
     const uint8_t *ends6;
     size_t count6;
     uint32_t bits;
+    uint32_t counted;
     uint32_t seq;
     int flags;
 };

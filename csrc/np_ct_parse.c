@@ -288,11 +288,12 @@ static int has_end(const struct np_ct_dump *dump, struct np_nl_in tuple, size_t 
                      : among6(attribute.value.data, dump->ends6, dump->count6);
 }
 
-/* Whether an entry can matter to who asked: one of its ends is wanted, or its mark has one of the bits. Reads no more of it than that
- * takes, for most entries matter to nobody: this is what a dump of a large table costs. The kernel puts a tuple's source first. */
-static int is_wanted(const struct np_ct_dump *dump, struct np_nl_in in, size_t size)
+/* Whether an entry can matter to who asked: one of its ends is wanted, or its mark has one of the bits. One that cannot is counted here.
+ * Reads no more of it than that takes, for most entries matter to nobody: this is what a dump of a large table costs. The kernel puts a
+ * tuple's source first. */
+static int is_wanted(struct np_ct_dump *dump, struct np_nl_in in, size_t size)
 {
-    const int all = dump->bits ? 3 : 2;
+    const int all = dump->bits | dump->counted ? 3 : 2;
     struct np_nl_attribute attribute;
     uint32_t mark = 0;
 
@@ -307,6 +308,7 @@ static int is_wanted(const struct np_ct_dump *dump, struct np_nl_in in, size_t s
                 return 1;
         }
     }
+    dump->marked += (mark & dump->counted) != 0;
     return 0;
 }
 
@@ -336,15 +338,14 @@ static int parse_entry(struct np_nl_in in, struct np_ct_dump *dump)
     else if (flow->flags & NP_CT_PORTS)
         flow->first.service = flow->reply.source_port;
     dump->count++;
-    dump->marked += (flow->mark & dump->bits) != 0;
+    dump->marked += (flow->mark & dump->counted) != 0;
     return 0;
 }
 
 /* Appends what one datagram of the dump numbered `seq` holds of wanted entries: those with an end among the sorted addresses `ends4`
- * and `ends6`, or with one of `bits` in their mark. `seen` counts all of the two families, and `marked`
- * those that have one of the bits. Sets NP_CT_DONE at the end. (A table that never rests has no consistent dump, and ctnetlink does not
- * say NLM_F_DUMP_INTR.) Returns 0, the kernel's -errno, -ENOSPC where the room is short, or
- * -EBADMSG. */
+ * and `ends6`, or with one of `bits` in their mark. `seen` counts all of the two families, and `marked` those of all that have one of the
+ * bits `counted`. Sets NP_CT_DONE at the end. (A table that never rests has no consistent dump, and ctnetlink does not say
+ * NLM_F_DUMP_INTR.) Returns 0, the kernel's -errno, -ENOSPC where the room is short, or -EBADMSG. */
 int np_ct_parse_dump(const uint8_t *data, size_t size, struct np_ct_dump *dump)
 {
     struct np_nl_in in = {data, size};

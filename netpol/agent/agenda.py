@@ -116,7 +116,7 @@ class Agenda:
     def applied(self, ended: float, took: float, changed: bool, events: int = 0) -> None:
         """The kernel is as wanted; took -- seconds of a processor, for so many events; changed -- something had to be written for that."""
         least, most = self.pace.rest
-        self._rest_until = ended + min(max(took * max(1.0, events / FEW), least), most)
+        self._rest_until = ended + min(max(took * (max(1.0, events / FEW) if changed else 1.0), least), most)
         self._attempt = None
         self.refusals = 0
         if not self.in_force:

@@ -1,9 +1,9 @@
 """Cuts the flows that a change denied, and gives back those that it allows: entries read, judged, marked.
 
 One `sweep` makes the marks of the connection tracking table agree with the rules in force, once. When to sweep is the caller's
-business: after a change that narrowed or widened something, or that moved an address, at most once a second; once more a second
-later, for entries that no packet had confirmed yet, unless `settle` has waited for those; one of everything at start; and off the
-thread that applies rules, for a sweep of 100,000 entries takes as long as the kernel needs to send them.
+business: after a change that narrowed something, that widened something while a flow is cut, or that moved an address, at most once a
+second; once more a second later, for entries that no packet had confirmed yet, unless `settle` has waited for those; one of everything
+at start; and off the thread that applies rules, for a sweep of 100,000 entries takes as long as the kernel needs to send them.
 
 Flows are judged in C where the rules in force have the form that netpol gives them (`netpol.kernel.judge`), which costs less than a tenth
 of what the kernel needs to send them; what is not, by the interpreter of rules (`netpol.rules.cut`), which costs more than a dump.
@@ -59,7 +59,7 @@ class Cutter:
         self._index = Index()
         self._indexed: bool | None = None  # whether it judges as the last judge; None: nobody asked yet
         self.is_clear = False
-        """Whether no entry has the bit, as the last sweeps saw them."""
+        """Whether no entry has the bit, as the last sweeps saw them; False where they do not know."""
 
     def __enter__(self) -> Cutter:
         return self
@@ -80,20 +80,23 @@ class Cutter:
 
         ruleset -- the one in force; pods -- the addresses of this node's pods; touched -- those of them, and those that were theirs until
         lately, whose flows may be judged otherwise than by the last sweep. None is all of them, and every entry that has the bit.
-        Nothing need be swept after a change that only lets more through, while `is_clear`.
+        After a change that only lets more through, and while `is_clear`, no sweep is needed.
         With the very same ruleset, pods and node addresses as last time (the second look a second later) no flow is judged twice.
         """
-        calls, looked_at, wanted, had = self._socket.calls, self._socket.looked_at, self._socket.wanted, self._socket.had_bits
+        calls, looked_at, wanted, had = self._socket.calls, self._socket.looked_at, self._socket.wanted, self._socket.counted
         was_clear, self.is_clear = self.is_clear, False
         judge = self._ready(ruleset, frozenset(pods), local_addresses())
         judging = Judging(lambda: self._sorting(judge))
-        all_marked = self._read(pods, touched, judging, was_clear)
+        reads_all = self._read(pods, touched, judging)
         cuts = judge.sort_out(judging.ask, self._bit)
         mark, unmark = cuts.mark + judging.mark, cuts.unmark + judging.unmark
         marked = self._socket.mark(mark, self._bit)
         unmarked = self._socket.unmark(unmark, self._bit)
-        # What was marked already and is to stay so keeps it from being clear, whether or not it is there by now.
-        self.is_clear = not mark and (was_clear or (all_marked and self._socket.had_bits - had == len(unmark) // SIZE))
+        if reads_all:
+            # What had the bit and is to keep it may be gone by now; the next sweep will tell.
+            self.is_clear = not mark and self._socket.counted - had == len(unmark) // SIZE
+        else:
+            self.is_clear = not mark and (was_clear or (bool(unmark) and not self._socket.marked(self._bit)))
         looked_at, wanted = self._socket.looked_at - looked_at, self._socket.wanted - wanted
         return Report(looked_at, wanted, marked, unmarked, self._socket.calls - calls)
 
@@ -104,12 +107,12 @@ class Cutter:
         unmarked = self._socket.unmark(entries, self._bit)
         return Report(self._socket.looked_at - looked_at, len(entries) // SIZE, 0, unmarked, self._socket.calls - calls)
 
-    def _read(self, pods: Collection[Address], touched: Collection[Address] | None, judging: Judging, is_clear: bool) -> bool:
-        """Whether every entry that has the bit was read, where some may have it."""
+    def _read(self, pods: Collection[Address], touched: Collection[Address] | None, judging: Judging) -> bool:
+        """Whether all entries were read."""
         if touched is None:
-            self._socket.flows(pods, self._bit, judging)
+            self._socket.flows(pods, self._bit, judging, self._bit)
         elif len(touched) > FILTERED or self._socket.count() <= WALK * (filtered_dumps(touched) - 1):
-            self._socket.flows(touched, 0 if is_clear else self._bit, judging)
+            self._socket.flows(touched, 0, judging, self._bit)
         else:
             # A flow between two of them may be read twice; then it is marked twice, with the same bit.
             self._socket.flows_at(touched, judging)

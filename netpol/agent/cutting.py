@@ -132,10 +132,10 @@ class Sweeper:
             self._ration.tell(None)
         if report.whole is not None:
             self._replay = Replay(report.whole)
-        elif self._replay is not None:
-            self._replay.follow(report.steps)
-        else:
+        elif self._replay is None:
             return
+        elif self._cut:
+            self._replay.follow(report.steps)
         self._pods = report.pods
         is_idle = report.whole is None and opens(report.steps) and self._cutter is not None and self._cutter.is_clear
         if self._cut and not is_idle:

@@ -100,8 +100,8 @@ class ConntrackSocket(NetlinkSocket):
         """Entries that the kernel has sent so far, wanted or not."""
         self.wanted = 0
         """Those of them that were asked for."""
-        self.had_bits = 0
-        """Those of them that had one of the bits asked for in their mark."""
+        self.counted = 0
+        """Entries, wanted or not, that had one of the bits in their mark that were to be counted."""
         code = int(lib.np_ct_open(self._native, protocol))
         if code < 0:
             raise translate(-code, "open", "netlink socket")
@@ -158,12 +158,13 @@ class ConntrackSocket(NetlinkSocket):
     # -- reading --
 
     @exclusive
-    def flows(self, ends: Iterable[Address], bits: int = 0, judging: Judging | None = None) -> bytes:
+    def flows(self, ends: Iterable[Address], bits: int = 0, judging: Judging | None = None, counted: int = 0) -> bytes:
         """Packed entries of both families with an end among these addresses, or with one of `bits` in their mark, in one dump of all.
 
+        All that have one of the bits `counted` are counted, too.
         With `judging` they are judged as they come, and what it keeps of them is all that becomes of them.
         """
-        return self._dump(lib.NP_CT_ALL, ends, bits, judging=judging)
+        return self._dump(lib.NP_CT_ALL, ends, bits, judging=judging, counted=counted)
 
     @exclusive
     def flows_at(self, addresses: Collection[Address], judging: Judging | None = None) -> bytes:
@@ -207,6 +208,7 @@ class ConntrackSocket(NetlinkSocket):
         family: int = 0,
         address: Address | None = None,
         judging: Judging | None = None,
+        counted: int = 0,
     ) -> bytes:
         wanted = frozenset(ends)
         by_family = {family: sorted(end for end in wanted if family_of(end) == family) for family in FAMILIES}
@@ -214,7 +216,7 @@ class ConntrackSocket(NetlinkSocket):
         dump = ffi.new(
             "struct np_ct_dump *", {"flows": self._area, "room": _FLOWS, "ends4": ends4, "ends6": ends6, "bits": bits, "seq": self._next(1)}
         )
-        dump.count4, dump.count6 = len(by_family[4]), len(by_family[6])
+        dump.count4, dump.count6, dump.counted = len(by_family[4]), len(by_family[6]), counted
         found = bytearray()
         what = "entries" if address is None else f"entries of {format_address(address)}"
         try:
@@ -233,7 +235,7 @@ class ConntrackSocket(NetlinkSocket):
             self._dirty = True
             raise
         self.looked_at += int(dump.seen)
-        self.had_bits += int(dump.marked)
+        self.counted += int(dump.marked)
         if code == 0:
             return bytes(found)
         self._dirty = True

@@ -6,11 +6,17 @@ the thread that decides. Following costs what the steps are long; the members of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+
+from msgspec.structs import replace
 
 from netpol.model import Address
 from netpol.rules.ruleset import CreateSet, GrowSet, ReplaceTable, Ruleset, ShrinkSet, Step, grown, is_front
 from netpol.rules.sets import Set, is_flagged
+
+LATER = 256
+"""So many steps of a set are put together at once, at most, and wait until somebody asks."""
 
 
 class Replay:
@@ -27,7 +33,10 @@ class Replay:
         for step in steps:
             self._same = False
             if isinstance(step, GrowSet | ShrinkSet):
-                self._later.setdefault(step.name, []).append(step)
+                later = self._later.setdefault(step.name, [])
+                later.append(step)
+                if len(later) > LATER:
+                    self._sets[step.name] = _changed(self._sets[step.name], self._later.pop(step.name))
             elif isinstance(step, ReplaceTable):
                 self._chains[step.family] = step.chains
                 (self._hooked.add if step.hooked else self._hooked.discard)(step.family)
@@ -50,9 +59,18 @@ class Replay:
 
 
 def _changed(found: Set, steps: Iterable[GrowSet | ShrinkSet]) -> Set:
-    for step in steps:
+    for step in _joined(steps):
         found = grown(found, step) if isinstance(step, GrowSet) else step.left or found.minus(step.members)
     return found
+
+
+def _joined(steps: Iterable[GrowSet | ShrinkSet]) -> Iterator[GrowSet | ShrinkSet]:
+    """The same, where a set that only grew for a while grows once: each time is a copy of it."""
+    for grew, run in groupby(steps, lambda step: isinstance(step, GrowSet) and not is_flagged(step.kind)):
+        found = list(run)
+        if grew:
+            found = [replace(found[0], members=frozenset().union(*(step.members for step in found)))]
+        yield from found
 
 
 def opens(steps: Sequence[Step]) -> bool:

@@ -88,6 +88,13 @@ def test_a_burst_is_gathered(took: float, events: int, rest: float) -> None:
     assert at(made.due(200.0, 200.0 + took), "apply") == pytest.approx(200.0 + took + rest)
 
 
+def test_a_storm_that_changes_nothing_holds_nothing_up() -> None:
+    """Of a relist nothing had to be written: what comes next does not wait for as many again."""
+    made = in_force(Pace(look=1000.0, audit=0.0))
+    made.applied(200.0, 0.001, changed=False, events=100 * FEW)
+    assert at(made.due(200.0, 200.0), "apply") == pytest.approx(200.002)
+
+
 def test_looks_and_audits_come_by_the_clock() -> None:
     """Every 0.1 s and every 10 s; a look that sees somebody's hand brings the audit at once."""
     made = in_force()

@@ -17,7 +17,7 @@ from netpol.agent.cutting import BURST, CHEAP, Cutting, Ration, Sweeper, Touched
 from netpol.agent.enforcer import Report
 from netpol.errors import KernelError
 from netpol.rules.compile import Settings
-from netpol.rules.ruleset import Ruleset
+from netpol.rules.ruleset import GrowSet, Ruleset
 
 A, B, C = (frozenset({bytes((10, 0, 0, i))}) for i in (1, 2, 3))
 BIT = Settings().cut_bit
@@ -263,8 +263,11 @@ def test_switched_off_marks_are_forgotten_and_that_is_all(stack: ExitStack) -> N
     bench = Bench(stack, cut=False)
     bench.sweeper.follow(whole())
     assert (bench.turn(), bench.turn(1)) == (51.0, None)
-    bench.sweeper.follow(Report((), 0, None, frozenset(), None))
+    bench.sweeper.follow(Report((GrowSet("s", "hash:ip", 4, A),), 0, None, frozenset(), None))
     assert (bench.turn(5), len(bench.reports)) == (None, 2)
+    # Nobody asks for the state, and what becomes of it is not kept. Of a set that is not there nothing could be.
+    assert bench.sweeper._replay is not None
+    assert bench.sweeper._replay.ruleset() is EMPTY
 
 
 def test_the_thread_ends(netns: int, monkeypatch: pytest.MonkeyPatch) -> None:

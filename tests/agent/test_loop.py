@@ -375,9 +375,11 @@ def test_an_event_that_a_pause_keeps_waiting_is_not_slept_through(kernel: Kernel
         for i in range(3):
             until(lambda i=i: sum(loop.tally.enforced.counts) == len(WORLD) + i)  # type: ignore[misc]  # mypy knows no such lambda
             loop.hear(Put(P) if i % 2 else Gone(Policy, "p", "x"))
+        until(lambda: sum(loop.tally.enforced.counts) == len(WORLD) + 3)
     finally:
         loop.stop()
         thread.join(20)
+    assert not thread.is_alive()
 
 
 def test_a_storm_of_threads_ends_in_the_right_state(running: tuple[Loop, Heard]) -> None:

@@ -21,11 +21,12 @@ static void check_dump(struct input *in)
     uint8_t *datagram;
 
     dump.bits = take_byte(in);
+    dump.counted = ~dump.bits;
     dump.flows = room(FLOWS * sizeof(*dump.flows));
     size = in->left;
     datagram = take_block(in, size);
     np_ct_parse_dump(datagram, size, &dump);
-    HOLDS(dump.count <= dump.room && dump.count <= dump.seen && dump.marked <= dump.count);
+    HOLDS(dump.count <= dump.room && dump.count <= dump.seen && dump.marked <= dump.seen);
     is_set(dump.flows, dump.count * sizeof(*dump.flows));
     for (size_t i = 0; i < dump.count; i++)
         HOLDS(dump.flows[i].first.family == 4 || dump.flows[i].first.family == 6);

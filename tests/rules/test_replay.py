@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from netpol.rules.cut import Judge
 from netpol.rules.diff import diff
 from netpol.rules.flows import Entry, Tuple
 from netpol.rules.interpret import Packet
-from netpol.rules.replay import Replay, opens, touched
+from netpol.rules.replay import LATER, Replay, opens, touched
 from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, ReplaceTable, Ruleset, ShrinkSet, Step, front_name
 from netpol.rules.sets import Set, SetKind, net_member
 from tests import clusters
@@ -90,6 +91,26 @@ def test_what_becomes_of_a_set(steps: tuple[Step, ...], members: set[bytes] | No
     found.follow(steps)
     expected = {} if members is None else {"s": nets(*members)}
     assert found.ruleset() == Ruleset({}, expected)
+
+
+def test_a_set_that_grows_for_long_is_put_together_before_anybody_asks() -> None:
+    """As many steps as there are wait in no list, and those that only grow are one copy of the set."""
+    copies: list[int] = []
+    plus = Set.plus
+
+    def counted(self: Set, members: AbstractSet[bytes]) -> Set:
+        copies.append(len(members))
+        return plus(self, members)
+
+    ips = [bytes((10, 1, i >> 8, i & 255)) for i in range(3 * LATER)]
+    found = Replay(Ruleset({}, {"s": Set("s", "hash:ip", 4, frozenset())}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Set, "plus", counted)
+        for ip in ips:
+            found.follow((grow(ip, kind="hash:ip"),))
+        assert copies == [LATER + 1, LATER + 1]
+        assert found.ruleset().sets["s"].members == frozenset(ips)
+        assert copies == [LATER + 1, LATER + 1, LATER - 2]
 
 
 def test_what_did_not_change_is_the_same_value() -> None:
