@@ -344,42 +344,34 @@ def running(kernel: Kernel) -> Iterator[tuple[Loop, Heard]]:
     assert not thread.is_alive()
 
 
-@pytest.mark.parametrize("look", [3600.0, 0.001], ids=["asleep", "asleep with an open eye"])
-def test_an_event_wakes_the_thread(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, look: float) -> None:
-    """Nothing polls: with a thread that would not wake by itself for an hour, each of 100 changes heard in quiet is enforced."""
-    monkeypatch.setattr("netpol.agent.loop.PULSE", 3600.0)
-    pace = Pace(look=look, audit=0.0)
+def changed_in_quiet(kernel: Kernel, pace: Pace, times: int) -> None:
+    """A loop in its thread enforces a world, and then so many changes, each heard when the one before it was in force."""
     loop = Loop(Enforcer(kernel, "n"), KINDS, pace=pace, look=kernel.touched, rest=kernel.rest, jitter=lambda: 1.0)
     thread = threading.Thread(target=loop.run)
     thread.start()
     try:
         loop.hear(*WORLD, *COMPLETE)
-        for i in range(100):
+        for i in range(times + 1):
             until(lambda i=i: sum(loop.tally.enforced.counts) == len(WORLD) + i)  # type: ignore[misc]  # mypy knows no such lambda
-            loop.hear(Put(P) if i % 2 else Gone(Policy, "p", "x"))
+            if i < times:
+                loop.hear(Put(P) if i % 2 else Gone(Policy, "p", "x"))
     finally:
         loop.stop()
         thread.join(20)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("look", [3600.0, 0.001], ids=["asleep", "asleep with an open eye"])
+def test_an_event_wakes_the_thread(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, look: float) -> None:
+    """Nothing polls: with a thread that would not wake by itself for an hour, each of 100 changes heard in quiet is enforced."""
+    monkeypatch.setattr("netpol.agent.loop.PULSE", 3600.0)
+    changed_in_quiet(kernel, Pace(look=look, audit=0.0), 100)
 
 
 def test_an_event_that_a_pause_keeps_waiting_is_not_slept_through(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     """It rang when it came, and many looks are due before the pause is over: they are taken, and then it is enforced."""
     monkeypatch.setattr("netpol.agent.loop.PULSE", 3600.0)
-    pace = Pace(look=0.001, audit=0.0, rest=(0.2, 0.2), save=(3600.0, 3600.0))
-    loop = Loop(Enforcer(kernel, "n"), KINDS, pace=pace, look=kernel.touched, rest=kernel.rest, jitter=lambda: 1.0)
-    thread = threading.Thread(target=loop.run)
-    thread.start()
-    try:
-        loop.hear(*WORLD, *COMPLETE)
-        for i in range(3):
-            until(lambda i=i: sum(loop.tally.enforced.counts) == len(WORLD) + i)  # type: ignore[misc]  # mypy knows no such lambda
-            loop.hear(Put(P) if i % 2 else Gone(Policy, "p", "x"))
-        until(lambda: sum(loop.tally.enforced.counts) == len(WORLD) + 3)
-    finally:
-        loop.stop()
-        thread.join(20)
-    assert not thread.is_alive()
+    changed_in_quiet(kernel, Pace(look=0.001, audit=0.0, rest=(0.2, 0.2), save=(3600.0, 3600.0)), 3)
 
 
 def test_a_storm_of_threads_ends_in_the_right_state(running: tuple[Loop, Heard]) -> None:
