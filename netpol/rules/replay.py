@@ -16,7 +16,7 @@ from netpol.rules.ruleset import CreateSet, GrowSet, ReplaceTable, Ruleset, Shri
 from netpol.rules.sets import Set, is_flagged
 
 LATER = 256
-"""So many steps of a set are put together at once, at most, and wait until somebody asks."""
+"""At most so many steps of a set wait until somebody asks what is in it; one more, and they are put together."""
 
 
 class Replay:
