@@ -13,6 +13,8 @@ enum {
     /* Updates of one send. Their errors wait to be received, about 1 KiB of the socket's memory each: all of them fit.
      * An update has at most 148 bytes. */
     NP_UPDATES = 128,
+    /* Entries that one send asks for. They wait as those errors do, in up to twice the memory. */
+    NP_GETS = 64,
     /* The attributes of Linux 5.8's filter, which older headers lack, and the bit by which it looks at a tuple's source address. */
     NP_CTA_FILTER = 25,
     NP_CTA_FILTER_ORIGINAL = 1,
@@ -154,11 +156,10 @@ static void put_protocol(struct np_nl_out *out, const struct np_ct_flow *flow)
     np_nl_unnest(out, nest);
 }
 
-/* Writes one update: the entry of this reply tuple and zone gets `mark` in the bits of `mask`. By the reply tuple, for the original
- * one of a Service may belong to another backend by now. A zone of the original direction alone does not key the reply. */
-static void put_update(struct np_nl_out *out, const struct np_ct_flow *flow, uint32_t seq, uint32_t mark, uint32_t mask)
+/* Puts what names an entry, the reply tuple and the zone: by the reply tuple, for the original one of a Service may belong to another
+ * backend by now. A zone of the original direction alone does not key the reply. */
+static void put_key(struct np_nl_out *out, const struct np_ct_flow *flow)
 {
-    const size_t start = begin(out, IPCTNL_MSG_CT_NEW, 0, seq, flow->first.family);
     const size_t tuple = np_nl_nest(out, CTA_TUPLE_REPLY), ip = np_nl_nest(out, CTA_TUPLE_IP);
     const int four = flow->first.family == 4;
     const size_t size = four ? 4 : 16;
@@ -172,6 +173,37 @@ static void put_update(struct np_nl_out *out, const struct np_ct_flow *flow, uin
     np_nl_unnest(out, tuple);
     if (flow->zone && !(flow->flags & (NP_CT_ZONE_ORIGINAL | NP_CT_ZONE_REPLY)))
         np_nl_put_be16(out, CTA_ZONE, flow->zone);
+}
+
+/* Asks for the entries of these flows one by one, and appends to `dump`, with NP_CT_EACH, those that are there and wanted. Each is either
+ * seen or gone afterwards. Returns 0, or -errno: -ENODATA when an answer did not come. */
+int np_ct_get(struct np_ct *ct, const struct np_ct_flow *flows, size_t count, struct np_ct_dump *dump)
+{
+    int result = 0;
+
+    for (size_t i = 0; i < count && result >= 0;) {
+        const size_t end = count - i < NP_GETS ? count : i + NP_GETS;
+        struct np_nl_out out = writer(ct);
+
+        for (; i < end; i++) {
+            const size_t start = begin(&out, IPCTNL_MSG_CT_GET, 0, dump->seq, flows[i].first.family);
+
+            put_key(&out, &flows[i]);
+            np_nl_end(&out, start);
+        }
+        result = send_all(ct, &out);
+        while (result >= 0 && dump->seen + dump->gone < end)
+            result = np_ct_receive(ct, dump);
+    }
+    return result;
+}
+
+/* Writes one update: the flow's entry gets `mark` in the bits of `mask`. */
+static void put_update(struct np_nl_out *out, const struct np_ct_flow *flow, uint32_t seq, uint32_t mark, uint32_t mask)
+{
+    const size_t start = begin(out, IPCTNL_MSG_CT_NEW, 0, seq, flow->first.family);
+
+    put_key(out, flow);
     np_nl_put_be32(out, CTA_MARK, mark);
     np_nl_put_be32(out, CTA_MARK_MASK, mask);
     np_nl_end(out, start);

@@ -1,8 +1,8 @@
 /* ctnetlink: connection tracking entries are read, whole or filtered, and bits of their marks are set and cleared in bulk.
  *
- * Reading is np_ct_list, then np_ct_receive until NP_CT_DONE; writing is one np_ct_update. Entries cross as an array of plain
- * structs. Addresses are network byte order, an IPv4 one in the first 4 of 16 bytes and zeros behind it; ports and all other
- * numbers are host byte order. A family is 4 or 6. */
+ * Reading is np_ct_list, then np_ct_receive until NP_CT_DONE, or np_ct_get for some that are known; writing is one np_ct_update.
+ * Entries cross as an array of plain structs. Addresses are network byte order, an IPv4 one in the first 4 of 16 bytes and zeros
+ * behind it; ports and all other numbers are host byte order. A family is 4 or 6. */
 #ifndef NP_CT_H
 #define NP_CT_H
 
@@ -18,6 +18,7 @@
 
 #define NP_CT_DONE 1
 #define NP_CT_LOST 2
+#define NP_CT_EACH 4
 
 #define NP_CT_ALL             0
 #define NP_CT_ORIGINAL_SOURCE 1
@@ -61,6 +62,7 @@ struct np_ct_dump {
     size_t room;
     size_t count;
     size_t seen;
+    size_t gone;
     size_t marked;
     const uint8_t *ends4;
     size_t count4;
@@ -86,6 +88,7 @@ int np_ct_open(struct np_ct *ct, int protocol);
 int np_ct_entries(struct np_ct *ct, uint32_t seq, uint32_t *entries);
 int np_ct_list(struct np_ct *ct, uint32_t seq, int family, int which, const uint8_t *address, uint32_t bits);
 int np_ct_receive(struct np_ct *ct, struct np_ct_dump *dump);
+int np_ct_get(struct np_ct *ct, const struct np_ct_flow *flows, size_t count, struct np_ct_dump *dump);
 int np_ct_update(struct np_ct *ct, const struct np_ct_flow *flows, uint32_t mark, uint32_t mask,
                  struct np_ct_outcome *outcome);
 int np_ct_parse_entries(const uint8_t *data, size_t size, uint32_t seq, uint32_t *entries);

@@ -109,10 +109,11 @@ class Cutter:
 
     def _read(self, pods: Collection[Address], touched: Collection[Address] | None, judging: Judging) -> bool:
         """Whether all entries were read."""
+        entries = self._socket.count()
         if touched is None:
-            self._socket.flows(pods, self._bit, judging, self._bit)
-        elif len(touched) > FILTERED or self._socket.count() <= WALK * (filtered_dumps(touched) - 1):
-            self._socket.flows(touched, 0, judging, self._bit)
+            self._socket.flows(pods, self._bit, judging, self._bit, entries)
+        elif len(touched) > FILTERED or entries <= WALK * (filtered_dumps(touched) - 1):
+            self._socket.flows(touched, 0, judging, self._bit, entries)
         else:
             # A flow between two of them may be read twice; then it is marked twice, with the same bit.
             self._socket.flows_at(touched, judging)

@@ -20,8 +20,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Collection, Iterable
+from typing import Any
 
 from netpol.errors import KernelError, MalformedKernelData, NotPermitted, Unsupported
+from netpol.kernel import listing
 from netpol.kernel._native import ffi, lib
 from netpol.kernel.judging import Judging
 from netpol.kernel.netlink import NetlinkSocket
@@ -158,12 +160,18 @@ class ConntrackSocket(NetlinkSocket):
     # -- reading --
 
     @exclusive
-    def flows(self, ends: Iterable[Address], bits: int = 0, judging: Judging | None = None, counted: int = 0) -> bytes:
+    def flows(
+        self, ends: Iterable[Address], bits: int = 0, judging: Judging | None = None, counted: int = 0, entries: int | None = None
+    ) -> bytes:
         """Packed entries of both families with an end among these addresses, or with one of `bits` in their mark, in one dump of all.
 
-        All that have one of the bits `counted` are counted, too.
+        All that have one of the bits `counted` are counted, too. entries -- how many there are, for who knows: where they are few,
+        those that can matter are found without a dump (`netpol.kernel.listing`).
         With `judging` they are judged as they come, and what it keeps of them is all that becomes of them.
         """
+        ends = frozenset(ends)
+        if entries is not None and (found := self._get(entries, ends, bits, judging, counted)) is not None:
+            return found
         return self._dump(lib.NP_CT_ALL, ends, bits, judging=judging, counted=counted)
 
     @exclusive
@@ -210,13 +218,7 @@ class ConntrackSocket(NetlinkSocket):
         judging: Judging | None = None,
         counted: int = 0,
     ) -> bytes:
-        wanted = frozenset(ends)
-        by_family = {family: sorted(end for end in wanted if family_of(end) == family) for family in FAMILIES}
-        ends4, ends6 = (ffi.from_buffer("uint8_t[]", b"".join(by_family[family])) for family in FAMILIES)
-        dump = ffi.new(
-            "struct np_ct_dump *", {"flows": self._area, "room": _FLOWS, "ends4": ends4, "ends6": ends6, "bits": bits, "seq": self._next(1)}
-        )
-        dump.count4, dump.count6, dump.counted = len(by_family[4]), len(by_family[6]), counted
+        dump, _ends = self._new_dump(ends, bits, counted)
         found = bytearray()
         what = "entries" if address is None else f"entries of {format_address(address)}"
         try:
@@ -225,23 +227,62 @@ class ConntrackSocket(NetlinkSocket):
                 code = int(lib.np_ct_receive(self._native, dump))
                 if dump.count <= _FLOWS - _AT_ONCE and code == 0 and not dump.flags & lib.NP_CT_DONE:
                     continue
-                count, dump.count = int(dump.count), 0
-                self.wanted += count
-                if judging is not None and count:
-                    judging.take(self._area, count)
-                else:
-                    found += ffi.buffer(self._area, count * SIZE)
+                found += self._taken(dump, judging)
         except BaseException:
             self._dirty = True
             raise
-        self.looked_at += int(dump.seen)
-        self.counted += int(dump.marked)
+        self._add(dump)
         if code == 0:
             return bytes(found)
         self._dirty = True
         if code in (-errno.EBADMSG, -errno.ENOSPC):
             raise MalformedKernelData(f"conntrack list {what}: what the kernel sent has no such form")
         raise translate(-code, "list", what)
+
+    def _get(self, entries: int, ends: frozenset[Address], bits: int, judging: Judging | None, counted: int) -> bytes | None:
+        """What a dump of everything would find; None where only a dump can tell."""
+        listed = listing.find(entries, ends, bits | counted)
+        if listed is None:
+            return None
+        self._native.calls += listed.calls
+        dump, _ends = self._new_dump(ends, bits, counted)
+        dump.flags = lib.NP_CT_EACH
+        keys = ffi.from_buffer("struct np_ct_flow[]", listed.keys)
+        try:
+            code = int(lib.np_ct_get(self._native, keys, len(keys), dump))
+            if code < 0:
+                # Nothing was judged yet, and the dump that follows meets the same kernel: it tells what is wrong.
+                self._dirty = True
+                return None
+            self._add(dump)
+            return self._taken(dump, judging)
+        except BaseException:
+            self._dirty = True
+            raise
+
+    def _new_dump(self, ends: Iterable[Address], bits: int, counted: int) -> tuple[Any, object]:
+        """What C reads entries into, and what has to live as long."""
+        wanted = frozenset(ends)
+        by_family = {family: sorted(end for end in wanted if family_of(end) == family) for family in FAMILIES}
+        ends4, ends6 = (ffi.from_buffer("uint8_t[]", b"".join(by_family[family])) for family in FAMILIES)
+        dump = ffi.new(
+            "struct np_ct_dump *", {"flows": self._area, "room": _FLOWS, "ends4": ends4, "ends6": ends6, "bits": bits, "seq": self._next(1)}
+        )
+        dump.count4, dump.count6, dump.counted = len(by_family[4]), len(by_family[6]), counted
+        return dump, (ends4, ends6)
+
+    def _taken(self, dump: Any, judging: Judging | None) -> bytes:
+        """Empties the area: what judges has it, else who called."""
+        count, dump.count = int(dump.count), 0
+        self.wanted += count
+        if judging is None or not count:
+            return bytes(ffi.buffer(self._area, count * SIZE))
+        judging.take(self._area, count)
+        return b""
+
+    def _add(self, dump: Any) -> None:
+        self.looked_at += int(dump.seen)
+        self.counted += int(dump.marked)
 
     # -- writing --
 

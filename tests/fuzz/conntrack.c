@@ -22,11 +22,13 @@ static void check_dump(struct input *in)
 
     dump.bits = take_byte(in);
     dump.counted = ~dump.bits;
+    dump.flags = dump.bits & 1 ? NP_CT_EACH : 0;
     dump.flows = room(FLOWS * sizeof(*dump.flows));
     size = in->left;
     datagram = take_block(in, size);
     np_ct_parse_dump(datagram, size, &dump);
     HOLDS(dump.count <= dump.room && dump.count <= dump.seen && dump.marked <= dump.seen);
+    HOLDS(dump.gone == 0 || dump.flags & NP_CT_EACH);
     is_set(dump.flows, dump.count * sizeof(*dump.flows));
     for (size_t i = 0; i < dump.count; i++)
         HOLDS(dump.flows[i].first.family == 4 || dump.flows[i].first.family == 6);
@@ -133,6 +135,7 @@ static uint32_t read_sent(int fd)
 static void check_sent(struct input *in)
 {
     struct np_ct_outcome outcome = {.first = 77, .count = FLOWS};
+    struct np_ct_dump dump = {.seq = 77, .flags = NP_CT_EACH};
     struct np_ct ct = {.buffer = room(SENT), .room = SENT};
     struct np_ct_flow *flows = zeros(FLOWS * sizeof(*flows));
     const int which = take_byte(in) % 4, family = take_byte(in) & 1 && which != 1 && which != 2 ? 6 : 4;
@@ -147,6 +150,7 @@ static void check_sent(struct input *in)
     connected(ends);
     ct.fd = ends[0];
     HOLDS(np_ct_list(&ct, 77, family, which, address, 1) == 0 && read_sent(ends[1]) == 1);
+    HOLDS(np_ct_get(&ct, flows, FLOWS, &dump) == -ENODATA && read_sent(ends[1]) == FLOWS);
     HOLDS(np_ct_update(&ct, flows, 1, 1, &outcome) == -ENODATA && read_sent(ends[1]) == FLOWS + 1);
     HOLDS(close(ends[0]) == 0 && close(ends[1]) == 0);
     free(ct.buffer);

@@ -6,14 +6,16 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from netpol.errors import KernelError, MalformedKernelData, NotPermitted, Unsupported
+from netpol.kernel import listing
 from netpol.kernel.conntrack import ConntrackSocket, translate
 from netpol.rules.flows import SIZE, Entry, Tuple, pack, unpack
 from tests.kernel.test_conntrack import BIT, MADE, A, B, C, many, marks
+from tests.kernel.test_listing import NEW, lists
 from tests.kernel.unprivileged import refusal
 
 # In the words of this C library.
@@ -168,3 +170,32 @@ def test_answers_of_nonsense_or_none(played: tuple[ConntrackSocket, socket.socke
         kernel.send(bytes(3) if type is None else message(type, conntrack._seq, b"\2\0\0\0"))
         with pytest.raises(MalformedKernelData, match="conntrack count"):
             conntrack.count()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [lambda seq: answer(seq, errno.EBUSY), lambda seq: entry_of(seq, A, B)[:-4], lambda seq: answer(seq, 0)],
+    ids=["refused", "torn", "no entry"],
+)
+def test_an_entry_asked_for_by_name_and_no_such_answer(
+    played: tuple[ConntrackSocket, socket.socket, int], monkeypatch: pytest.MonkeyPatch, said: Callable[[int], bytes]
+) -> None:
+    """Then a dump is asked for, and what it says holds."""
+    conntrack, kernel, seq = played
+    monkeypatch.setattr(listing, "RELEASE", "6.17.0")
+    lists(monkeypatch, NEW, NEW)
+    # Draining after the refusal would take what is queued for later.
+    conntrack._drain = lambda: None  # type: ignore[method-assign]
+    kernel.send(said(seq))
+    kernel.send(entry_of(seq + 1, A, B) + done(seq + 1))
+    assert list(unpack(conntrack.flows((A,), entries=1))) == [Entry(89, Tuple(A, B), Tuple(B, A), flags=0)]
+
+
+def test_an_entry_asked_for_by_name_and_no_answer(
+    played: tuple[ConntrackSocket, socket.socket, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is waited for; the dump, which is not answered either, says so."""
+    monkeypatch.setattr(listing, "RELEASE", "6.17.0")
+    lists(monkeypatch, NEW, NEW)
+    with pytest.raises(KernelError, match="conntrack list entries: the kernel did not answer"):
+        played[0].flows((A,), entries=1)
