@@ -94,6 +94,9 @@ int np_ct_update(struct np_ct *ct, const struct np_ct_flow *flows, uint32_t mark
 int np_ct_parse_entries(const uint8_t *data, size_t size, uint32_t seq, uint32_t *entries);
 int np_ct_parse_answers(const uint8_t *data, size_t size, struct np_ct_outcome *outcome);
 int np_ct_parse_dump(const uint8_t *data, size_t size, struct np_ct_dump *dump);
+int np_ct_parse_list(const char *text, size_t size, struct np_ct_dump *dump);
 /* cdef: end */
+
+int np_ct_is_end(const struct np_ct_dump *dump, const uint8_t *address, size_t size);
 
 #endif

@@ -273,6 +273,12 @@ static int among6(const uint8_t *address, const uint8_t *sorted, size_t count)
     return 0;
 }
 
+/* Whether an address of `size` bytes, 4 or 16, is one of the wanted ends. */
+int np_ct_is_end(const struct np_ct_dump *dump, const uint8_t *address, size_t size)
+{
+    return size == 4 ? among4(address, dump->ends4, dump->count4) : among6(address, dump->ends6, dump->count6);
+}
+
 /* Whether a tuple's source address, of `size` bytes, is one of the wanted ends. */
 static int has_end(const struct np_ct_dump *dump, struct np_nl_in tuple, size_t size)
 {
@@ -284,8 +290,7 @@ static int has_end(const struct np_ct_dump *dump, struct np_nl_in tuple, size_t 
     in = attribute.value;
     if (np_nl_next_attribute(&in, &attribute) <= 0 || attribute.value.left != size)
         return 0;
-    return size == 4 ? among4(attribute.value.data, dump->ends4, dump->count4)
-                     : among6(attribute.value.data, dump->ends6, dump->count6);
+    return np_ct_is_end(dump, attribute.value.data, size);
 }
 
 /* Whether an entry can matter to who asked: one of its ends is wanted, or its mark has one of the bits. One that cannot is counted here.

@@ -241,11 +241,11 @@ class ConntrackSocket(NetlinkSocket):
 
     def _get(self, entries: int, ends: frozenset[Address], bits: int, judging: Judging | None, counted: int) -> bytes | None:
         """What a dump of everything would find; None where only a dump can tell."""
-        listed = listing.find(entries, ends, bits | counted)
+        dump, _ends = self._new_dump(ends, bits, counted)
+        listed = listing.find(entries, dump)
         if listed is None:
             return None
         self._native.calls += listed.calls
-        dump, _ends = self._new_dump(ends, bits, counted)
         dump.flags = lib.NP_CT_EACH
         keys = ffi.from_buffer("struct np_ct_flow[]", listed.keys)
         try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Iterable, Mapping
+from itertools import pairwise
 from struct import Struct as Packing
 from typing import Any, NamedTuple
 
@@ -257,27 +258,30 @@ class Index(Handle):
         """All of a struct np_judge but its sets."""
         arrays = self._arrays
         hooked, _, all_fronts, pods, local = about
-        ends: dict[Address, list[int]] = {address: [_PASS, _PASS] for address in pods | local}
+        ours = pods | local
+        codes: tuple[dict[Address, int], ...] = ({}, {})  # of each direction, where it is not _PASS
         ranges: list[bytes] = []
         for family, fronts in zip(hooked, all_fronts, strict=True):
             by_name = ruleset.chains.get(family, {})
             sides = self._sides_of(by_name, fronts, family)
-            for side in sides:
-                ends |= {address: [_PASS, _PASS] for address in side.chains.keys() - ends.keys()}
+            ours = ours.union(*(side.chains for side in sides))
             for number, side in enumerate(sides):
-                if side.ranges:
-                    for address, codes in ends.items():
-                        if family_of(address) == family and any(address in net for net in side.ranges):
-                            codes[number] = _DENY
-                    ranges += [_RANGE.pack(net.address, net.length, family, number) for net in side.ranges]
-                classes: dict[str, int] = {"": _PASS}
-                for address, name in side.chains.items():
-                    if name not in classes:
-                        classes[name] = arrays.code(_chain(by_name, name))
-                    ends[address][number] = classes[name]
+                for net in side.ranges:
+                    ranges.append(_RANGE.pack(net.address, net.length, family, number))
+                    codes[number].update((address, _DENY) for address in ours if family_of(address) == family and address in net)
+                classes = {name: arrays.code(_chain(by_name, name)) if name else _PASS for name in set(side.chains.values())}
+                codes[number].update([(address, classes[name]) for address, name in side.chains.items()])
         there = {chain for family in hooked for chain in ruleset.chains.get(family, {}).values()}
         self._branches = {place: branch for place, branch in self._branches.items() if place[0] in there}
-        raw_ends = b"".join([_END.pack(a, *codes, family_of(a), _POD * (a in pods) | _LOCAL * (a in local)) for a, codes in ends.items()])
+        egress, ingress = codes
+        raw_ends = b"".join(
+            [
+                _END.pack(
+                    a, egress.get(a, _PASS), ingress.get(a, _PASS), family_of(a), (_POD if a in pods else 0) | (_LOCAL if a in local else 0)
+                )
+                for a in ours
+            ]
+        )
         return {
             "rules": ffi.from_buffer("struct np_judge_rule[]", b"".join(arrays.rules)),
             "ports": ffi.from_buffer("uint16_t[]", arrays.ports.tobytes()),
@@ -287,7 +291,7 @@ class Index(Handle):
             "rule_count": len(arrays.rules),
             "port_count": len(arrays.ports),
             "class_count": len(arrays.classes),
-            "end_count": len(ends),
+            "end_count": len(ours),
             "range_count": len(ranges),
             "families": sum(1 << family for family in hooked),
         }
@@ -409,6 +413,7 @@ def _branch(rules: tuple[Rule, ...], root: str, within: Network) -> _Branch:
     leaves: dict[Address, str] = {}
     below: list[tuple[str, Network]] = []
     denied: list[Network] = []
+    spans: list[tuple[int, int]] = []
     for rule in rules:
         own, target = _dispatch(rule, root)
         is_leaf = target is None or rule.not_source or rule.not_destination
@@ -417,10 +422,7 @@ def _branch(rules: tuple[Rule, ...], root: str, within: Network) -> _Branch:
             continue
         if target is None and leaves.get(own.address) and own.length == width:
             continue  # an isolated pod that speaks to itself
-        if denied or target == DENY or own.length < within.length or own.address not in within:
-            raise _OtherForm
-        overlaps = any(address in own for address in leaves) or any(own.address in net or net.address in own for _, net in below)
-        if is_leaf != (own.length == width) or overlaps:
+        if denied or target == DENY or own.length < within.length or own.address not in within or is_leaf != (own.length == width):
             raise _OtherForm
         if is_leaf:
             leaves[own.address] = target or ""
@@ -428,6 +430,12 @@ def _branch(rules: tuple[Rule, ...], root: str, within: Network) -> _Branch:
             below.append((target, own))
         else:
             raise _OtherForm
+        rest = (1 << width - own.length) - 1
+        last = int.from_bytes(own.address, "big") | rest
+        spans.append((last - rest, last))
+    spans.sort()
+    if any(later[0] <= earlier[1] for earlier, later in pairwise(spans)):
+        raise _OtherForm
     return _Branch(leaves, tuple(below), tuple(denied))
 
 

@@ -16,29 +16,21 @@ from __future__ import annotations
 
 import os
 import re
-import struct
-from collections.abc import Collection
-from socket import AF_INET, AF_INET6, inet_pton
+from typing import Any
 
 from msgspec import Struct
 
-from netpol.model import Address, family_of
-from netpol.rules.flows import ENTRY, HAS_PORTS, IS_ICMP, ZONE_REPLY
+from netpol.kernel._native import ffi, lib
+from netpol.rules.flows import SIZE
 
 LIST = "/proc/thread-self/net/nf_conntrack"
 BUCKETS = "/proc/sys/net/netfilter/nf_conntrack_buckets"
 RELEASE = os.uname().release
 
 _BY_BUCKET = 6, 17  # the first Linux that walks the list as the module says
-_SHARE = 256  # buckets an entry at least: with more entries a dump costs less
-_WANTED = 100  # entries that are asked for one by one at most
+_SHARE = 128  # buckets an entry at least: with more entries a dump costs less
+_WANTED = 256  # entries that are asked for one by one at most
 _PART = 1 << 16
-_SIDE = re.compile(
-    rb"(\S+) dst=(\S+) "
-    rb"(?:sport=(\d+) dport=(\d+) |srckey=0x(\w+) dstkey=0x(\w+) |type=(\d+) code=(\d+) id=(\d+) |(?!sport|srckey|type))"
-)
-_ZONE = re.compile(rb"(?<= )zone(-reply)?=(\d+) ")
-_FAMILIES = {b"2": (4, AF_INET), b"10": (6, AF_INET6)}
 
 
 class Found(Struct, frozen=True):
@@ -48,14 +40,13 @@ class Found(Struct, frozen=True):
     calls: int
 
 
-def find(entries: int, ends: Collection[Address], bits: int) -> Found | None:
-    """The entries, of the calling thread's network namespace, with an end among these addresses, or with one of `bits` in their mark.
+def find(entries: int, dump: Any) -> Found | None:
+    """The entries, of the calling thread's network namespace, that a struct np_ct_dump, which has no flows yet, asks for.
 
     entries -- how many the namespace has. None where only a dump can tell, or costs less.
     """
     if not walks_by_bucket(RELEASE):
         return None
-    wanted = frozenset(map(_text, ends))
     try:
         buckets = _read(BUCKETS)
         if entries * _SHARE > int(buckets[0]):
@@ -63,12 +54,17 @@ def find(entries: int, ends: Collection[Address], bits: int) -> Found | None:
         parts = _read(LIST), _read(LIST)
         if _read(BUCKETS) != buckets:
             return None
-        lines = {line for text in map(b"".join, parts) for line in text.splitlines()}
-        keys = {_key(line) for line in lines if _matters(line, wanted, bits)}
-    except (OSError, ValueError, LookupError, struct.error):
+    except (OSError, ValueError, IndexError):
         return None
-    calls = sum(map(_calls, (buckets, *parts, buckets)))
-    return Found(b"".join(keys), calls) if len(keys) <= _WANTED else None
+    keys: set[bytes] = set()
+    for text in map(b"".join, parts):
+        code = int(lib.np_ct_parse_list(text, len(text), dump))
+        named = bytes(ffi.buffer(dump.flows, dump.count * SIZE))
+        keys.update([named[at : at + SIZE] for at in range(0, len(named), SIZE)])
+        dump.count = dump.seen = 0
+        if code < 0 or len(keys) > _WANTED:
+            return None
+    return Found(b"".join(keys), sum(map(_calls, (buckets, *parts, buckets))))
 
 
 def walks_by_bucket(release: str) -> bool:
@@ -92,40 +88,3 @@ def _read(path: str) -> list[bytes]:
 def _calls(parts: list[bytes]) -> int:
     """How many system calls it took to read them."""
     return len(parts) + 3
-
-
-def _text(address: Address) -> bytes:
-    """An address as the list has it: an IPv6 one with all its digits."""
-    return (".".join(map(str, address)) if family_of(address) == 4 else address.hex(":", 2)).encode()
-
-
-def _matters(line: bytes, wanted: frozenset[bytes], bits: int) -> bool:
-    """Whether one of its ends, which are the sources of its two tuples, is wanted, or its mark has one of the bits."""
-    _, original, reply = line.split(b" src=")
-    if original.partition(b" ")[0] in wanted or reply.partition(b" ")[0] in wanted:
-        return True
-    mark = reply.partition(b" mark=")[2]
-    return bool(mark) and bool(int(mark.partition(b" ")[0]) & bits)
-
-
-def _key(line: bytes) -> bytes:
-    """The packed entry of a line: its protocol, its reply's tuple, and its zone, unless that is the original direction's only."""
-    head, _, reply = line.split(b" src=")
-    _, name, _, protocol = head.split(None, 4)[:4]
-    side = _SIDE.match(reply)
-    if side is None:
-        raise ValueError("a tuple has two addresses, and numbers of its protocol's kind or none")
-    source, destination, port, other_port, key, other_key, type, code, id = side.groups()
-    first, second, flags = 0, 0, 0
-    if port is not None:
-        first, second, flags = int(port), int(other_port), HAS_PORTS
-    elif key is not None:
-        first, second, flags = int(key, 16), int(other_key, 16), HAS_PORTS
-    elif type is not None:
-        first, second, flags = int(id), int(type) << 8 | int(code), IS_ICMP
-    zone = 0
-    for word, number in _ZONE.findall(reply, side.end()):
-        zone, flags = int(number), flags | (ZONE_REPLY if word else 0)
-    family, socket_family = _FAMILIES[name]
-    near, far = inet_pton(socket_family, source.decode()), inet_pton(socket_family, destination.decode())
-    return ENTRY.pack(b"", b"", 0, family, int(protocol), b"", b"", 0, 0, near, far, first, second, 0, 0, zone, flags)

@@ -1,4 +1,5 @@
-/* ctnetlink's dumps and answers (np_ct_parse), what we send it (np_ct), and flows that are judged (np_judge).
+/* ctnetlink's dumps and answers (np_ct_parse), what we send it (np_ct), the kernel's list of entries (np_ct_text), and flows that are
+ * judged (np_judge).
  *
  * Invariant: whatever a datagram holds, nothing is read outside it and no more flows are written than there is room for: it is consumed
  * or refused. Of what we send, every byte was set, and all of it are messages of whole attributes. An index of rules that np_judge_index takes judges every flow within its own arrays, and the verdict is one of three;
@@ -34,6 +35,25 @@ static void check_dump(struct input *in)
         HOLDS(dump.flows[i].first.family == 4 || dump.flows[i].first.family == 6);
     free(dump.flows);
     free(datagram);
+}
+
+static void check_list(struct input *in)
+{
+    static const uint8_t ends4[] = {10, 0, 0, 1}, ends6[16] = {0xfd};
+    struct np_ct_dump dump = {.room = FLOWS, .ends4 = ends4, .ends6 = ends6, .count4 = 1, .count6 = 1, .bits = 4};
+    const size_t size = in->left;
+    char *text = take_block(in, size);
+    int code;
+
+    dump.flows = room(FLOWS * sizeof(*dump.flows));
+    code = np_ct_parse_list(text, size, &dump);
+    HOLDS(code == 0 || code == -EBADMSG || (code == -ENOSPC && dump.count == FLOWS));
+    HOLDS(dump.count <= dump.room && dump.count <= dump.seen);
+    is_set(dump.flows, dump.count * sizeof(*dump.flows));
+    for (size_t i = 0; i < dump.count; i++)
+        HOLDS((dump.flows[i].first.family == 4 || dump.flows[i].first.family == 6) && dump.flows[i].mark == 0);
+    free(dump.flows);
+    free(text);
 }
 
 static void check_answers(struct input *in)
@@ -160,7 +180,7 @@ static void check_sent(struct input *in)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct input in = {data, size};
-    const uint8_t kind = take_byte(&in) % 4;
+    const uint8_t kind = take_byte(&in) % 5;
 
     if (kind == 0)
         check_dump(&in);
@@ -168,6 +188,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         check_answers(&in);
     else if (kind == 3)
         check_sent(&in);
+    else if (kind == 4)
+        check_list(&in);
     else
         check_judge(&in);
     return 0;

@@ -20,6 +20,7 @@ from netpol.model import FAMILIES, parse_network
 from netpol.rules.ruleset import DROP, ROOT, Chain, Goto, Jump, Rule
 from tests.kernel import test_conntrack_hostile as conntrack
 from tests.kernel import test_ipset_hostile as ipset
+from tests.kernel import test_listing as listing
 from tests.kernel import test_nflog_hostile as nflog
 from tests.kernel.rule_cases import CASES, EVERY
 from tests.kernel.test_nflog import PORTS, extension, ipv4, ipv6
@@ -97,7 +98,8 @@ def _conntrack() -> list[bytes]:
     gone = conntrack.message(conntrack.ERROR, struct.pack("=i", -2) + bytes(16))
     judged = [bytes([2, net, port, width, width + 2 * net + 3 * port, 2, 8, 2, 2, 2, 1, 2, 0x50, 8]) + bytes(900)
               for net in (0, 1) for port in (0, 1) for width in (4, 16)]  # fmt: skip
-    return [b"\0\1" + four + six + done, b"\1" + count, b"\1" + gone, *judged]
+    lists = [b"\4" + line for line in (listing.NEW, listing.MARKED, listing.KEYED, listing.PINGED, listing.ZONED)]
+    return [b"\0\1" + four + six + done, b"\1" + count, b"\1" + gone, *judged, *lists]
 
 
 def _nflog() -> list[bytes]:
