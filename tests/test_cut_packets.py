@@ -13,6 +13,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,7 @@ from netpol.model import (
     Selector,
 )
 from netpol.rules.flows import PICKED_UP
+from netpol.rules.ruleset import Ruleset
 from tests.flows import (
     BIT,
     CLIENT,
@@ -352,24 +354,26 @@ def test_a_sweep_that_fails_leaves_nothing_clear(world: World, monkeypatch: pyte
 
 def test_rules_are_taken_apart_for_flows_only(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once for a state of the rules, and not at all where those who were touched have no flow; then the flows are judged by the rules of
-    now, whatever was left out."""
-    built: list[bool] = []
-    build = Index.build
+    now, whatever was left out; where they are few, only as far as it is about their ends."""
+    built: list[frozenset[Address] | None] = []
+    take_apart = Index._take_apart
 
-    def counted(index: Index, *of: object) -> bool:
-        built.append(build(index, *of))  # type: ignore[arg-type]  # what it is given
-        return built[-1]
+    def counted(index: Index, ruleset: Ruleset, about: Any) -> dict[str, Any]:
+        built.append(about.ends)
+        return take_apart(index, ruleset, about)
 
-    monkeypatch.setattr(Index, "build", counted)
+    monkeypatch.setattr(Index, "_take_apart", counted)
+    monkeypatch.setattr(listing, "RELEASE", "6.17")
     flow = world.tcp()
-    assert (world.sweep(FRIEND).judged, built) == (0, [])
+    assert (world.sweep(FRIEND).judged, len(built)) == (0, 0)
     world.put(NOBODY)
-    assert (world.sweep(FRIEND, FRIEND6).judged, built) == (0, [])
-    assert (world.sweep(SERVER).marked, built) == (1, [True])
+    assert (world.sweep(FRIEND, FRIEND6).judged, len(built)) == (0, 0)
+    assert (world.sweep(SERVER).marked, len(built)) == (1, 1)
     with world.lab.entered():
         rules = world.ruleset
         assert [world.cutter.sweep(rules, PODS, {SERVER}).judged for _ in range(2)] == [1, 1]
-    assert built == [True, True]
+    assert len(built) == 1
     world.put(guard("server", CLIENT))
-    assert (world.sweep(CLIENT).unmarked, built) == (1, [True] * 3)
+    assert (world.sweep(CLIENT).unmarked, len(built)) == (1, 2)
+    assert set(built) == {frozenset((CLIENT, SERVER))}
     world.assert_alive(flow)

@@ -57,7 +57,7 @@ class Cutter:
         self._socket = ConntrackSocket()
         self._judge: Judge | None = None
         self._index = Index()
-        self._indexed: bool | None = None  # whether it judges as the last judge; None: nobody asked yet
+        self._has_own_form = False  # the last judge's ruleset is none for an index
         self.is_clear = False
         """Whether no entry has the bit, as the last sweeps saw them; False where they do not know."""
 
@@ -86,7 +86,7 @@ class Cutter:
         calls, looked_at, wanted, had = self._socket.calls, self._socket.looked_at, self._socket.wanted, self._socket.counted
         was_clear, self.is_clear = self.is_clear, False
         judge = self._ready(ruleset, frozenset(pods), local_addresses())
-        judging = Judging(lambda: self._sorting(judge))
+        judging = Judging(lambda ends: self._sorting(judge, ends))
         reads_all = self._read(pods, touched, judging)
         cuts = judge.sort_out(judging.ask, self._bit)
         mark, unmark = cuts.mark + judging.mark, cuts.unmark + judging.unmark
@@ -125,11 +125,11 @@ class Cutter:
         last = self._judge
         if last is not None and last.ruleset is ruleset and (last.pods, last.local) == (pods, local):
             return last
-        self._judge, self._indexed = Judge(ruleset, pods, local), None
+        self._judge, self._has_own_form = Judge(ruleset, pods, local), False
         return self._judge
 
-    def _sorting(self, judge: Judge) -> Sorting | None:
-        """What judges in C as the last judge does; None where the rules have a form of their own."""
-        if self._indexed is None:
-            self._indexed = self._index.build(judge.ruleset, judge.pods, judge.local)
-        return self._index.sorting(self._bit) if self._indexed else None
+    def _sorting(self, judge: Judge, ends: frozenset[Address] | None) -> Sorting | None:
+        """What judges in C, between these ends, as the last judge does; None where the rules have a form of their own."""
+        if not self._has_own_form:
+            self._has_own_form = not self._index.build(judge.ruleset, judge.pods, judge.local, ends)
+        return self._index.sorting(self._bit) if not self._has_own_form else None

@@ -255,7 +255,7 @@ class ConntrackSocket(NetlinkSocket):
                 self._dirty = True
                 return None
             self._add(dump)
-            return self._taken(dump, judging)
+            return self._taken(dump, judging, all_of_few=True)
         except BaseException:
             self._dirty = True
             raise
@@ -271,13 +271,13 @@ class ConntrackSocket(NetlinkSocket):
         dump.count4, dump.count6, dump.counted = len(by_family[4]), len(by_family[6]), counted
         return dump, (ends4, ends6)
 
-    def _taken(self, dump: Any, judging: Judging | None) -> bytes:
+    def _taken(self, dump: Any, judging: Judging | None, all_of_few: bool = False) -> bytes:
         """Empties the area: what judges has it, else who called."""
         count, dump.count = int(dump.count), 0
         self.wanted += count
         if judging is None or not count:
             return bytes(ffi.buffer(self._area, count * SIZE))
-        judging.take(self._area, count)
+        judging.take(self._area, count, all_of_few)
         return b""
 
     def _add(self, dump: Any) -> None:

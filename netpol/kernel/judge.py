@@ -106,17 +106,23 @@ class _Branch(NamedTuple):
 
 
 class _About(NamedTuple):
-    """What all but the other sets of an index follows from; chains, and sets in front of trees, are the very same ones, or others."""
+    """What all but the other sets of an index follows from; chains, and sets in front of trees, are the very same ones, or others. Only
+    flows between `ends` are judged, where those are known."""
 
     hooked: list[Family]
     chains: list[Mapping[str, Chain]]
     fronts: list[tuple[Set | None, ...]]
     pods: frozenset[Address]
     local: frozenset[Address]
+    ends: frozenset[Address] | None
 
     def same(self) -> tuple[object, ...]:
         """Equal where nothing is to be taken apart again. Chains and sets live as long as this, so their ids are theirs."""
         return self.hooked, list(map(id, self.chains)), [list(map(id, fronts)) for fronts in self.fronts], self.pods, self.local
+
+    def covers(self, other: _About) -> bool:
+        """Whether whatever the other one is to judge can be judged by what was taken apart for this one."""
+        return self.same() == other.same() and (self.ends is None or (other.ends is not None and other.ends <= self.ends))
 
 
 class Sorting(Handle):
@@ -175,11 +181,16 @@ class Index(Handle):
         self._alive: tuple[Any, ...] = ()
 
     @exclusive
-    def build(self, ruleset: Ruleset, pods: Collection[Address], local: Collection[Address]) -> bool:
-        """Takes a ruleset apart; False where it has another form than what netpol writes."""
+    def build(
+        self, ruleset: Ruleset, pods: Collection[Address], local: Collection[Address], ends: frozenset[Address] | None = None
+    ) -> bool:
+        """Takes a ruleset apart; False where it has another form than what netpol writes.
+
+        ends -- the only addresses between which there are flows to judge, where they are few; None: any.
+        """
         self._native = None
         try:
-            self._put_together(ruleset, frozenset(pods), frozenset(local))
+            self._put_together(ruleset, _About([], [], [], frozenset(pods), frozenset(local), ends))
         except _OtherForm:
             return False
         return True
@@ -233,14 +244,14 @@ class Index(Handle):
 
     # -- what they ask for -> arrays -----------------------------------------------------------------------------------
 
-    def _put_together(self, ruleset: Ruleset, pods: frozenset[Address], local: frozenset[Address]) -> None:
+    def _put_together(self, ruleset: Ruleset, asked: _About) -> None:
         hooked = [family for family in FAMILIES if family in ruleset.hooked]
         chains = [ruleset.chains.get(family, {}) for family in hooked]
         if not self._arrays.names.keys() <= ruleset.sets.keys() or len(self._arrays.codes) > 2 * sum(map(len, chains)):
             self._arrays, self._about = _Arrays(), None  # most of what they hold, or some of their sets, are of a time gone by
         fronts = [tuple([ruleset.sets.get(front_name(family, direction)) for direction in _DIRECTIONS]) for family in hooked]
-        known, about = self._about, _About(hooked, chains, fronts, pods, local)
-        if known is None or known.same() != about.same():
+        known, about = self._about, asked._replace(hooked=hooked, chains=chains, fronts=fronts)
+        if known is None or not known.covers(about):
             self._about = None
             self._parts = self._take_apart(ruleset, about)
             self._about = about
@@ -257,20 +268,21 @@ class Index(Handle):
     def _take_apart(self, ruleset: Ruleset, about: _About) -> dict[str, Any]:
         """All of a struct np_judge but its sets."""
         arrays = self._arrays
-        hooked, _, all_fronts, pods, local = about
-        ours = pods | local
+        hooked, _, all_fronts, pods, local, ends = about
+        ours = pods | local if ends is None else (pods | local) & ends
         codes: tuple[dict[Address, int], ...] = ({}, {})  # of each direction, where it is not _PASS
         ranges: list[bytes] = []
         for family, fronts in zip(hooked, all_fronts, strict=True):
             by_name = ruleset.chains.get(family, {})
             sides = self._sides_of(by_name, fronts, family)
-            ours = ours.union(*(side.chains for side in sides))
-            for number, side in enumerate(sides):
+            all_chains = [_of(side.chains, ends) for side in sides]
+            ours = ours.union(*all_chains)
+            for number, (side, chains) in enumerate(zip(sides, all_chains, strict=True)):
                 for net in side.ranges:
                     ranges.append(_RANGE.pack(net.address, net.length, family, number))
                     codes[number].update((address, _DENY) for address in ours if family_of(address) == family and address in net)
-                classes = {name: arrays.code(_chain(by_name, name)) if name else _PASS for name in set(side.chains.values())}
-                codes[number].update([(address, classes[name]) for address, name in side.chains.items()])
+                classes = {name: arrays.code(_chain(by_name, name)) if name else _PASS for name in set(chains.values())}
+                codes[number].update([(address, classes[name]) for address, name in chains.items()])
         there = {chain for family in hooked for chain in ruleset.chains.get(family, {}).values()}
         self._branches = {place: branch for place, branch in self._branches.items() if place[0] in there}
         egress, ingress = codes
@@ -363,6 +375,10 @@ def _native_set(found: Set) -> tuple[Set, Any, tuple[Any, ...]]:
     if len(members) != record * count or lib.np_judge_index_set(native) < 0:
         raise _OtherForm
     return found, native, (members, slots)
+
+
+def _of(chains: Mapping[Address, str], ends: frozenset[Address] | None) -> Mapping[Address, str]:
+    return chains if ends is None else {address: chains[address] for address in ends & chains.keys()}
 
 
 def _slots(count: int) -> int:

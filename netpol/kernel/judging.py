@@ -10,25 +10,27 @@ from typing import Any
 
 from netpol.kernel._native import ffi
 from netpol.kernel.judge import Sorting
-from netpol.rules.flows import SIZE
+from netpol.model import Address
+from netpol.rules.flows import SIZE, ends
 
 
 class Judging:
     """Packed flows that are to get the bit, to lose it, and those to ask about: all of them where nothing judges here.
 
-    begin -- called for the first flow: what judges them, or None. For one thread.
+    begin -- called for the first flow: what judges them, or None; with the ends of all that there are, where these are few, else None.
+    For one thread.
     """
 
-    def __init__(self, begin: Callable[[], Sorting | None]) -> None:
+    def __init__(self, begin: Callable[[frozenset[Address] | None], Sorting | None]) -> None:
         self._begin = begin
         self._begun = False
         self._sorting: Sorting | None = None
         self._kept = bytearray()
 
-    def take(self, flows: Any, count: int) -> None:
-        """An array of struct np_ct_flow, which is changed."""
+    def take(self, flows: Any, count: int, all_of_few: bool = False) -> None:
+        """An array of struct np_ct_flow, which is changed. all_of_few -- they are all that will come, and few."""
         if not self._begun:
-            self._begun, self._sorting = True, self._begin()
+            self._begun, self._sorting = True, self._begin(ends(bytes(ffi.buffer(flows, count * SIZE))) if all_of_few else None)
         if self._sorting is not None:
             self._sorting.take(flows, count)
         else:

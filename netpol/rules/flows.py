@@ -31,6 +31,8 @@ direction only."""
 EXPECTED = 1
 """The bit of `Entry.status` (IPS_EXPECTED) of a connection that another one announced: its first packet was RELATED."""
 
+_ENDS = struct.Struct("=16s16sHB85x")
+
 
 class Tuple(Struct, frozen=True, gc=False):
     """One direction of a flow. For ICMP `source_port` is the id and `destination_port` is type << 8 | code; 0 for what has neither."""
@@ -85,3 +87,12 @@ def unpack(packed: bytes) -> Iterator[Entry]:
         width = 4 if family == 4 else 16
         a, b, c, d, e, f, g, h, mark, status, zone, flags = rest
         yield Entry(protocol, Tuple(a[:width], b[:width], c, d), Tuple(e[:width], f[:width], g, h), mark, status, zone, flags)
+
+
+def ends(packed: bytes) -> frozenset[Address]:
+    """Both ends of each entry, as FORWARD saw them, in a packed string of them."""
+    found: set[Address] = set()
+    for source, destination, _, family in _ENDS.iter_unpack(packed):
+        width = 4 if family == 4 else 16
+        found.update((source[:width], destination[:width]))
+    return frozenset(found)

@@ -20,7 +20,7 @@ from netpol.rules.compile import NodeState, Settings
 from netpol.rules.compile.skeleton import closed
 from netpol.rules.cut import Judge
 from netpol.rules.diff import diff
-from netpol.rules.flows import EXPECTED, HAS_PORTS, IS_ICMP, PICKED_UP, SIZE, Entry, Tuple, pack, unpack
+from netpol.rules.flows import EXPECTED, HAS_PORTS, IS_ICMP, PICKED_UP, SIZE, Entry, Tuple, ends, pack, unpack
 from netpol.rules.replay import Replay
 from netpol.rules.ruleset import (
     ACCEPT,
@@ -59,9 +59,16 @@ Unknown = Literal["auto", "deny", "allow"]
 class Both:
     """The two judges of one ruleset."""
 
-    def __init__(self, index: Index, ruleset: Ruleset, pods: frozenset[Address], local: frozenset[Address] = frozenset()) -> None:
+    def __init__(
+        self,
+        index: Index,
+        ruleset: Ruleset,
+        pods: frozenset[Address],
+        local: frozenset[Address] = frozenset(),
+        ends: frozenset[Address] | None = None,
+    ) -> None:
         self.index, self.slow = index, Judge(ruleset, pods, local)
-        assert index.build(ruleset, pods, local)
+        assert index.build(ruleset, pods, local, ends)
 
     def agree(self, entries: list[Entry]) -> list[Entry]:
         """They do, on these; those that the index asked about."""
@@ -119,7 +126,9 @@ def test_it_judges_as_the_interpreter_does(items: tuple[Object, ...], unknown: U
         # Whose addresses are pods' and the node's own is the caller's word: rules may be about others.
         pods = data.draw(st.sampled_from((state.judged, frozenset(addresses[::2]), state.judged | frozenset(addresses[:3]))))
         local = frozenset(data.draw(st.sampled_from(((), addresses[1:2], cluster.nodes[clusters.NODE].addresses))))
-        asked = Both(index, found.ruleset(), pods, local).agree(data.draw(entries(addresses)))
+        flows = data.draw(entries(addresses))
+        few = data.draw(st.sampled_from((None, ends(pack(flows)), ends(pack(flows)) | frozenset(addresses[::3]))))
+        asked = Both(index, found.ruleset(), pods, local, few).agree(flows)
         assert all(entry.protocol == ICMPV6 or entry.original.source == entry.reply.source for entry in asked), asked
         for event in data.draw(st.lists(clusters.alterations(cluster), min_size=1, max_size=4)):
             state.follow(play(cluster, event))  # type: ignore[arg-type]  # a Change
@@ -436,6 +445,16 @@ def test_what_is_taken_apart_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (again.count("_allowed"), again.count("_take_apart")) == (1, 1)
     assert 1 <= again.count("_branch") <= 7
     assert follow() == []
+    some, more = frozenset(pods[0].addresses), frozenset(pods[0].addresses + pods[1].addresses)
+    watched.put(policy("two", "lone", peers(own("web"))))
+    found.follow(diff(*watched.state.pending()))
+    times = []
+    for only in (some, more, some, None, some):
+        taken.clear()
+        assert index.build(found.ruleset(), watched.state.judged, frozenset(), only)
+        times.append(taken.count("_take_apart"))
+    # Whose ends were not among those of before are looked at, and all of them once.
+    assert times == [1, 1, 0, 1, 0]
 
 
 @pytest.mark.parametrize("other", [False, True])
