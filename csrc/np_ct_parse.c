@@ -348,9 +348,10 @@ static int parse_entry(struct np_nl_in in, struct np_ct_dump *dump)
 }
 
 /* Appends what one datagram of the dump numbered `seq` holds of wanted entries: those with an end among the sorted addresses `ends4`
- * and `ends6`, or with one of `bits` in their mark. `seen` counts all of the two families, and `marked` those of all that have one of the
- * bits `counted`. With NP_CT_EACH one that is not there is `gone`. Sets NP_CT_DONE at the end. (A table that never rests has no consistent dump, and ctnetlink does not say
- * NLM_F_DUMP_INTR.) Returns 0, the kernel's -errno, -ENOSPC where the room is short, or -EBADMSG. */
+ * and `ends6`, or with one of `bits` in their mark. `seen` counts all of the two families, and `marked` those of all that have one of
+ * the bits `counted`. With NP_CT_EACH one that is not there is `gone`. Sets NP_CT_DONE at the end. (A table that never rests has no
+ * consistent dump, and ctnetlink does not say NLM_F_DUMP_INTR.) Returns 0, the kernel's -errno, -ENOSPC where the room is short, or
+ * -EBADMSG. */
 int np_ct_parse_dump(const uint8_t *data, size_t size, struct np_ct_dump *dump)
 {
     struct np_nl_in in = {data, size};

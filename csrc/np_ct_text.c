@@ -131,11 +131,13 @@ static int get_numbers(struct line *line, struct np_ct_flow *flow)
     return next_number(line, "id", 10, UINT16_MAX, &flow->reply.source_port);
 }
 
-/* Reads what stands behind the tuples: the zone, unless it is the original direction's only, and the mark. Returns 0 or -EBADMSG. */
+/* Reads what stands behind the tuples: the zone, unless it is the original direction's only, and the mark. Between the two a security
+ * module's label stands, which may hold any words: the first mark counts, and the last zone. Returns 0 or -EBADMSG. */
 static int get_rest(struct line *line, struct np_ct_flow *flow)
 {
     struct word word;
     uint64_t number = 0;
+    int has_mark = 0;
 
     while (next_word(line, &word)) {
         const int is_reply = take_name(&word, "zone-reply");
@@ -145,10 +147,11 @@ static int get_rest(struct line *line, struct np_ct_flow *flow)
                 return -EBADMSG;
             flow->zone = (uint16_t)number;
             flow->flags |= is_reply ? NP_CT_ZONE_REPLY : 0;
-        } else if (take_name(&word, "mark")) {
+        } else if (!has_mark && take_name(&word, "mark")) {
             if (get_number(word, 10, UINT32_MAX, &number) < 0)
                 return -EBADMSG;
             flow->mark = (uint32_t)number;
+            has_mark = 1;
         } else if (take_name(&word, "src")) {
             return -EBADMSG;
         }

@@ -34,6 +34,9 @@ WALK = 5_000
 """So many entries cost as much, in a dump of everything, as one more dump costs that finds nothing: each walks over all of the kernel's
 table, whose size follows from the machine's memory and not from what is in it."""
 
+FEW = 2_000
+"""Up to so many entries no filter is asked, whoever was touched: the kernel's list tells which ones matter (`netpol.kernel.listing`)."""
+
 
 class Report(Struct, frozen=True):
     """What a sweep did: entries that the kernel sent, those of them that were judged, marked and un-marked (and still there), and system
@@ -112,7 +115,7 @@ class Cutter:
         entries = self._socket.count()
         if touched is None:
             self._socket.flows(pods, self._bit, judging, self._bit, entries)
-        elif len(touched) > FILTERED or entries <= WALK * (filtered_dumps(touched) - 1):
+        elif len(touched) > FILTERED or entries <= max(WALK * (filtered_dumps(touched) - 1), FEW):
             self._socket.flows(touched, 0, judging, self._bit, entries)
         else:
             # A flow between two of them may be read twice; then it is marked twice, with the same bit.

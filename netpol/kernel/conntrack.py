@@ -165,8 +165,8 @@ class ConntrackSocket(NetlinkSocket):
     ) -> bytes:
         """Packed entries of both families with an end among these addresses, or with one of `bits` in their mark, in one dump of all.
 
-        All that have one of the bits `counted` are counted, too. entries -- how many there are, for who knows: where they are few,
-        those that can matter are found without a dump (`netpol.kernel.listing`).
+        All that have one of the bits `counted` are counted, too. entries -- how many there are, for who knows it and is in
+        the socket's namespace: where they are few, those that can matter are found without a dump (`netpol.kernel.listing`).
         With `judging` they are judged as they come, and what it keeps of them is all that becomes of them.
         """
         ends = frozenset(ends)
@@ -243,9 +243,9 @@ class ConntrackSocket(NetlinkSocket):
         """What a dump of everything would find; None where only a dump can tell."""
         dump, _ends = self._new_dump(ends, bits, counted)
         listed = listing.find(entries, dump)
-        if listed is None:
-            return None
         self._native.calls += listed.calls
+        if listed.keys is None:
+            return None
         dump.flags = lib.NP_CT_EACH
         keys = ffi.from_buffer("struct np_ct_flow[]", listed.keys)
         try:

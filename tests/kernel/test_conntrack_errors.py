@@ -182,7 +182,7 @@ def test_an_entry_asked_for_by_name_and_no_such_answer(
 ) -> None:
     """Then a dump is asked for, and what it says holds."""
     conntrack, kernel, seq = played
-    monkeypatch.setattr(listing, "RELEASE", "6.17.0")
+    monkeypatch.setattr(listing, "RELEASE", "6.18.0")
     lists(monkeypatch, NEW, NEW)
     # Draining after the refusal would take what is queued for later.
     conntrack._drain = lambda: None  # type: ignore[method-assign]
@@ -195,7 +195,7 @@ def test_an_entry_asked_for_by_name_and_no_answer(
     played: tuple[ConntrackSocket, socket.socket, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is waited for; the dump, which is not answered either, says so."""
-    monkeypatch.setattr(listing, "RELEASE", "6.17.0")
+    monkeypatch.setattr(listing, "RELEASE", "6.18.0")
     lists(monkeypatch, NEW, NEW)
     with pytest.raises(KernelError, match="conntrack list entries: the kernel did not answer"):
         played[0].flows((A,), entries=1)
