@@ -252,6 +252,15 @@ def test_any_bytes(data: st.DataObject) -> None:
     assert said is None or len(said) % SIZE == 0
 
 
+def test_words_of_a_label_are_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A security module's label stands between mark and zone, and may be any words."""
+    line = MARKED.replace(b"zone=0", b"secctx=all mark=0 zone=9 zone=7")
+    lists(monkeypatch, line, line)
+    named = found((), BIT)
+    assert named is not None
+    assert [entry.zone for entry in named] == [7]
+
+
 # -- what is left out, or gone --
 
 
