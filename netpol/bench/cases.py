@@ -28,6 +28,8 @@ FOREIGN = (1_000, 10_000)
 
 FLOWS = 100_000
 SWEEP_GOAL, FEW_GOAL = 1 / 1.2, 1.5
+LISTED = 300
+"""So few flows that the kernel's list is read, and no dump asked for."""
 
 FILLS, DELTAS, SETS = (10_000, 250_000), (100, 10_000), (250, 1_000, 5_000)
 LOADS, CHANGED = (100, 50_000), (100, 1_000, 10_000, 50_000)
@@ -131,6 +133,7 @@ def flow_cases(running: int, cluster: tuple[int, int, int]) -> tuple[Case, ...]:
         flows.sweep(f"{short(running)} flows swept, a tenth is our pods'", running, 0.1, cluster, 15, all_of_them),
         flows.sweep(f"{short(running)} flows swept, all are our pods'", running, 1.0, cluster, 15, all_of_them),
         flows.sweep_few(f"1 pod's of {short(running)} flows swept", running, 1, cluster, 15, {flows.BARE: FEW_GOAL}),
+        flows.sweep_few(f"1 pod's of {short(LISTED)} flows swept", LISTED, 1, cluster, 15, {flows.BARE: FEW_GOAL}),
     )
 
 
