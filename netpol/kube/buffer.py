@@ -7,7 +7,11 @@ for the next one, has to know.
 from __future__ import annotations
 
 import io
+import re
+from contextlib import suppress
 from typing import cast
+
+_HEAD = re.compile(rb"\r\n[0-9A-Fa-f]{1,8}\r\n")
 
 
 class Buffer(io.BufferedIOBase):
@@ -33,6 +37,25 @@ class Buffer(io.BufferedIOBase):
     def has_line(self, skipped: int) -> bool:
         """Whether a whole line waits behind so many bytes."""
         return self._bytes.find(b"\n", self._start + skipped, self._end) >= 0
+
+    def gather(self) -> None:
+        """Reads on, behind what waits, until nothing has come or there is no room; whatever goes wrong is the next read's."""
+        left = self._end - self._start
+        self._bytes[:left] = self._bytes[self._start : self._end]
+        self._start, self._end = 0, left
+        with suppress(OSError):
+            while self._end < len(self._bytes) and (size := self._raw.readinto(self._view[self._end :])):
+                self._end += cast(int, size)
+
+    def chunk_head(self) -> int:
+        """Takes the end of a chunk and the head of the next one, if they wait; the next one's size. 0, and nothing taken, where it is the
+        last chunk, or has a head of another form than its size alone."""
+        line = self._bytes.find(b"\n", self._start + 2, self._end)
+        head = self._bytes[self._start : line + 1]
+        if not (_HEAD.fullmatch(head) and (size := int(head, 16))):
+            return 0
+        self._start = line + 1
+        return size
 
     def read1(self, size: int = -1, /) -> bytes:
         """What waits, or else what comes first."""

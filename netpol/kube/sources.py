@@ -28,6 +28,10 @@ if TYPE_CHECKING:  # importing it takes 0.2 s
     from netpol.kube.client import Client
 
 PATIENCE = 2.0  # seconds
+SPAN, THICK = 0.02, 20
+"""Events of a kind come thick when so many have come in so many seconds."""
+NAP = 0.005
+"""Seconds between two readings then. What is enforced of a storm is gathered for longer than that."""
 
 
 class Selection(Struct, frozen=True):
@@ -82,7 +86,12 @@ class Sources:
         self._stopping = threading.Event()
         followers = [
             _Follower(
-                client, Reflector(one.resource, one.field_selector, timing, clock=clock, random=jitter), sink, listener, self._stopping
+                client,
+                Reflector(one.resource, one.field_selector, timing, clock=clock, random=jitter),
+                sink,
+                listener,
+                self._stopping,
+                Thick(clock),
             )
             for one in selections
         ]
@@ -118,11 +127,32 @@ class Sources:
         self.stop()
 
 
+class Thick:
+    """Whether events come so thick that it pays to let some of them come before they are read: each reading costs as much as an event.
+
+    clock -- seconds that only go forward.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._began, self._heard = 0.0, 0
+
+    def takes(self, events: int) -> bool:
+        """So many have come now."""
+        now = self._clock()
+        if now - self._began > SPAN:
+            self._began, self._heard = now, 0
+        self._heard += events
+        return self._heard >= THICK
+
+
 class _Follower:
     """One thread: asks what its reflector wants to know, and passes on what it made of the answer."""
 
-    def __init__(self, client: Client, reflector: Reflector, sink: Sink, listener: Listener | None, stopping: threading.Event) -> None:
-        self.reflector = reflector
+    def __init__(
+        self, client: Client, reflector: Reflector, sink: Sink, listener: Listener | None, stopping: threading.Event, thick: Thick
+    ) -> None:
+        self.reflector, self._thick = reflector, thick
         self._client, self._sink, self._stopping = client, sink, stopping
         self._listener = listener or Listener()
         self._told: str | None = None  # the reason of the trouble that was told last
@@ -172,8 +202,11 @@ class _Follower:
                     self.reflector.end("cut", str(error))
                 else:
                     if data:
-                        self._hand_on(self.reflector.receive(data))
+                        heard = self.reflector.receive(data)
+                        self._hand_on(heard)
                         self._tell()
+                        if self._thick.takes(len(heard.events)) and self.reflector.phase == "watch":
+                            self._stopping.wait(NAP)
                     else:
                         self.reflector.end("timeout")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import socket
 from collections.abc import Iterator
-from http.client import IncompleteRead
+from http.client import HTTPResponse, IncompleteRead
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -61,6 +62,109 @@ def test_what_comes_first_is_all_that_is_waited_for(pieces: list[bytes], sizes: 
         assert len(found) <= (size if size >= 0 else 64)
         assert bool(found) == bool(left and size)
         left = left[len(found) :]
+
+
+@given(PIECES, st.integers(0, 9), st.integers(1, 40))
+def test_what_is_gathered_is_what_has_come(pieces: list[bytes], taken: int, room: int) -> None:
+    """All of it, behind what waits, as far as there is room; none is lost and none comes twice."""
+    buffer, whole = Buffer(Pieces(pieces), room), b"".join(pieces)
+    front = buffer.read1(taken)
+    buffer.gather()
+    assert buffer._end - buffer._start == min(room, len(whole) - len(front))
+    assert front + buffer.read() == whole
+
+
+def test_what_goes_wrong_while_gathering_is_the_next_reads() -> None:
+    """What came before it is read first."""
+
+    class Broken(Pieces):
+        def readinto(self, room: memoryview) -> int:  # type: ignore[override]
+            if not self._pieces:
+                raise ConnectionResetError
+            return super().readinto(room)
+
+    buffer = Buffer(Broken([b"one", b"two"]), 64)
+    assert buffer.read1(1) == b"o"
+    buffer.gather()
+    assert buffer.read1() == b"netwo"
+    with pytest.raises(ConnectionResetError):
+        buffer.read1()
+
+
+# What waits behind a chunk, the size of the next one where its head is taken, and what is left.
+HEADS = {
+    "small": (b"\r\n5\r\nhello", 5, b"hello"),
+    "of many digits": (b"\r\n0000fF\r\nx", 255, b"x"),
+    "nothing behind it": (b"\r\n5\r\n", 5, b""),
+    "not whole": (b"\r\n5\r", 0, b"\r\n5\r"),
+    "no line": (b"\r\n5", 0, b"\r\n5"),
+    "an end": (b"\r\n", 0, b"\r\n"),
+    "nothing": (b"", 0, b""),
+    "the last one": (b"\r\n0\r\n\r\n", 0, b"\r\n0\r\n\r\n"),
+    "an extension": (b"\r\n5;a=b\r\n", 0, b"\r\n5;a=b\r\n"),
+    "a sign": (b"\r\n+5\r\n", 0, b"\r\n+5\r\n"),
+    "no digits": (b"\r\nnone\r\n", 0, b"\r\nnone\r\n"),
+    "too many digits": (b"\r\n123456789\r\n", 0, b"\r\n123456789\r\n"),
+    "no end of the chunk": (b"ab5\r\n", 0, b"ab5\r\n"),
+    "half an end of line": (b"\r\n5\nx", 0, b"\r\n5\nx"),
+}
+
+
+@pytest.mark.parametrize(("waits", "size", "left"), HEADS.values(), ids=HEADS)
+def test_the_head_of_a_chunk(waits: bytes, size: int, left: bytes) -> None:
+    """A plain one is taken, any other is left for who knows more of them."""
+    buffer = Buffer(Pieces([b"." + waits]), 64)
+    assert buffer.read1(1) == b"."
+    assert (buffer.chunk_head(), buffer.read()) == (size, left)
+
+
+class Connection:
+    """A socket of which bytes come in pieces, none of which has to be waited for."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+
+    def makefile(self, *_: object) -> io.RawIOBase | io.BufferedReader:
+        return Pieces(self._pieces)
+
+    def gettimeout(self) -> float:
+        return 5.0
+
+    def settimeout(self, timeout: float) -> None: ...
+
+
+class Library(Connection):
+    def makefile(self, *_: object) -> io.BufferedReader:
+        return io.BufferedReader(Pieces(self._pieces))
+
+
+CHUNKS = st.lists(
+    st.tuples(st.binary(min_size=1, max_size=30), st.sampled_from(["%x", "%X", "%04x", "%x;ext=1", "+%x", "%x "])), max_size=12
+)
+ENDS = st.sampled_from([b"0\r\n\r\n", b"0\r\nTrailer: x\r\n\r\n", b"", b"5\r\nab", b"zz\r\n", b"5;"])
+
+
+@given(CHUNKS, ENDS, st.lists(st.integers(0, 400), max_size=6), st.sampled_from([1, 7, 64, CHUNK]))
+def test_chunks_are_read_as_the_standard_library_reads_them(
+    chunks: list[tuple[bytes, str]], end: bytes, cuts: list[int], most: int
+) -> None:
+    """Whatever their heads, their end, and the pieces they come in: the same bytes, and an error where it has one."""
+    body = b"".join((form % len(data)).encode() + b"\r\n" + data + b"\r\n" for data, form in chunks) + end
+    places = sorted({0, len(body), *(cut for cut in cuts if cut < len(body))})
+    pieces = [HEAD, *(body[at:to] for at, to in pairwise(places))]
+
+    def read(response: HTTPResponse) -> tuple[bytes, type[Exception] | None]:
+        response.begin()
+        found = b""
+        try:
+            while part := response.read1(most):
+                found += part
+        except Exception as error:
+            return found, type(error)
+        return found, None
+
+    ours, theirs = (read(kind(sock(pieces), method="GET")) for kind, sock in ((_Response, Connection), (HTTPResponse, Library)))  # type: ignore[arg-type]
+    assert ours == theirs
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

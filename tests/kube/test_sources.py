@@ -15,6 +15,7 @@ import pytest
 from msgspec import structs
 
 from netpol.errors import InvalidObject
+from netpol.kube import sources
 from netpol.kube.client import Client, configured
 from netpol.kube.events import Event, Gone, Put, Synced
 from netpol.kube.reflector import PODS, Timing, Trouble
@@ -149,6 +150,39 @@ def test_all_there_is_then_what_changes(server: FakeServer, heard: Heard) -> Non
     assert all(300 <= int(one.query["timeoutSeconds"]) <= 600 for one in (first, second))
     assert "accept-encoding" not in first.headers or first.headers["accept-encoding"] == "identity"
     assert heard.troubles == []
+
+
+def test_events_that_come_thick_are_read_together(server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two readings of them a follower rests; not while it is told what there is, of which nothing is to wait."""
+    naps: list[int] = []
+    wait = threading.Event.wait
+
+    def noted(event: threading.Event, timeout: float | None = None) -> bool:
+        if timeout == sources.NAP:
+            naps.append(len(listener.said))
+        return wait(event, timeout)
+
+    monkeypatch.setattr(threading.Event, "wait", noted)
+    monkeypatch.setattr(sources, "SPAN", 60.0)
+    told = threading.Event()
+    many = [pod(f"p{number}", number) for number in range(1, 2 * sources.THICK)]
+    with following(server, tmp_path) as listener:
+        server.answer(PATH, watch(added(*many), told, bookmark("99", True), whole=False))
+        listener.until(lambda: len(listener.said) == len(many))
+        told.set()
+        listener.until(lambda: bool(naps))
+    assert naps[0] == len(many) + 1
+
+
+def test_how_thick_events_come() -> None:
+    """So many in so short a time, and each that follows; a time later it begins anew."""
+    now = [5.0]
+    thick = sources.Thick(lambda: now[0])
+    assert [thick.takes(count) for count in (sources.THICK - 1, 0, 1, 0)] == [False, False, True, True]
+    now[0] += sources.SPAN
+    assert thick.takes(0)
+    now[0] += sources.SPAN / 100
+    assert [thick.takes(count) for count in (0, 1, sources.THICK)] == [False, False, True]
 
 
 def test_a_list_in_pages_where_watchlist_is_not_there(server: FakeServer, heard: Heard) -> None:
