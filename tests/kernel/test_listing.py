@@ -14,7 +14,7 @@ from netpol.kernel import listing
 from netpol.kernel._native import ffi
 from netpol.kernel.conntrack import ConntrackSocket
 from netpol.model import Address, parse_address
-from netpol.rules.flows import SIZE, ZONE_ORIGINAL, Entry, unpack
+from netpol.rules.flows import SIZE, ZONE_ORIGINAL, Entry, Tuple, unpack
 from tests.kernel.test_conntrack import BIT, MADE, OTHERS, WEB, A, B, C, make, many
 from tests.referees import run
 
@@ -51,12 +51,12 @@ def found(ends: tuple[Address, ...], bits: int = 0, entries: int = 1) -> list[En
     return None if keys is None else list(unpack(keys))
 
 
-def asked(ends: tuple[Address, ...], bits: int = 0, entries: int = 1) -> bytes | None:
-    """The same, packed; what C reads the list into is as long as it must be."""
-    flows = ffi.new("struct np_ct_flow[]", ROOM)
+def asked(ends: tuple[Address, ...], bits: int = 0, entries: int = 1, room: int = ROOM) -> bytes | None:
+    """The same, packed; `room` is how many flows C has room for."""
+    flows = ffi.new("struct np_ct_flow[]", room)
     four, six = (b"".join(sorted(end for end in ends if len(end) == width)) for width in (4, 16))
     arrays = ffi.from_buffer("uint8_t[]", four), ffi.from_buffer("uint8_t[]", six)
-    dump = ffi.new("struct np_ct_dump *", {"flows": flows, "room": ROOM, "ends4": arrays[0], "ends6": arrays[1], "bits": bits})
+    dump = ffi.new("struct np_ct_dump *", {"flows": flows, "room": room, "ends4": arrays[0], "ends6": arrays[1], "bits": bits})
     dump.count4, dump.count6 = len(four) // 4, len(six) // 16
     said = listing.find(entries, dump)
     assert (dump.count, dump.seen) == (0, 0)
@@ -250,6 +250,22 @@ def test_any_bytes(data: st.DataObject) -> None:
         lists(patch, bytes(line), bytes(line))
         said = asked((A, B), BIT | 4)
     assert said is None or len(said) % SIZE == 0
+
+
+def test_more_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a dump can tell then; what is just as many is found."""
+    lists(monkeypatch, NEW + MARKED, NEW + MARKED)
+    assert len(asked((A,), room=2) or b"") == 2 * SIZE
+    assert asked((A,), room=1) is None
+
+
+def test_a_line_that_ends_behind_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A protocol without numbers, of a kernel that has nothing more to say."""
+    line = b"ipv4     2 unknown  89 599 src=10.0.0.1 dst=10.0.0.2 src=10.0.0.2 dst=10.0.0.1"
+    lists(monkeypatch, line, line)
+    named = found((A,))
+    assert named is not None
+    assert [(entry.protocol, entry.reply, entry.flags) for entry in named] == [(89, Tuple(B, A), 0)]
 
 
 def test_words_of_a_label_are_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
