@@ -35,7 +35,8 @@ WALK = 5_000
 table, whose size follows from the machine's memory and not from what is in it."""
 
 FEW = 2_000
-"""Up to so many entries no filter is asked, whoever was touched: the kernel's list tells which ones matter (`netpol.kernel.listing`)."""
+"""Up to so many entries no filter is asked, whoever was touched: the kernel's list tells which ones matter (`netpol.kernel.listing`), or,
+where it is not to be trusted, a dump of all, which costs little more than one of IPv6 alone."""
 
 
 class Report(Struct, frozen=True):
