@@ -468,11 +468,16 @@ static int np_same_chain(const struct np_xt_view *old, const struct np_xt_chain 
     }
 }
 
-/* Moves the counters (struct xt_counters) of all chains that are in both tables with the same entries: renumber[chain of old] is
- * its index in `now`, or -1. same[chain of now] becomes 1 for each that was moved. The chains of both lie within their blobs. Returns how
- * many, or -EINVAL when something would lie outside. */
+static int np_is_zero(const uint8_t *data, size_t size)
+{
+    return size == 0 || (data[0] == 0 && memcmp(data, data + 1, size - 1) == 0);
+}
+
+/* Moves the counters (struct xt_counters) of all chains that are in both tables with the same entries, into zeros: renumber[chain of old]
+ * is its index in `now`, or -1. done[chain of now] becomes 1 for each that was moved, and for each whose entries counted nothing. The
+ * chains of both lie within their blobs. Returns how many, or -EINVAL when something would lie outside. */
 int np_xt_carry(const struct np_xt_view *old, const struct np_xt_view *now, const int32_t *renumber,
-                const uint8_t *counters, uint8_t *carried, uint8_t *same)
+                const uint8_t *counters, uint8_t *carried, uint8_t *done)
 {
     const size_t each = sizeof(struct xt_counters);
     int count = 0;
@@ -488,10 +493,12 @@ int np_xt_carry(const struct np_xt_view *old, const struct np_xt_view *now, cons
         if ((uint64_t)was->first + was->entries > old->entries || (uint64_t)is->first + is->entries > now->entries ||
             (uint64_t)was->offset + was->size > old->size || (uint64_t)is->offset + is->size > now->size)
             return -EINVAL;
-        if (!np_same_chain(old, was, now, is, renumber))
-            continue;
-        memcpy(carried + is->first * each, counters + was->first * each, was->entries * each);
-        same[renumber[o]] = 1;
+        if (!np_is_zero(counters + was->first * each, was->entries * each)) {
+            if (!np_same_chain(old, was, now, is, renumber))
+                continue;
+            memcpy(carried + is->first * each, counters + was->first * each, was->entries * each);
+        }
+        done[renumber[o]] = 1;
         count++;
     }
     return count;

@@ -93,7 +93,7 @@ int np_xt_relocate(const struct np_xt_jump *jumps, size_t count, uint32_t from, 
 int np_xt_link(uint8_t *blob, size_t size, int family, const struct np_xt_chain *chains, size_t chain_count,
                const struct np_xt_jump *jumps, size_t jump_count, struct np_xt_table *table);
 int np_xt_carry(const struct np_xt_view *old, const struct np_xt_view *now, const int32_t *renumber,
-                const uint8_t *counters, uint8_t *carried, uint8_t *same);
+                const uint8_t *counters, uint8_t *carried, uint8_t *done);
 /* cdef: end */
 
 #endif

@@ -264,11 +264,11 @@ class Layout(Assembly):
         """
         old, renumber = self._old, self.renumber()
         before, after = old.block.view(old.entries), self.block.view(self.table.entries)
-        same = ffi.new("uint8_t[]", len(self._names) + 1)
-        if lib.np_xt_carry(before, after, renumber, counters, carried, same) < 0:
+        done = ffi.new("uint8_t[]", len(self._names) + 1)
+        if lib.np_xt_carry(before, after, renumber, counters, carried, done) < 0:
             raise MalformedKernelData(f"the counters of the {old.table} table of IPv{old.family} do not fit it")
         for before_number, number in enumerate(ffi.unpack(renumber, len(old.block.names))):
-            if number >= 0 and not same[number]:
+            if number >= 0 and not done[number]:
                 for index, source in self._same_rules(old.span(before_number), number, stands_for):
                     _add(carried + index * COUNTER, counters + source * COUNTER)
 

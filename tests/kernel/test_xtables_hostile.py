@@ -333,12 +333,19 @@ def test_chains_that_are_not_where_they_say(tables: dict[tuple[Family, str], Tab
 
 
 def test_a_chain_that_jumps_to_none_of_its_table() -> None:
-    """Such a chain is no other table's chain: no counters are carried over."""
-    blob, counters, same = ffi.new("uint8_t[]", 304), ffi.new("uint8_t[]", 64), ffi.new("uint8_t[1]")
+    """Such a chain is no other table's chain: no counters are carried over, and it is done only if it counted nothing."""
+    blob, counters, done = ffi.new("uint8_t[]", 304), ffi.new("uint8_t[]", 64), ffi.new("uint8_t[1]")
+    counters[31] = 1
     chains = ffi.new("struct np_xt_chain[1]", [{"hook": -1, "size": 304, "entries": 2}])
     jumps = ffi.new("struct np_xt_jump[1]", [{"at": 144, "chain": 1}])
     known = {"blob": blob, "size": 304, "chains": chains, "chain_count": 1, "jumps": jumps, "jump_count": 1, "entries": 2}
     view, renumber = ffi.new("struct np_xt_view *", known), ffi.new("int32_t[2]", [0, 0])
-    assert lib.np_xt_carry(view, view, renumber, counters, counters, same) == 0
-    jumps[0].chain = -1
-    assert lib.np_xt_carry(view, view, renumber, counters, counters, same) == 1
+    carried = ffi.new("uint8_t[]", 64)
+    assert lib.np_xt_carry(view, view, renumber, counters, carried, done) == 0
+    assert (done[0], bytes(carried)) == (0, bytes(64))
+    counters[31], counters[32] = 0, 1  # behind the chain's own
+    assert lib.np_xt_carry(view, view, renumber, counters, carried, done) == 1
+    assert (done[0], bytes(carried)) == (1, bytes(64))
+    counters[0], jumps[0].chain = 1, -1
+    assert lib.np_xt_carry(view, view, renumber, counters, carried, done) == 1
+    assert bytes(carried) == b"\1" + bytes(63)
