@@ -122,7 +122,7 @@ coverage: $(VENV)/.dev  ## Count the lines of C that tests run, in a tree of its
 	@.ci/needs referees
 	@$(call tree,$(COVERED))
 	@cd $(COVERED) && NETPOL_COVERAGE=1 ../../$(BIN)/python setup.py -q build_ext --inplace --force
-	@cd $(COVERED) && ../../$(BIN)/python -m pytest -p no:cacheprovider --hypothesis-seed=0 $(or $(ARGS),tests/kernel tests/test_faults.py)
+	@cd $(COVERED) && ../../$(BIN)/python -m pytest -p no:cacheprovider --hypothesis-seed=0 $(or $(ARGS),tests/kernel tests/kube/test_protobuf.py tests/test_faults.py)
 	@cd $(COVERED) && ../../$(BIN)/python -m tests.coverage
 
 .PHONY: analyze

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bench.witness import Witness
+from bench.witness import INTERVAL, Witness
 from netpol.agent.enforcer import clean
 from netpol.kernel.apply import Kernel
 from netpol.kube.reflector import NAMESPACES, NODES, PODS, POLICIES
@@ -135,10 +135,10 @@ class Scene:
             clean(kernel)
 
     @contextmanager
-    def wire(self, target: str) -> Iterator[Witness]:
-        """Datagrams from the client to that pod."""
+    def wire(self, target: str, interval: float = INTERVAL) -> Iterator[Witness]:
+        """Datagrams from the client to that pod, one each so many seconds."""
         source, sink = self.lab.host("client"), self.lab.host(target)
-        with Witness("wire", source, sink, ADDRESSES[target], PORT, descriptors=(source, sink)) as witness:
+        with Witness("wire", source, sink, ADDRESSES[target], PORT, interval, descriptors=(source, sink)) as witness:
             yield witness
 
     @contextmanager

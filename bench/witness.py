@@ -75,7 +75,7 @@ def _say(*words: object) -> None:
     os.write(1, (" ".join(map(str, words)) + "\n").encode())
 
 
-def wire(source: int, sink: int, address: str, port: int) -> None:
+def wire(source: int, sink: int, address: str, port: int, interval: float) -> None:
     """Datagrams from one namespace to an address in another; "open TIME" and "closed TIME" at each change of verdict."""
     with namespaces.entered(sink):
         receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -107,7 +107,7 @@ def wire(source: int, sink: int, address: str, port: int) -> None:
                 verdict = came
                 _say("open" if came else "closed", since[0])
                 since = []
-        time.sleep(INTERVAL)
+        time.sleep(interval)
 
 
 def watch(port: int, ca: str, token: str, path: str, since: str) -> None:
@@ -151,8 +151,8 @@ def carry(namespace: int, port: int) -> None:
 
 def main(what: str, *arguments: str) -> None:
     if what == "wire":
-        source, sink, address, port = arguments
-        wire(int(source), int(sink), address, int(port))
+        source, sink, address, port, interval = arguments
+        wire(int(source), int(sink), address, int(port), float(interval))
     elif what == "watch":
         number, ca, token, path, since = arguments
         watch(int(number), ca, token, path, since)

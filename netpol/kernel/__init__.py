@@ -1,1 +1,1 @@
-"""The only room that talks to the kernel, and the only user of the native module: ipset over netlink, x_tables over sockopt."""
+"""The only room that talks to the kernel: ipset over netlink, x_tables over sockopt. The native module is its own, but for one reader."""

@@ -1,4 +1,4 @@
-"""The native module. What it holds is declared once, in csrc/*.h; nothing of it escapes netpol.kernel."""
+"""The native module. What it holds is declared once, in csrc/*.h; nothing of it escapes netpol.kernel, but for netpol.kube.protobuf."""
 
 from typing import Any
 

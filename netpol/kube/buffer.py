@@ -11,7 +11,7 @@ import re
 from contextlib import suppress
 from typing import cast
 
-_HEAD = re.compile(rb"\r\n[0-9A-Fa-f]{1,8}\r\n")
+_HEAD = re.compile(rb"\r\n([0-9A-Fa-f]{1,8})\r\n")
 
 
 class Buffer(io.BufferedIOBase):
@@ -47,15 +47,25 @@ class Buffer(io.BufferedIOBase):
             while self._end < len(self._bytes) and (size := self._raw.readinto(self._view[self._end :])):
                 self._end += cast(int, size)
 
-    def chunk_head(self) -> int:
-        """Takes the end of a chunk and the head of the next one, if they wait; the next one's size. 0, and nothing taken, where it is the
-        last chunk, or has a head of another form than its size alone."""
-        line = self._bytes.find(b"\n", self._start + 2, self._end)
-        head = self._bytes[self._start : line + 1]
-        if not (_HEAD.fullmatch(head) and (size := int(head, 16))):
-            return 0
-        self._start = line + 1
-        return size
+    def chunks(self, left: int, most: int) -> tuple[list[bytes], int]:
+        """Takes what waits of a chunk of which `left` bytes are to come, and of the chunks behind it, so many bytes of them all at most, in
+        parts; and how many bytes of the last one are to come. It ends before the last chunk of all, before a head that is not there whole,
+        and before one that says more than a size."""
+        data, view, at, end = self._bytes, self._view, self._start, self._end
+        parts = []
+        while most:
+            if not left:
+                head = _HEAD.match(data, at, end)
+                if head is None or not (left := int(head[1], 16)):
+                    break
+                at = head.end()
+            size = min(left, end - at, most)
+            if not size:
+                break
+            parts.append(bytes(view[at : at + size]))
+            at, left, most = at + size, left - size, most - size
+        self._start = at
+        return parts, left
 
     def read1(self, size: int = -1, /) -> bytes:
         """What waits, or else what comes first."""

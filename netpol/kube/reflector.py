@@ -30,7 +30,7 @@ from msgspec import Struct
 
 from netpol.errors import LONGEST, InvalidObject, MalformedAnswer, printable
 from netpol.kube.events import Event, Gone, Put, Synced
-from netpol.kube.watch import GONE, Bookmark, Change, Status, WatchStream, read_object, read_page, read_status
+from netpol.kube.watch import GONE, Bookmark, Change, FrameStream, Status, WatchStream, read_object, read_page, read_status
 from netpol.model import Namespace, Node, Object, Pod, Policy
 from netpol.policy.decode import Decoded, decode_namespace, decode_node, decode_pod, decode_policy
 
@@ -77,14 +77,15 @@ class Timing(Struct, frozen=True):
 
 
 class Resource(Struct, frozen=True):
-    """A kind of objects: where an API server has it, and how one is read."""
+    """A kind of objects: where an API server has it, how one is read, and whether a watch of it can be read in protobuf too."""
 
     kind: type[Object]
     path: str
     decode: Callable[[bytes], Decoded[Any]]
+    protobuf: bool = False
 
 
-PODS = Resource(Pod, "/api/v1/pods", decode_pod)
+PODS = Resource(Pod, "/api/v1/pods", decode_pod, protobuf=True)
 NAMESPACES = Resource(Namespace, "/api/v1/namespaces", decode_namespace)
 POLICIES = Resource(Policy, "/apis/networking.k8s.io/v1/networkpolicies", decode_policy)
 NODES = Resource(Node, "/api/v1/nodes", decode_node)
@@ -93,13 +94,14 @@ NODES = Resource(Node, "/api/v1/nodes", decode_node)
 class Request(Struct, frozen=True):
     """What to ask: a watch, whose bytes go to `receive` as they come, or a page, which goes to `receive_page` whole.
 
-    silence -- how many seconds may pass without a byte.
+    silence -- how many seconds may pass without a byte; protobuf -- whether the server may answer in it, if it can: `granted` says.
     """
 
     path: str
     query: tuple[tuple[str, str], ...]
     watch: bool
     silence: float
+    protobuf: bool = False
 
 
 class Pause(Struct, frozen=True):
@@ -164,7 +166,8 @@ class Reflector:
         self._seen: _Names = {}  # the same, in the present sync
         self._continue = ""
         self._pages = 0  # of the present list
-        self._stream = WatchStream()
+        self._protobuf = resource.protobuf
+        self._stream: WatchStream | FrameStream = WatchStream()
         self._began = self._due = 0.0  # when the watch began, and when it is to end
         self._heard_any = False
         self._failures = 0
@@ -199,13 +202,15 @@ class Reflector:
         return self._request(True, *watch, ("resourceVersion", self.version))
 
     def _request(self, watch: bool, *query: tuple[str, str]) -> Request:
-        return Request(self.resource.path, (*query, *self._selector), watch, self._timing.silence)
+        return Request(self.resource.path, (*query, *self._selector), watch, self._timing.silence, watch and self._protobuf)
 
     # -- how it went ---------------------------------------------------------------------------------------------------
 
-    def granted(self) -> None:
+    def granted(self, protobuf: bool = False) -> None:
         """The server took the watch that was asked for. A quiet one may say nothing for a minute, and an outage is over all the same."""
         self.figures.last_contact = self._clock()
+        if protobuf:
+            self._stream = FrameStream()
         if self.phase == "watch" and self.trouble is not None and self.trouble.reason in _REFUSED:
             self.trouble = None
 
@@ -283,8 +288,10 @@ class Reflector:
         self._refuse(status, code, retry_after if retry_after is not None else status.retry_after)
 
     def malformed(self, error: MalformedAnswer) -> None:
-        """The answer is none that an API server gives."""
+        """The answer is none that an API server gives. What cannot be read in protobuf is asked for in JSON from now on."""
         looking = self.phase == "look"
+        if isinstance(self._stream, FrameStream):
+            self._protobuf = False
         self._fail("malformed", str(error))
         if not looking:
             self._doubt()

@@ -187,11 +187,11 @@ class _Follower:
             self.reflector.reject(answer.code, answer.body, answer.retry_after)
 
     def _watch(self, request: Request) -> None:
-        with self._client.watch(request.path, request.query, request.silence) as stream:
+        with self._client.watch(request.path, request.query, request.silence, protobuf=request.protobuf) as stream:
             if stream.code != 200:
                 self.reflector.reject(stream.code, stream.rest(), stream.retry_after)
                 return
-            self.reflector.granted()
+            self.reflector.granted(stream.protobuf)
             self._tell()
             while self.reflector.reading:
                 try:

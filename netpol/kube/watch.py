@@ -1,7 +1,8 @@
 """What an API server's bytes say: the lines of a watch, the pages of a list, the Status of a refusal. Bytes in, values out, no I/O.
 
-A watch is one JSON object a line. Where the bytes are cut on their way has no meaning: any chunking of the same bytes gives the same
-events, and a last line without its end is no event at all. Objects stay JSON: `netpol.policy.decode` is their one reader.
+A watch is one JSON object a line; one in protobuf is made so first (`netpol.kube.protobuf`). Where the bytes are cut on their way has no
+meaning: any chunking of the same bytes gives the same events, and a last line without its end is no event at all. Objects stay JSON:
+`netpol.policy.decode` is their one reader.
 
 Invariants: whatever the bytes are, nothing but `MalformedAnswer` is raised; an object that cannot be read is an event like any other
 (without a name, if that is what is broken) and never ends the stream; no line is kept beyond `MAX_LINE` bytes.
@@ -16,6 +17,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from netpol.errors import MalformedAnswer
+from netpol.kube import protobuf
 
 T = TypeVar("T")
 ChangeType = Literal["ADDED", "MODIFIED", "DELETED"]
@@ -153,6 +155,18 @@ class WatchStream:
             raise MalformedAnswer(f"a line of a watch is longer than {self._max_line} bytes")
 
 
+class FrameStream:
+    """The same of a watch of pods in protobuf."""
+
+    def __init__(self, max_line: int = MAX_LINE) -> None:
+        self._frames = protobuf.Frames(max_line)
+
+    def feed(self, data: bytes) -> Iterator[WatchEvent]:
+        """As that of a WatchStream."""
+        for lines in self._frames.feed(data):
+            yield from map(read_line, lines.split(b"\n")[:-1])
+
+
 def read_line(line: bytes) -> WatchEvent:
     """The event of one line; MalformedAnswer for what is none."""
     for front, kind in _FRONTS:
@@ -205,6 +219,8 @@ def read_page(body: bytes) -> Page:
 
 def read_status(body: bytes) -> Status:
     """The Status that an answer holds; `Status()` where it holds none: what stands between us and an API server answers too."""
+    if body.startswith(protobuf.MAGIC):
+        body = protobuf.read_status(body)
     status = _read(_STATUS, body, None)
     if status is None or status.kind != "Status":
         return Status()

@@ -24,13 +24,14 @@ from tests.kernel import test_listing as listing
 from tests.kernel import test_nflog_hostile as nflog
 from tests.kernel.rule_cases import CASES, EVERY
 from tests.kernel.test_nflog import PORTS, extension, ipv4, ipv6
+from tests.kube import protobuf, test_protobuf
 
 _LINKED = (Chain(ROOT, (Rule(Jump("NETPOL-A")), Rule(Goto("NETPOL-A")))), Chain("NETPOL-A", (Rule(DROP), Rule(DROP))))
 
 
 def write(folder: Path, lock: Path) -> None:
     """Makes a folder of seeds for each target; needs CAP_NET_ADMIN and a lock file of iptables that is nobody's."""
-    made = {"rules": _rules(), "conntrack": _conntrack(), "nflog": _nflog()}
+    made = {"rules": _rules(), "conntrack": _conntrack(), "nflog": _nflog(), "protobuf": _protobuf()}
     namespace = namespaces.create()
     before = os.environ.get("XTABLES_LOCKFILE")
     os.environ["XTABLES_LOCKFILE"] = str(lock)
@@ -46,6 +47,12 @@ def write(folder: Path, lock: Path) -> None:
         (folder / target).mkdir(parents=True, exist_ok=True)
         for number, seed in enumerate(seeds):
             (folder / target / f"{number:03}").write_bytes(seed)
+
+
+def _protobuf() -> list[bytes]:
+    watch = protobuf.added(test_protobuf.POD) + protobuf.bookmark("9", True) + protobuf.error(410, "Expired", "too old", 3)
+    frames = [watch, protobuf.deleted(test_protobuf.POD), *test_protobuf.MALFORMED.values()]
+    return [b"\0\x10" + data for data in frames] + [b"\1\x10" + protobuf.status(429, "Too", 'many "\n', 3)]
 
 
 def _rules() -> list[bytes]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
-TARGETS = ("table", "rules", "ipset", "conntrack", "nflog")
+TARGETS = ("table", "rules", "ipset", "conntrack", "nflog", "protobuf")
 REGRESSIONS = HERE / "regressions"
 
 _FLAGS = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fno-sanitize-recover=undefined", f"-I{CSRC}"]

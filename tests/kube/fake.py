@@ -65,14 +65,20 @@ def silent() -> Answer:
 
 
 def head(code: int, **headers: str) -> bytes:
-    lines = [f"HTTP/1.1 {code} {'OK' if code == 200 else 'Error'}", "Content-Type: application/json", "Transfer-Encoding: chunked"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    lines = [f"HTTP/1.1 {code} {'OK' if code == 200 else 'Error'}", "Transfer-Encoding: chunked"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in {"Content_Type": "application/json", **headers}.items()]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
 def watch(*pieces: Piece, whole: bool = True) -> Answer:
     """A watch of these pieces."""
     return Answer(head(200), pieces, whole)
+
+
+def in_protobuf(*pieces: Piece, code: int = 200, whole: bool = True) -> Answer:
+    """A watch of these pieces in protobuf, or a refusal."""
+    kind = "application/vnd.kubernetes.protobuf"
+    return Answer(head(code, Content_Type=f"{kind};stream=watch" if code == 200 else kind), pieces, whole)
 
 
 def status(code: int, reason: str = "", message: str = "", **headers: str) -> Answer:

@@ -91,31 +91,39 @@ def test_what_goes_wrong_while_gathering_is_the_next_reads() -> None:
         buffer.read1()
 
 
-# What waits behind a chunk, the size of the next one where its head is taken, and what is left.
-HEADS = {
-    "small": (b"\r\n5\r\nhello", 5, b"hello"),
-    "of many digits": (b"\r\n0000fF\r\nx", 255, b"x"),
-    "nothing behind it": (b"\r\n5\r\n", 5, b""),
-    "not whole": (b"\r\n5\r", 0, b"\r\n5\r"),
-    "no line": (b"\r\n5", 0, b"\r\n5"),
-    "an end": (b"\r\n", 0, b"\r\n"),
-    "nothing": (b"", 0, b""),
-    "the last one": (b"\r\n0\r\n\r\n", 0, b"\r\n0\r\n\r\n"),
-    "an extension": (b"\r\n5;a=b\r\n", 0, b"\r\n5;a=b\r\n"),
-    "a sign": (b"\r\n+5\r\n", 0, b"\r\n+5\r\n"),
-    "no digits": (b"\r\nnone\r\n", 0, b"\r\nnone\r\n"),
-    "too many digits": (b"\r\n123456789\r\n", 0, b"\r\n123456789\r\n"),
-    "no end of the chunk": (b"ab5\r\n", 0, b"ab5\r\n"),
-    "half an end of line": (b"\r\n5\nx", 0, b"\r\n5\nx"),
+# What waits, how many bytes of a chunk are to come, and how many are wanted at most; the parts that are taken, how many bytes of the last
+# chunk are to come, and what is left.
+CHUNKS_THAT_WAIT: dict[str, tuple[bytes, int, int, list[bytes], int, bytes]] = {
+    "a head and its chunk": (b"\r\n5\r\nhello", 0, 64, [b"hello"], 0, b""),
+    "of many digits": (b"\r\n0000fF\r\nx", 0, 64, [b"x"], 254, b""),
+    "nothing behind it": (b"\r\n5\r\n", 0, 64, [], 5, b""),
+    "the end of one, one, and a part": (b"ab\r\n3\r\ncde\r\n4\r\nfg", 2, 64, [b"ab", b"cde", b"fg"], 2, b""),
+    "a part of one": (b"ab", 5, 64, [b"ab"], 3, b""),
+    "more than is wanted": (b"abcdef", 6, 4, [b"abcd"], 2, b"ef"),
+    "more chunks than are wanted": (b"ab\r\n3\r\ncde", 2, 4, [b"ab", b"cd"], 1, b"e"),
+    "as much as is wanted": (b"ab\r\n3\r\ncde", 2, 2, [b"ab"], 0, b"\r\n3\r\ncde"),
+    "not whole": (b"\r\n5\r", 0, 64, [], 0, b"\r\n5\r"),
+    "no line": (b"\r\n5", 0, 64, [], 0, b"\r\n5"),
+    "an end": (b"a\r\n", 1, 64, [b"a"], 0, b"\r\n"),
+    "nothing": (b"", 0, 64, [], 0, b""),
+    "nothing of a chunk": (b"", 5, 64, [], 5, b""),
+    "the last one": (b"\r\n0\r\n\r\n", 0, 64, [], 0, b"\r\n0\r\n\r\n"),
+    "an extension": (b"a\r\n5;a=b\r\n", 1, 64, [b"a"], 0, b"\r\n5;a=b\r\n"),
+    "a sign": (b"\r\n+5\r\n", 0, 64, [], 0, b"\r\n+5\r\n"),
+    "no digits": (b"\r\nnone\r\n", 0, 64, [], 0, b"\r\nnone\r\n"),
+    "too many digits": (b"\r\n123456789\r\n", 0, 64, [], 0, b"\r\n123456789\r\n"),
+    "no end of the chunk": (b"ab5\r\n", 0, 64, [], 0, b"ab5\r\n"),
+    "half an end of line": (b"\r\n5\nx", 0, 64, [], 0, b"\r\n5\nx"),
 }
 
 
-@pytest.mark.parametrize(("waits", "size", "left"), HEADS.values(), ids=HEADS)
-def test_the_head_of_a_chunk(waits: bytes, size: int, left: bytes) -> None:
-    """A plain one is taken, any other is left for who knows more of them."""
-    buffer = Buffer(Pieces([b"." + waits]), 64)
+@pytest.mark.parametrize(("waits", "left", "most", "parts", "to_come", "rest"), CHUNKS_THAT_WAIT.values(), ids=CHUNKS_THAT_WAIT)
+def test_the_chunks_that_wait(waits: bytes, left: int, most: int, parts: list[bytes], to_come: int, rest: bytes) -> None:
+    """Plain ones are taken, any other is left for who knows more of them; nothing is waited for, and nothing lost."""
+    buffer = Buffer(Pieces([b"." + waits, b"later"]), 64)
     assert buffer.read1(1) == b"."
-    assert (buffer.chunk_head(), buffer.read()) == (size, left)
+    assert buffer.chunks(left, most) == (parts, to_come)
+    assert buffer.read() == rest + b"later"
 
 
 class Connection:

@@ -16,7 +16,9 @@ from netpol.kube.client import Client, configured
 from netpol.kube.events import Event, Gone, Put
 from netpol.kube.reflector import NAMESPACES, NODES, PODS, POLICIES, Reason, Resource, Timing, Trouble
 from netpol.kube.sources import EVERYTHING, Listener, Selection, Sources, for_node
-from netpol.model import Node, Object
+from netpol.kube.watch import Change, FrameStream, WatchStream, read_status
+from netpol.model import Node, Object, parse_address
+from netpol.policy.decode import decode_pod
 from tests.kube.servers import ADMIN, Api, ApiServer, Json, namespace, node, pod, policy, programs, pump
 from tests.kube.test_sources import wait_for
 
@@ -162,6 +164,53 @@ def test_what_is_said_comes_to_what_there_is(apiserver: ApiServer, api: Api, tmp
             assert figures.requests == {"sync": 1}
             assert figures.bytes > 0
     assert len(store.gone) > 5
+
+
+def test_a_pod_in_protobuf_is_the_pod_in_json(apiserver: ApiServer, api: Api, tmp_path: Path) -> None:
+    """Whatever a pod has, and whatever becomes of it: two watches say the same, to the errors, one of them in protobuf."""
+    where = "both"
+    api.create("namespaces", namespace(where))
+    version = api.request("GET", "/api/v1/pods?limit=1")["metadata"]["resourceVersion"]
+    ports = [{"containerPort": 80}, {"name": "dns", "containerPort": 53, "protocol": "UDP"}, {"containerPort": 7, "protocol": "SCTP"}]
+    sidecar = {"name": "s", "image": "i", "restartPolicy": "Always", "ports": [{"name": "metrics", "containerPort": 9090, "hostPort": 9}]}
+    for number, spec in enumerate(
+        (
+            {"containers": [{"name": "c", "image": "i", "ports": ports}, {"name": "d", "image": "i"}], "initContainers": [sidecar]},
+            {"containers": [{"name": "c", "image": "i", "env": [{"name": "A", "value": '\u0001"é'}]}], "hostNetwork": True},
+            {"containers": [{"name": "c", "image": "i", "resources": {"limits": {"cpu": "1"}}}], "nodeName": "n1"},
+        )
+    ):
+        labels = {"app": f"a{number}", "empty": "", "example.org/long": "x" * 63}
+        meta = {"name": f"p{number}", "namespace": where, "labels": labels, "annotations": {"a": '"\\\n\u0001é'}, "finalizers": ["a.b/c"]}
+        api.create(
+            "pods", {"metadata": meta, "spec": spec, "status": {"phase": "Running", "podIP": "10.3.0.1", "podIPs": [{"ip": "10.3.0.1"}]}}
+        )
+        ips = {"podIP": "10.3.0.2", "podIPs": [{"ip": "10.3.0.2"}, {"ip": "fd00:3::2"}]}
+        api.patch("pods/status", f"p{number}", where, {"status": {"hostIP": "192.0.2.1", **ips}})
+        api.patch("pods", f"p{number}", where, {"metadata": {"labels": None}})
+        api.patch("pods/status", f"p{number}", where, {"status": {"phase": "Succeeded"}})
+        api.request("DELETE", f"/api/v1/namespaces/{where}/pods/p{number}", {"kind": "DeleteOptions", "apiVersion": "v1"})
+        api.patch("pods", f"p{number}", where, {"metadata": {"finalizers": None}})
+    query = (("watch", "true"), ("resourceVersion", version), ("timeoutSeconds", "2"))
+    client = Client(configured(str(apiserver.kubeconfig(tmp_path / "kubeconfig"))))
+    found: list[list[tuple[str, ...]]] = []
+    for protobuf, stream in ((True, FrameStream()), (False, WatchStream())):
+        with client.watch(f"/api/v1/namespaces/{where}/pods", query, 30, protobuf=protobuf) as answer:
+            assert (answer.code, answer.protobuf) == (200, protobuf)
+            changes = [change for data in iter(answer.read, b"") for change in stream.feed(data) if isinstance(change, Change)]
+        found.append([(one.type, one.name, one.namespace, one.version, repr(decode_pod(one.object))) for one in changes])
+    assert found[0] == found[1]
+    assert len(found[0]) >= 3 * 6
+    words = " ".join(part for one in found[0] for part in one)
+    address = repr(parse_address("fd00:3::2"))
+    for word in (address, "metrics", "dns", "host_network=True", "finished=True", "terminating=True", "DELETED"):
+        assert word in words
+    with client.watch("/api/v1/pods", (("watch", "true"), ("fieldSelector", "x")), 30, protobuf=True) as answer:
+        assert (answer.code, answer.protobuf) == (400, True)
+        status = read_status(answer.rest())
+    assert (status.code, status.reason) == (400, "BadRequest")
+    assert "invalid selector" in status.message
+    client.close()
 
 
 def test_the_agent_of_a_node_follows_its_own_node(apiserver: ApiServer, api: Api, tmp_path: Path) -> None:

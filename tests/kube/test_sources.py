@@ -19,8 +19,9 @@ from netpol.kube import sources
 from netpol.kube.client import Client, configured
 from netpol.kube.events import Event, Gone, Put, Synced
 from netpol.kube.reflector import PODS, Timing, Trouble
-from netpol.kube.sources import Listener, Selection, Sources, for_node
+from netpol.kube.sources import EVERYTHING, Listener, Selection, Sources, for_node
 from netpol.model import Object, Pod
+from tests.kube import protobuf
 from tests.kube.fake import (
     CLOSED,
     Answer,
@@ -30,6 +31,7 @@ from tests.kube.fake import (
     bookmark,
     deleted,
     error,
+    in_protobuf,
     line,
     modified,
     page,
@@ -39,6 +41,7 @@ from tests.kube.fake import (
     watch,
 )
 
+PROTOBUF = "application/vnd.kubernetes.protobuf,application/json"
 TIMING = Timing(first_wait=0.02, last_wait=0.1, short=60.0, steady=60.0)
 IMPATIENT = structs.replace(TIMING, silence=0.8)
 PATH = PODS.path
@@ -183,6 +186,57 @@ def test_how_thick_events_come() -> None:
     assert thick.takes(0)
     now[0] += sources.SPAN / 100
     assert [thick.takes(count) for count in (0, 1, sources.THICK)] == [False, False, True]
+
+
+def test_a_watch_in_protobuf(server: FakeServer, heard: Heard) -> None:
+    """It is asked for where watches are, and read where the server says that it is one."""
+    go = threading.Event()
+    start = protobuf.added(pod("a", 5), pod("b", 6)) + protobuf.bookmark("10", True)
+    changes = protobuf.modified(pod("a", 11, app="x")) + protobuf.deleted(pod("b", 12)) + protobuf.bookmark("20")
+    server.answer(PATH, in_protobuf(start[:99], start[99:], go, changes))
+    heard.wait(*HEARD)
+    go.set()
+    heard.wait(*HEARD, "+a app=x", "-b")
+    server.answer(PATH, page("20"), watch(modified(pod("a", 21, app="y")), threading.Event()))
+    heard.wait(*HEARD, "+a app=x", "-b", "+a app=y")
+    assert asked(server, 3) == ["sync", "look", "watch@20"]
+    assert [one.headers["accept"] for one in server.asked] == [PROTOBUF, "application/json", PROTOBUF]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(in_protobuf(protobuf.status(410, "Expired", "too old"), code=410), id="410"),
+        pytest.param(in_protobuf(protobuf.error(410, "Expired", "too old"), whole=False), id="ERROR event"),
+    ],
+)
+def test_a_refusal_in_protobuf(server: FakeServer, heard: Heard, answer: Answer) -> None:
+    """It says what it says in JSON."""
+    server.answer(PATH, in_protobuf(protobuf.added(pod("a", 5)) + protobuf.bookmark("10", True)), page("99"), answer)
+    heard.wait("+a", "synced")
+    heard.until(lambda: "expired" in heard.troubles)
+    assert [one.what for one in server.wait(4, PATH)] == ["sync", "look", "watch@10", "sync"]
+
+
+def test_protobuf_that_cannot_be_read_is_asked_for_in_json(server: FakeServer, heard: Heard) -> None:
+    """Once is enough, and for good: what came before is kept, and no object is missed."""
+    begun = protobuf.added(pod("a", 5)) + protobuf.bookmark("10", True) + protobuf.modified(pod("a", 11, app="x"))
+    server.answer(PATH, in_protobuf(begun + b"\0\0\0\x03abc", protobuf.modified(pod("a", 12, app="y"))))
+    server.answer(PATH, page("12"), watch(modified(pod("a", 12, app="y"))), page("12"), watch(modified(pod("a", 13, app="z"))))
+    heard.wait("+a", "synced", "+a app=x", "+a app=y", "+a app=z")
+    assert "malformed" in heard.troubles
+    asked(server, 5)
+    assert [one.headers["accept"] for one in server.asked[:5]] == [PROTOBUF, *["application/json"] * 4]
+    assert [one.what for one in server.asked[:5]] == ["sync", "look", "watch@11", "look", "watch@12"]
+
+
+def test_other_kinds_are_asked_for_in_json(server: FakeServer, tmp_path: Path) -> None:
+    """Only pods come by the thousand."""
+    listener = Heard()
+    with Sources(Client(configured(server.kubeconfig(tmp_path))), EVERYTHING, listener, listener, timing=TIMING):
+        for selection in EVERYTHING:
+            (one,) = server.wait(1, selection.resource.path)
+            assert one.headers["accept"] == (PROTOBUF if selection.resource is PODS else "application/json")
 
 
 def test_a_list_in_pages_where_watchlist_is_not_there(server: FakeServer, heard: Heard) -> None:
