@@ -155,7 +155,30 @@ static void put_text(struct np_pb *out, const char *text)
     put(out, text, strlen(text));
 }
 
-/* A string of JSON. What is no UTF-8 is the reader's to refuse. */
+/* How many bytes the character at the front has, or 0 where these are none of UTF-8. */
+static size_t get_character(const struct in *in)
+{
+    const uint8_t first = *in->at;
+    const size_t size = first < 0x80   ? 1
+                        : first < 0xc2 ? 0
+                        : first < 0xe0 ? 2
+                        : first < 0xf0 ? 3
+                        : first < 0xf5 ? 4
+                                       : 0;
+
+    if (size > left(in))
+        return 0;
+    /* Those that could be shorter, halves of a pair, and those that are beyond the last character. */
+    if ((first == 0xe0 && in->at[1] < 0xa0) || (first == 0xed && in->at[1] > 0x9f) ||
+        (first == 0xf0 && in->at[1] < 0x90) || (first == 0xf4 && in->at[1] > 0x8f))
+        return 0;
+    for (size_t i = 1; i < size; i++)
+        if ((in->at[i] & 0xc0) != 0x80)
+            return 0;
+    return size;
+}
+
+/* A string of JSON. A byte that is none of UTF-8 becomes a replacement character, as in the JSON of an API server. */
 static void put_string(struct np_pb *out, struct in body)
 {
     static const char digits[] = "0123456789abcdef";
@@ -164,11 +187,17 @@ static void put_string(struct np_pb *out, struct in body)
     put(out, "\"", 1);
     while (body.at < body.end) {
         const uint8_t *const start = body.at;
+        size_t size = 1;
 
-        while (body.at < body.end && *body.at >= 0x20 && *body.at != '"' && *body.at != '\\')
-            body.at++;
+        while (body.at < body.end && *body.at >= 0x20 && *body.at != '"' && *body.at != '\\' && size > 0) {
+            size = get_character(&body);
+            body.at += size;
+        }
         put(out, (const char *)start, (size_t)(body.at - start));
-        if (body.at < body.end) {
+        if (size == 0) {
+            put_text(out, "\\ufffd");
+            body.at++;
+        } else if (body.at < body.end) {
             escaped[4] = digits[*body.at >> 4];
             escaped[5] = digits[*body.at++ & 15];
             put(out, escaped, sizeof(escaped));
@@ -251,8 +280,8 @@ static int put_value(struct np_pb *out, const struct field *field, const struct 
 }
 
 /* Writes the known fields of a message as an object of JSON. An API server writes fields by their numbers, each once and what is repeated in
- * a row: what stands otherwise is refused, for two readings of it are possible. A text that is empty, and a count of none, are not there, as
- * in the JSON of an API server. Returns 0 or -EBADMSG. */
+ * a row: what stands otherwise is refused, for two readings of it are possible. A text that is empty, a time that is
+ * none, and a count of none are not there, as in the JSON of an API server. Returns 0 or -EBADMSG. */
 static int put_message(struct np_pb *out, struct in body, const struct message *message)
 {
     const struct field *last = NULL;
@@ -274,7 +303,7 @@ static int put_message(struct np_pb *out, struct in body, const struct message *
                     return -EBADMSG;
         if (field == message->fields + message->count || field->number != found.number)
             continue;
-        if ((field->kind == TEXT && found.type == BYTES && left(&found.body) == 0) ||
+        if (((field->kind == TEXT || field->kind == PRESENCE) && found.type == BYTES && left(&found.body) == 0) ||
             (field->kind == COUNT && found.type == VARINT && found.value == 0))
             continue;
         if (field == last) {

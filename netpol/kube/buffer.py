@@ -30,14 +30,6 @@ class Buffer(io.BufferedIOBase):
         self._raw.close()
         super().close()
 
-    def has(self, size: int) -> bool:
-        """Whether more than `size` bytes wait."""
-        return self._end - self._start > size
-
-    def has_line(self, skipped: int) -> bool:
-        """Whether a whole line waits behind so many bytes."""
-        return self._bytes.find(b"\n", self._start + skipped, self._end) >= 0
-
     def gather(self) -> None:
         """Reads on, behind what waits, until nothing has come or there is no room; whatever goes wrong is the next read's."""
         left = self._end - self._start

@@ -208,27 +208,23 @@ class _Response(http.client.HTTPResponse):
         self.fp.close()
         self.fp = Buffer(sock.makefile("rb", 0), CHUNK)
         self._sock = sock
-        self._failure: Exception | None = None  # of a chunk behind those that were read
 
     def read1(self, n: int = -1) -> bytes:
-        if self._failure is not None:
-            raise self._failure
         parts = [super().read1(n)]
-        size = len(parts[0])
-        if parts[0] and size < n and self.chunked and not self.isclosed():
+        if len(parts[0]) < n and self.chunked and not self.isclosed():
             self._gather()
-        while parts[-1] and size < n and self._goes_on():
-            # Chunks that are nothing but that, which is all that a watch is made of, cost the class above ten times as much.
-            taken, self.chunk_left = self.fp.chunks(cast(int, self.chunk_left), n - size)
-            if not taken and not self.chunk_left:
-                try:
-                    taken = [super().read1(n - size)]
-                except Exception as failure:
-                    self._failure = failure
-                    break
+            # Chunks that are nothing but that, which is all that a watch is made of, cost the class above ten times as much. Others wait
+            # for the next read: what has come is not held back for them.
+            taken, self.chunk_left = self.fp.chunks(cast(int, self.chunk_left), n - len(parts[0]))
             parts += taken
-            size += sum(map(len, taken))
         return b"".join(parts)
+
+    def _get_chunk_left(self) -> int | None:
+        """The library's, which takes a size with a minus for one, and all that waits for the chunk."""
+        left: int | None = super()._get_chunk_left()  # type: ignore[misc]  # its stub leaves it out
+        if left is not None and left < 0:
+            raise http.client.IncompleteRead(b"")
+        return left
 
     def _gather(self) -> None:
         """Reads what has come, and waits for nothing: a server sends each object of a watch in a TLS record of its own."""
@@ -238,12 +234,6 @@ class _Response(http.client.HTTPResponse):
             self.fp.gather()
         finally:
             self._sock.settimeout(timeout)
-
-    def _goes_on(self) -> bool:
-        """Whether there is more of a body in chunks, for which nobody has to wait."""
-        if not self.chunked or self.isclosed():
-            return False
-        return self.fp.has(0) if self.chunk_left else self.fp.has_line(2)
 
 
 def _pools(sockets: _Sockets) -> dict[str, type[urllib3.HTTPConnectionPool]]:
@@ -278,7 +268,7 @@ class Stream:
     def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
         self._response = response
         self.code = response.status
-        self.protobuf = response.headers.get("Content-Type", "").partition(";")[0].strip() == PROTOBUF
+        self.protobuf = response.headers.get("Content-Type", "").partition(";")[0].strip().lower() == PROTOBUF
         self.retry_after = _retry_after(response)
 
     def read(self, most: int = CHUNK) -> bytes:

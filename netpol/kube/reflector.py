@@ -60,6 +60,8 @@ _Names = dict[str, dict[str, None]]
 
 # Refusals that say nothing about how we ask: they end by waiting.
 _WAIT_FOR: dict[int, Reason] = {401: "unauthorized", 403: "forbidden", 429: "throttled", 503: "unreachable"}
+# Refusals of the form that was asked for.
+_NOT_ACCEPTED = (406, 415)
 # What is over once a watch is granted. Anything else can be wrong with a watch that was: it has to say something first.
 _REFUSED: frozenset[Reason] = frozenset(("unreachable", *_WAIT_FOR.values()))
 
@@ -167,6 +169,7 @@ class Reflector:
         self._continue = ""
         self._pages = 0  # of the present list
         self._protobuf = resource.protobuf
+        self._asked_protobuf = False  # by the last request
         self._stream: WatchStream | FrameStream = WatchStream()
         self._began = self._due = 0.0  # when the watch began, and when it is to end
         self._heard_any = False
@@ -185,6 +188,7 @@ class Reflector:
         self._began = self._clock()
         self._heard_any = False
         self.reading = True
+        self._asked_protobuf = self._protobuf and self.phase in ("sync", "watch")
         if self.phase == "look":
             return Request(self.resource.path, (("limit", "1"),), False, self._timing.silence)
         if self.phase == "list":
@@ -202,7 +206,7 @@ class Reflector:
         return self._request(True, *watch, ("resourceVersion", self.version))
 
     def _request(self, watch: bool, *query: tuple[str, str]) -> Request:
-        return Request(self.resource.path, (*query, *self._selector), watch, self._timing.silence, watch and self._protobuf)
+        return Request(self.resource.path, (*query, *self._selector), watch, self._timing.silence, self._asked_protobuf)
 
     # -- how it went ---------------------------------------------------------------------------------------------------
 
@@ -288,9 +292,9 @@ class Reflector:
         self._refuse(status, code, retry_after if retry_after is not None else status.retry_after)
 
     def malformed(self, error: MalformedAnswer) -> None:
-        """The answer is none that an API server gives. What cannot be read in protobuf is asked for in JSON from now on."""
+        """The answer is none that an API server gives. What may have been in protobuf is asked for in JSON from now on."""
         looking = self.phase == "look"
-        if isinstance(self._stream, FrameStream):
+        if self._asked_protobuf:
             self._protobuf = False
         self._fail("malformed", str(error))
         if not looking:
@@ -378,6 +382,8 @@ class Reflector:
         """An HTTP error, or an ERROR event. `status` is what it says, and empty where the answer is not an API server's."""
         message = f"{code} {status.reason}: {status.message}" if status != Status() else f"HTTP status {code}"
         phase = self.phase
+        if code in _NOT_ACCEPTED and self._asked_protobuf:
+            self._protobuf = False
         if code == GONE:
             self._fail("expired", message, retry_after)
             self._continue = ""

@@ -49,6 +49,28 @@ def gives(status: str) -> str:
     return f'print(json.dumps({{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {status}}}))'
 
 
+@pytest.mark.parametrize(
+    ("kind", "protobuf"),
+    [
+        ("application/vnd.kubernetes.protobuf;stream=watch", True),
+        ("Application/vnd.Kubernetes.Protobuf ; charset=x", True),
+        ("application/vnd.kubernetes.protobuf", True),
+        ("application/json", False),
+        ("application/vnd.kubernetes.protobuf+json", False),
+        ("", False),
+    ],
+)
+def test_the_form_of_a_watch(server: FakeServer, tmp_path: Path, kind: str, protobuf: bool) -> None:
+    """What the server says it is, whatever was asked for; protobuf is asked for only where it may be."""
+    server.answer(PATH, *[Answer(head(200, Content_Type=kind), (b"x",))] * 2)
+    client = Client(configured(server.kubeconfig(tmp_path)))
+    for asked in (True, False):
+        with client.watch(PATH, (), 5, protobuf=asked) as stream:
+            assert stream.protobuf == protobuf
+    accepted = ["application/vnd.kubernetes.protobuf,application/json", "application/json"]
+    assert [one.headers["accept"] for one in server.asked] == accepted
+
+
 # -- configuration -----------------------------------------------------------------------------------------------------
 
 

@@ -227,11 +227,16 @@ MALFORMED = {
     "a frame of nothing": event_of(b""),
     "a type that is none": frame("SYNC", wrapped("Pod", POD)),
     "a type that is a number": event_of(field(1, 5) + field(2, field(1, wrapped("Pod", POD)))),
+    "a type that begins well": frame("ADD", wrapped("Pod", POD)),
+    "a type in eight bytes": event_of(varint(1 << 3 | 1) + b"MODIFIED" + field(2, field(1, wrapped("Pod", POD)))),
     "an object that is a number": event_of(field(1, "ADDED") + field(2, 5)),
     "an event that ends early": event_of(field(1, "ADDED") + b"\x12\x50"),
     "an object's bytes that end early": event_of(field(1, "ADDED") + field(2, b"\x0a\x50")),
+    "an object's bytes that something follows": event_of(field(1, "ADDED") + field(2, field(1, wrapped("Pod", POD)) + b"\x80")),
     "no object": event_of(field(1, "ADDED")),
     "no envelope": frame("ADDED", message("Pod", POD)),
+    "an envelope that begins otherwise": frame("ADDED", b"k8t\0" + wrapped("Pod", POD)[4:]),
+    "an envelope of a kind that begins well": frame("ADDED", envelope("Po", NAMED)),
     "an envelope of another kind": frame("ADDED", envelope("Node", NAMED)),
     "an envelope without a kind": frame("ADDED", b"k8s\0" + field(2, NAMED)),
     "an envelope without an object": frame("ADDED", b"k8s\0" + field(1, field(2, "Pod"))),
@@ -275,11 +280,34 @@ def test_what_is_no_event_ends_the_stream(data: bytes) -> None:
     assert len(end) < 300
 
 
-def test_a_pod_that_cannot_be_read_is_an_event() -> None:
-    """Text that is no UTF-8 is that of one object: the next one is read."""
-    found, end = events(pod_of(field(1, field(1, b"\xff\xfe"))) + added(POD))
-    assert [one.name for one in found if isinstance(one, Change)] == ["", "web"]
-    assert not end
+def replaced(data: bytes) -> str:
+    """A text as an API server writes it in JSON: of what is no UTF-8, each byte is a replacement character."""
+    text = ""
+    while data:
+        size = next((size for size in range(1, 5) if _is_character(data[:size])), 0)
+        text += data[:size].decode() or "\ufffd"
+        data = data[size or 1 :]
+    return text
+
+
+def _is_character(data: bytes) -> bool:
+    try:
+        return len(data.decode()) == 1
+    except UnicodeDecodeError:
+        return False
+
+
+EDGES = (0x00, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC0, 0xC1, 0xC2, 0xDF, 0xE0, 0xED, 0xEF, 0xF0, 0xF4, 0xF5, 0xFF, ord('"'))
+
+
+@given(st.lists(st.sampled_from(EDGES), max_size=8).map(bytes) | TEXTS.map(str.encode))
+@example(b"\xed\x9f\xbf\xed\xa0\x80\xe0\x9f\xbf\xe0\xa0\x80\xf0\x8f\xbf\xbf\xf0\x90\x80\x80\xf4\x8f\xbf\xbf\xf4\x90\x80\x80")
+@example(b"\xc2")
+@example(b"\xe2\x82a")
+def test_text_that_is_no_utf_8(data: bytes) -> None:
+    """A pod whose phase is no text is there all the same: whoever may write a status can write any bytes."""
+    (line,) = Frames(MAX_LINE).feed(pod_of(NAMED + field(3, field(1, data))))
+    assert json.loads(line)["object"]["status"].get("phase", "") == replaced(data)
 
 
 @pytest.mark.parametrize(
@@ -294,6 +322,12 @@ def test_fields_that_are_not_known_mean_nothing(extra: bytes) -> None:
     found, end = events(pod_of(field(1, META + extra) + extra))
     assert not end
     assert read(found) == [("ADDED", "a", "", "7", repr(decode_pod(b'{"metadata":{"name":"a"}}')))]
+
+
+def test_a_time_that_is_none() -> None:
+    """It is null in JSON."""
+    meta = json.loads(b"".join(Frames(MAX_LINE).feed(pod_of(field(1, field(1, "a") + field(9, b"")) + field(3, b"")))))
+    assert meta["object"] == {"metadata": {"name": "a"}, "status": {}}
 
 
 def test_the_last_part_of_a_label_counts() -> None:

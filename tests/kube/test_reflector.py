@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from netpol.kube.events import Gone, Put, Synced
 from netpol.kube.reflector import NODES, PAGES, PODS, Heard, Pause, Reflector, Request
 from netpol.model import Pod
+from tests.kube import protobuf
 from tests.kube.fake import Answer, added, bookmark, deleted, error, modified, page, pod
 
 START = added(pod("a", 5)) + bookmark("10", True)
@@ -72,6 +73,55 @@ def whole(answer: Answer) -> bytes:
     (body,) = answer.pieces
     assert isinstance(body, bytes)
     return body
+
+
+# -- in which form -----------------------------------------------------------------------------------------------------
+
+
+def asks_protobuf(player: Player) -> bool:
+    """Whether the next watch may be in protobuf; the waits and looks before it are passed over."""
+    while True:
+        todo = player.reflector.next()
+        if isinstance(todo, Request) and todo.watch:
+            return todo.protobuf
+        if isinstance(todo, Request):
+            assert not todo.protobuf
+            player.reflector.receive_page(whole(page("1000")))
+
+
+@pytest.mark.parametrize("code", [406, 415])
+def test_who_does_not_accept_protobuf_is_asked_for_json(code: int) -> None:
+    """From then on; and any other refusal says nothing of that."""
+    player = Player().started()
+    player.reflector.end("timeout")
+    assert asks_protobuf(player)
+    player.refuse(403)
+    assert asks_protobuf(player)
+    player.refuse(code)
+    assert not asks_protobuf(player)
+
+
+def test_protobuf_under_another_name_is_asked_for_in_json() -> None:
+    """Bytes that are said to be JSON and are none may be that."""
+    player = Player()
+    assert asks_protobuf(player)
+    player.reflector.granted(False)
+    player.reflector.receive(protobuf.added(pod("a", 5)) + b"\n")
+    assert player.reflector.trouble is not None
+    assert not asks_protobuf(player)
+
+
+def test_a_page_that_is_malformed_says_nothing_of_protobuf() -> None:
+    """It was asked for in JSON."""
+    player = Player()
+    assert asks_protobuf(player)
+    player.reflector.granted(True)
+    player.reflector.receive(protobuf.added(pod("a", 5)) + protobuf.bookmark("10", True))
+    player.reflector.end("cut")
+    assert player.ask() == "look"
+    player.reflector.receive_page(b"<html>")
+    assert player.reflector.trouble is not None
+    assert asks_protobuf(player)
 
 
 # -- how long ----------------------------------------------------------------------------------------------------------
