@@ -304,9 +304,12 @@ EDGES = (0x00, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC0, 0xC1, 0xC2, 0xDF,
 @example(b"\xed\x9f\xbf\xed\xa0\x80\xe0\x9f\xbf\xe0\xa0\x80\xf0\x8f\xbf\xbf\xf0\x90\x80\x80\xf4\x8f\xbf\xbf\xf4\x90\x80\x80")
 @example(b"\xc2")
 @example(b"\xe2\x82a")
+@example(b"\xe2\x82")
+@example(b"\xf5\x80\x80\x80")
 def test_text_that_is_no_utf_8(data: bytes) -> None:
     """A pod whose phase is no text is there all the same: whoever may write a status can write any bytes."""
-    (line,) = Frames(MAX_LINE).feed(pod_of(NAMED + field(3, field(1, data))))
+    # What comes behind it begins with a byte that could be the rest of a character.
+    (line,) = Frames(MAX_LINE).feed(pod_of(NAMED + field(3, field(1, data) + field(32, ""))))
     assert json.loads(line)["object"]["status"].get("phase", "") == replaced(data)
 
 
