@@ -191,18 +191,27 @@ class Cluster:
         if before == pod:
             return NO_CHANGE
         touched = dict.fromkeys((before.addresses if before else ()) + (pod.addresses if pod else ()))
-        standings = {address: self.standing(address) for address in touched}
-        pod = self._enter(before, pod, namespace, name)
+        left = self.index.profile(namespace, before.labels) if before is not None and _is_subject(before) else None
+        queries = left.queries if left is not None else NOTHING
+        standings = {address: self._standing(address, before, queries) for address in touched}
+        pod, joined = self._enter(left, pod, namespace, name)
         self._claim((namespace, name), before, pod, touched)
+        queries = joined.queries if joined is not None else NOTHING
         moves = []
         for address, old in standings.items():
-            new = self.standing(address)
+            new = self._standing(address, pod, queries)
             if old != new:
                 moves.append(Move(address, old, new))
         return Change(moves=tuple(moves), pods=((before, pod),))
 
-    def _enter(self, before: Pod | None, pod: Pod | None, namespace: str, name: str) -> Pod | None:
-        """Puts the pod into the mappings and its profile; returns it with its parts shared with those of its like."""
+    def _standing(self, address: Address, known: Pod | None, queries: frozenset[Query]) -> Standing | None:
+        """What an address means now, where the queries of one pod are known: nearly always it is that pod's."""
+        pod = self._holders.get(address)
+        return Standing(pod, queries if pod is known else self.queries(pod)) if pod is not None else None
+
+    def _enter(self, left: Profile | None, pod: Pod | None, namespace: str, name: str) -> tuple[Pod | None, Profile | None]:
+        """Puts the pod into the mappings and out of the profile that it had into its own; returns it with its parts shared with those of its
+        like, and that profile."""
         joined = None
         if pod is not None:
             pods = self._pods.setdefault(namespace, {})
@@ -220,11 +229,9 @@ class Cluster:
             del self._pods[namespace][name]
             if not self._pods[namespace]:
                 del self._pods[namespace]
-        if before is not None and _is_subject(before):
-            left = self.index.profile(namespace, before.labels)
-            if left is not joined:
-                self.index.leave(left, name)
-        return pod
+        if left is not None and left is not joined:
+            self.index.leave(left, name)
+        return pod, joined
 
     def _claim(self, key: tuple[str, str], before: Pod | None, pod: Pod | None, touched: Mapping[Address, None]) -> None:
         had = before.addresses if before is not None and _is_subject(before) else ()
@@ -274,5 +281,8 @@ def _known_labels(profile: Profile, pods: Mapping[str, Pod], labels: Labels) -> 
     """The same labels, as the profile or one of its pods has them already: those of one workload come from bytes of their own each."""
     if profile.labels == labels:
         return profile.labels
-    alike = (pods[name].labels for name in islice(profile.names, LOOK_AT) if name in pods)
-    return next((known for known in alike if known == labels), labels)
+    for name in islice(profile.names, LOOK_AT):
+        alike = pods.get(name)
+        if alike is not None and alike.labels == labels:
+            return alike.labels
+    return labels

@@ -144,7 +144,7 @@ class NodeState:
             self._touch(move)
             # Another pod, of any node, may take or give back the address of one of ours.
             holders = {standing.pod.key for standing in (move.before, move.after) if standing is not None}
-            if not holders.isdisjoint(self._locals):
+            if not self._locals.keys().isdisjoint(holders):  # the other way round it would look at all of them
                 self._stale, self._changed = True, None
         for before, after in change.pods:
             if (before is not None and self._is_local(before)) or (after is not None and self._is_local(after)):
