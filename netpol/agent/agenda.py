@@ -1,8 +1,8 @@
 """What the loop does next, and when: decided from times that are passed in, without a clock, a thread or a kernel.
 
 The first change after quiet is due at once. Changes that come while the kernel is written wait, and are written together: after each
-write there is a pause as long as a processor was busy with it, and longer after one of many events, within bounds: a storm never takes
-more than about half of a processor for writing, and mostly far less.
+write there is a pause as long as a processor was busy with it, and longer after one of many events, within bounds and as long as more
+of them come: a storm never takes more than about half of a processor for writing, and mostly far less, and its end is written soon.
 Time in which a write only waited, for a processor or for iptables' lock, is no reason to have the next change wait too. What the kernel
 refused is tried again after a pause that doubles, with jitter; a change that comes meanwhile does not wait for that, for it may have
 nothing to do with what is refused.
@@ -30,7 +30,8 @@ class Pace(Struct, frozen=True):
     """How long things take their time; all in seconds.
 
     look -- between two cheap looks at the tables; audit -- between two audits (0: none); gather -- how long events are gathered before
-    they are taken in, as long as nothing may be written yet; rest -- the least and the most pause after a write; retry -- the first and
+    they are taken in, as long as nothing may be written yet; rest -- the least and the most pause after a write; quiet -- a storm has
+    ended when no event came for so long; retry -- the first and
     the longest pause before what was refused is tried again; save -- how long nothing has to change before the state is saved, and how
     long it may go unsaved while changes keep coming.
     """
@@ -39,6 +40,7 @@ class Pace(Struct, frozen=True):
     audit: float = 10.0
     gather: float = 0.02
     rest: tuple[float, float] = (0.002, 0.1)
+    quiet: float = 0.02
     retry: tuple[float, float] = (0.1, 30.0)
     save: tuple[float, float] = (1.0, 5.0)
 
@@ -58,7 +60,7 @@ class Agenda:
         self.refusals = 0
         self.in_force = False  # whether all that was taken in is in the kernel, as far as we know
         self.pace, self._jitter = pace, jitter
-        self._rest_until = float("-inf")
+        self._rest_until = self._storm_until = float("-inf")
         self._attempt: float | None = None  # when to write without waiting for a change
         self._look: float | None = None
         self._audit: float | None = None
@@ -76,26 +78,27 @@ class Agenda:
         """Whether the kernel holds all that it should, and was written since the state was saved last, or that never was."""
         return self.in_force and self._first_unsaved is not None
 
-    def due(self, oldest: float | None, now: float, looking: bool = True) -> Due | None:
-        """What is due first; None where nothing is, until something comes. `oldest` -- when the oldest event came that waits; without
-        `looking`, what is due besides looks."""
+    def due(self, oldest: float | None, now: float, looking: bool = True, newest: float | None = None) -> Due | None:
+        """What is due first; None where nothing is, until something comes. `oldest` -- when the oldest event came that waits, `newest` --
+        the last one, where that is another; without `looking`, what is due besides looks."""
         if self.missing:
             return Due(oldest + self.pace.gather, "absorb") if oldest is not None else None
         # This is asked many times a second while nothing happens. What is overdue is due now, so that the order decides, not who has waited
         # longest.
         found: Task | None = None
         first = float("inf")
-        for task, at in (("apply", self._apply_at(oldest)), *(self._standing(looking) if self.in_force else ())):
+        for task, at in (("apply", self._apply_at(oldest, newest)), *(self._standing(looking) if self.in_force else ())):
             if at is not None and (at if at > now else now) < first:
                 found, first = task, at if at > now else now
         return Due(first, found) if found is not None else None
 
-    def _apply_at(self, oldest: float | None) -> float | None:
+    def _apply_at(self, oldest: float | None, newest: float | None) -> float | None:
         """When a change that waits may be written, or what is to be written anyway, whichever is first."""
         attempt = self._attempt
         if oldest is None:
             return attempt
-        change = max(oldest, self._rest_until)
+        last = oldest if newest is None else newest
+        change = max(oldest, self._rest_until, min(self._storm_until, last + self.pace.quiet))
         return change if attempt is None else min(change, attempt)
 
     def _standing(self, looking: bool) -> tuple[tuple[Task, float | None], ...]:
@@ -116,7 +119,8 @@ class Agenda:
     def applied(self, ended: float, took: float, changed: bool, events: int = 0) -> None:
         """The kernel is as wanted; took -- seconds of a processor, for so many events; changed -- something had to be written for that."""
         least, most = self.pace.rest
-        self._rest_until = ended + min(max(took * (max(1.0, events / FEW) if changed else 1.0), least), most)
+        self._rest_until = ended + min(max(took, least), most)
+        self._storm_until = ended + min(took * events / FEW, most) if changed else self._rest_until
         self._attempt = None
         self.refusals = 0
         if not self.in_force:

@@ -196,7 +196,8 @@ class Loop:
         self.agenda.saved()
 
     def _due(self, now: float, looking: bool = True) -> Due | None:
-        return self.agenda.due(self._heard[0][0] if self._heard else None, now, looking)
+        heard = self._heard
+        return self.agenda.due(heard[0][0], now, looking, heard[-1][0]) if heard else self.agenda.due(None, now, looking)
 
     def _pulse(self) -> None:
         self.last_pulse = self._clock()

@@ -210,8 +210,8 @@ class Cluster:
         return Standing(pod, queries if pod is known else self.queries(pod)) if pod is not None else None
 
     def _enter(self, left: Profile | None, pod: Pod | None, namespace: str, name: str) -> tuple[Pod | None, Profile | None]:
-        """Puts the pod into the mappings and out of the profile that it had into its own; returns it with its parts shared with those of its
-        like, and that profile."""
+        """Puts the pod into the mappings, and out of the profile that it had into its own; returns it, with its parts shared with those of
+        its like, and that profile."""
         joined = None
         if pod is not None:
             pods = self._pods.setdefault(namespace, {})

@@ -82,10 +82,26 @@ def test_the_first_change_after_quiet_goes_at_once() -> None:
     ],
 )
 def test_a_burst_is_gathered(took: float, events: int, rest: float) -> None:
-    """What comes while the kernel is written, or right after, waits until the write has rested."""
+    """What comes while the kernel is written, or right after, waits until the write has rested, as long as more comes."""
     made = in_force(Pace(look=1000.0, audit=0.0))
-    made.applied(200.0 + took, took, changed=True, events=events)
-    assert at(made.due(200.0, 200.0 + took), "apply") == pytest.approx(200.0 + took + rest)
+    ended = 200.0 + took
+    made.applied(ended, took, changed=True, events=events)
+    assert at(made.due(200.0, ended, newest=ended + rest), "apply") == pytest.approx(ended + rest)
+
+
+@pytest.mark.parametrize(
+    ("newest", "due"),
+    [
+        pytest.param(200.05, 200.07, id="it ends in the rest"),
+        pytest.param(200.01, 200.04, id="the write has rested by then"),
+        pytest.param(200.0999, 200.11, id="it goes on"),
+    ],
+)
+def test_the_end_of_a_storm_is_not_waited_for(newest: float, due: float) -> None:
+    """When no event has come for 20 ms, those that wait are the last: only as long as it was busy has a write to rest."""
+    made = in_force(Pace(look=1000.0, audit=0.0))
+    made.applied(200.01, 0.03, changed=True, events=100 * FEW)
+    assert at(made.due(200.0, 200.02, newest=newest), "apply") == pytest.approx(due)
 
 
 def test_a_storm_that_changes_nothing_holds_nothing_up() -> None:

@@ -120,6 +120,31 @@ def test_a_long_write_holds_up_the_next_change_by_what_it_cost(
     assert stage.loop.waiting == 0
 
 
+@pytest.mark.parametrize("more", [False, True], ids=["it is over", "more comes"])
+def test_what_ends_a_storm_is_written_soon(stage: Stage, monkeypatch: pytest.MonkeyPatch, more: bool) -> None:
+    """After a write of many events the next ones are gathered, until none has come for 20 ms."""
+    stage.loop.hear(*WORLD, *COMPLETE)
+    stage.pass_time(0.02)
+    stage.pass_time(1.0)
+    enforce = stage.loop.enforcer.enforce
+
+    def slow() -> Report:
+        stage.used += 0.01
+        return enforce()
+
+    monkeypatch.setattr(stage.loop.enforcer, "enforce", slow)
+    stage.loop.hear(*[Put(Pod("x", f"p{number}", (), "n", (bytes((10, 1, 0, number)),))) for number in range(100)])
+    stage.pass_time(0.0)
+    stage.loop.hear(Gone(Policy, "p", "x"))
+    stage.pass_time(0.015)
+    if more:
+        stage.loop.hear(Put(A))
+    stage.pass_time(0.006)
+    assert stage.loop.waiting == (2 if more else 0)
+    stage.pass_time(0.015)
+    assert stage.loop.waiting == 0
+
+
 def rules() -> str:
     return run("iptables-legacy-save", "-t", "mangle")
 
