@@ -66,7 +66,7 @@ class _Text:
 
 def read_status(body: bytes) -> bytes:
     """The Status that the body of a refusal is, as JSON; nothing where it is none."""
-    # A byte takes six at most, as \\u0000; the names of the fields take less than a hundred.
+    # A byte takes six at most, as \u0000; the names of the fields take less than a hundred.
     text = _Text(6 * len(body) + 100)
     with ffi.from_buffer("uint8_t[]", body) as view:
         return text.take() if lib.np_pb_status(view, len(view), text.out) == 0 else b""

@@ -11,27 +11,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from netpol.errors import MalformedAnswer
 from netpol.kube.protobuf import Frames
-from netpol.kube.watch import MAX_LINE, Bookmark, Change, FrameStream, Status, WatchEvent, WatchStream, read_status
+from netpol.kube.watch import MAX_LINE, Bookmark, Change, FrameStream, Status, WatchEvent, read_status
 from netpol.policy.decode import decode_pod
-from tests.kube import fake
+from tests.kube import fake, test_watch
 from tests.kube.protobuf import added, bookmark, deleted, envelope, error, field, frame, message, modified, status, varint, wrapped
 
 POD = fake.pod("web", 7, app="web")
 Json = dict[str, Any]
 
 
-def events(*chunks: bytes, stream: WatchStream | FrameStream | None = None, limit: int = MAX_LINE) -> tuple[list[WatchEvent], str]:
-    """What a stream says of these chunks, and the words of its end, if it had one."""
-    stream, found = stream or FrameStream(limit), list[WatchEvent]()
-    try:
-        for chunk in chunks:
-            for event in stream.feed(chunk):
-                found.append(event)
-    except MalformedAnswer as malformed:
-        return found, str(malformed)
-    return found, ""
+def events(*chunks: bytes, limit: int = MAX_LINE) -> tuple[list[WatchEvent], str]:
+    """What a stream of frames says of these chunks, and the words of its end, if it had one."""
+    return test_watch.events(*chunks, stream=FrameStream(limit))
 
 
 def read(found: list[WatchEvent]) -> list[object]:
@@ -128,7 +120,7 @@ def test_it_says_what_json_says(watch: list[tuple[str, Json]], cuts: list[int]) 
     """The same events, with the same pods and the same errors in them, however the bytes are cut."""
     frames = b"".join(KINDS[kind][0](one) for kind, one in watch)
     lines = b"".join(KINDS[kind][1](without_empty(one)) for kind, one in watch)
-    found, end = events(lines, stream=WatchStream())
+    found, end = test_watch.events(lines, limit=MAX_LINE)
     assert len(found) == len(watch)
     places = sorted({0, len(frames), *(cut for cut in cuts if cut < len(frames))})
     again, bad = events(*[frames[at:to] for at, to in pairwise(places)])

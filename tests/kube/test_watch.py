@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from netpol.errors import MalformedAnswer
-from netpol.kube.watch import Bookmark, Change, Page, Status, WatchEvent, WatchStream, read_page, read_status
+from netpol.kube.watch import Bookmark, Change, FrameStream, Page, Status, WatchEvent, WatchStream, read_page, read_status
 from tests.kube.fake import added, bookmark, deleted, error, line, modified, pod
 
 LIMIT = 4096
 POD = pod("web", 7)
 
 
-def events(*chunks: bytes, limit: int = LIMIT) -> tuple[list[WatchEvent], str]:
-    """What a stream says of these chunks, and the words of its end, if it had one."""
-    stream, found = WatchStream(limit), list[WatchEvent]()
+def events(*chunks: bytes, limit: int = LIMIT, stream: WatchStream | FrameStream | None = None) -> tuple[list[WatchEvent], str]:
+    """What a stream says of these chunks, and the words of its end, if it had one; a stream of lines, where no other is given."""
+    stream, found = stream or WatchStream(limit), list[WatchEvent]()
     try:
         for chunk in chunks:
             for event in stream.feed(chunk):
