@@ -280,8 +280,8 @@ static int put_value(struct np_pb *out, const struct field *field, const struct 
 }
 
 /* Writes the known fields of a message as an object of JSON. An API server writes fields by their numbers, each once and what is repeated in
- * a row: what stands otherwise is refused, for two readings of it are possible. A text that is empty, a time that is
- * none, and a count of none are not there, as in the JSON of an API server. Returns 0 or -EBADMSG. */
+ * a row: what stands otherwise is refused, for two readings of it are possible. A text that is empty, a time that is none and a count of
+ * none are not there, as in the JSON of an API server. Returns 0 or -EBADMSG. */
 static int put_message(struct np_pb *out, struct in body, const struct message *message)
 {
     const struct field *last = NULL;
@@ -293,16 +293,14 @@ static int put_message(struct np_pb *out, struct in body, const struct message *
     if (any)
         put_text(out, message->front);
     while ((result = next_field(&body, &found)) > 0) {
-        const struct field *field = last ? last : message->fields;
+        const struct field *field = message->fields, *const end = field + message->count;
 
-        while (field < message->fields + message->count && field->number < found.number)
+        while (field < end && field->number != found.number)
             field++;
-        if (last && found.number <= last->number && (found.number != last->number || !*close))
-            for (size_t i = 0; i < message->count; i++)
-                if (message->fields[i].number == found.number)
-                    return -EBADMSG;
-        if (field == message->fields + message->count || field->number != found.number)
+        if (field == end)
             continue;
+        if (last && (field < last || (field == last && !*close)))
+            return -EBADMSG;
         if (((field->kind == TEXT || field->kind == PRESENCE) && found.type == BYTES && left(&found.body) == 0) ||
             (field->kind == COUNT && found.type == VARINT && found.value == 0))
             continue;
