@@ -12,8 +12,10 @@ Invariants
 - Only the server's word leads to another full sync: 410, `REJECTIONS` refusals in a row, or a resourceVersion before ours. An outage,
   however long, does not.
 - After a watch that did not end at its time, history may be another one: over an etcd that was restored to an older state, a server
-  takes a watch from a version that is yet to come, and says nothing (kube-apiserver 1.37 does). So a list of one object tells its
-  version first. Where a restored etcd has passed ours by then, it cannot be told: `etcdutl --bump-revision` is for that.
+  takes a watch from a version that is yet to come, and says nothing (kube-apiserver 1.37 does). So a look tells its version first: that
+  of its cache, which answers at once, also a server that has a storm of changes to take in and ended the watch for that. One whose cache
+  is before ours may only lag behind: then a list of one object tells etcd's. Where a restored etcd has passed ours by then, it cannot be
+  told: `etcdutl --bump-revision` is for that.
 - After a failure it waits: 0.8 to 30 s, at random, longer each time; at least as long as Retry-After says, within a limit.
 - What cannot be read of an object is reported and never ends the stream; an object that was readable before stays as it was.
 
@@ -42,6 +44,7 @@ EARLY = 5.0  # seconds before its time that a watch may end, and it was the serv
 # Why a request was not the last one: the values of a metric's label, so they are few.
 Reason = Literal[
     "timeout",
+    "early",
     "cut",
     "silence",
     "expired",
@@ -57,6 +60,8 @@ Reason = Literal[
 Phase = Literal["sync", "list", "look", "watch"]
 # namespace -> names, as the keys of a dict, which takes half of the room that a set does.
 _Names = dict[str, dict[str, None]]
+# No object can have this name, so a server finds nothing: by its key, and not by going through all of a kind.
+_NOBODY = ("fieldSelector", "metadata.name=-")
 
 # Refusals that say nothing about how we ask: they end by waiting.
 _WAIT_FOR: dict[int, Reason] = {401: "unauthorized", 403: "forbidden", 429: "throttled", 503: "unreachable"}
@@ -70,6 +75,7 @@ class Timing(Struct, frozen=True):
     """All in seconds. The waits after failures double from the first to the last, and each is between half of its value and all of it."""
 
     first_wait: float = 1.6
+    brief_wait: float = 0.1  # the same, after a watch that a server ended in good order before it said anything: it cannot keep up
     last_wait: float = 30.0
     longest_retry_after: float = 120.0  # what a server may ask of us
     watch: tuple[int, int] = (300, 600)  # how long a watch is asked to last, at random in between
@@ -79,18 +85,25 @@ class Timing(Struct, frozen=True):
 
 
 class Resource(Struct, frozen=True):
-    """A kind of objects: where an API server has it, how one is read, and whether a watch of it can be read in protobuf too."""
+    """A kind of objects: where an API server has it, all of it and what lies in one namespace; how one is read; and whether a watch of it
+    can be read in protobuf too. Of a kind that lies in no namespace both places are one."""
 
     kind: type[Object]
     path: str
+    part: str
     decode: Callable[[bytes], Decoded[Any]]
     protobuf: bool = False
 
 
-PODS = Resource(Pod, "/api/v1/pods", decode_pod, protobuf=True)
-NAMESPACES = Resource(Namespace, "/api/v1/namespaces", decode_namespace)
-POLICIES = Resource(Policy, "/apis/networking.k8s.io/v1/networkpolicies", decode_policy)
-NODES = Resource(Node, "/api/v1/nodes", decode_node)
+PODS = Resource(Pod, "/api/v1/pods", "/api/v1/namespaces/default/pods", decode_pod, protobuf=True)
+NAMESPACES = Resource(Namespace, "/api/v1/namespaces", "/api/v1/namespaces", decode_namespace)
+POLICIES = Resource(
+    Policy,
+    "/apis/networking.k8s.io/v1/networkpolicies",
+    "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies",
+    decode_policy,
+)
+NODES = Resource(Node, "/api/v1/nodes", "/api/v1/nodes", decode_node)
 
 
 class Request(Struct, frozen=True):
@@ -168,6 +181,7 @@ class Reflector:
         self._seen: _Names = {}  # the same, in the present sync
         self._continue = ""
         self._pages = 0  # of the present list
+        self._is_behind = False  # whether the server's cache is before ours, so that only etcd can tell
         self._protobuf = resource.protobuf
         self._asked_protobuf = False  # by the last request
         self._stream: WatchStream | FrameStream = WatchStream()
@@ -190,7 +204,10 @@ class Reflector:
         self.reading = True
         self._asked_protobuf = self._protobuf and self.phase in ("sync", "watch")
         if self.phase == "look":
-            return Request(self.resource.path, (("limit", "1"),), False, self._timing.silence)
+            if self._is_behind:
+                return Request(self.resource.path, (("limit", "1"),), False, self._timing.silence)
+            nearly_nothing = (*(self._selector or (_NOBODY,)), ("resourceVersion", "0"))
+            return Request(self.resource.part, nearly_nothing, False, self._timing.silence)
         if self.phase == "list":
             if not self._continue:
                 self._seen, self._pages = {}, 0
@@ -267,23 +284,26 @@ class Reflector:
         """The watch ended: as it should, or it broke off, or nothing came for too long."""
         if not self.reading:
             return
-        lasted = self._clock() - self._began
+        now = self._clock()
+        lasted = now - self._began
+        ended: Reason = "early" if reason == "timeout" and now < self._due - EARLY else reason
         if self.phase == "sync":
             # A server that ends in good order, or goes silent, may not know what was asked of it; one that breaks off is away.
             if reason == "cut":
                 self._fail(reason, message or "the watch broke off before all was said")
                 self._doubt()
             else:
-                self._list_once(reason, message or "the watch ended before all was said")
+                self._list_once(ended, message or "the watch ended before all was said")
         elif lasted < self._timing.short and not self._heard_any:
-            self._fail(reason, message or f"the watch ended after {lasted:.1f} s without an event")
+            first = self._timing.brief_wait if ended == "early" else None
+            self._fail(ended, message or f"the watch ended after {lasted:.1f} s without an event", first=first)
         else:
             if lasted >= self._timing.steady:
                 self._failures = 0
             self._rejections = 0
-            if reason != "timeout" or self._clock() < self._due - EARLY:
+            if ended != "timeout":
                 self.phase = "look"
-            self._stop_reading(reason)
+            self._stop_reading(ended)
 
     def reject(self, code: int, body: bytes, retry_after: float | None = None) -> None:
         """The server answered with an HTTP error. `retry_after` is its header's, in seconds."""
@@ -398,10 +418,10 @@ class Reflector:
             if status != Status() and phase != "look":  # anybody else's answer is an outage
                 self._doubt()
 
-    def _fail(self, reason: Reason, message: str, retry_after: float | None = None) -> None:
-        """The next request has to wait."""
+    def _fail(self, reason: Reason, message: str, retry_after: float | None = None, first: float | None = None) -> None:
+        """The next request has to wait. `first` -- how long after the first failure, where that is not as after others."""
         timing = self._timing
-        longest = min(timing.last_wait, timing.first_wait * 2.0 ** min(self._failures, 16))
+        longest = min(timing.last_wait, (timing.first_wait if first is None else first) * 2.0 ** min(self._failures, 16))
         self._failures += 1
         self._wait = max(longest * (0.5 + 0.5 * self._random()), min(retry_after or 0.0, timing.longest_retry_after))
         self.trouble = Trouble(reason, printable(message, LONGEST))
@@ -427,10 +447,14 @@ class Reflector:
             self.phase = "list" if self.phase == "sync" else "sync"
 
     def _compare(self, version: str) -> None:
-        """The server's version now: one before ours is another history's. What is no number cannot be compared, and says nothing."""
+        """The server's version now: one before ours is another history's, if etcd says so too. What is no number says nothing."""
         self.reading = False
         now, ours = _number(version), _number(self.version)
-        if now is not None and ours is not None and now < ours:
+        was_behind, self._is_behind = self._is_behind, now is not None and ours is not None and now < ours
+        if self._is_behind and not was_behind:
+            return
+        if self._is_behind:
+            self._is_behind = False
             self.trouble = Trouble("restored", f"the server is at {version}, before {self.version}, where we were")
             self.phase = "sync"
             self._stop_reading("restored")

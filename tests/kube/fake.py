@@ -44,14 +44,21 @@ class Asked(NamedTuple):
 
     @property
     def what(self) -> str:
-        """In a word: sync, watch@VERSION, list, list+CONTINUE, or look, which is a list of one object."""
+        """In a word: sync, watch@VERSION, list, list+CONTINUE, look, which is a list of nothing from a cache, or etcd: one object's."""
         if "sendInitialEvents" in self.query:
             return "sync"
         if "watch" in self.query:
             return f"watch@{self.query.get('resourceVersion', '')}"
         if "continue" in self.query:
             return f"list+{self.query['continue']}"
-        return "look" if self.query.get("limit") == "1" else "list"
+        if self.query.get("resourceVersion") == "0":
+            return "look"
+        return "etcd" if self.query.get("limit") == "1" else "list"
+
+    @property
+    def place(self) -> str:
+        """The path that its answers are given to: a look goes to a part of what is followed."""
+        return self.path.replace("/namespaces/default/", "/") if self.what == "look" else self.path
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
@@ -177,7 +184,7 @@ class FakeServer:
             return self.of(path)
 
     def of(self, path: str | None) -> list[Asked]:
-        return [one for one in self.asked if path in (None, one.path)]
+        return [one for one in self.asked if path in (None, one.place)]
 
     def start(self) -> None:
         """Listens, on the port it had before if there was one."""
@@ -259,7 +266,7 @@ class FakeServer:
     def _take(self, asked: Asked, connection: socket.socket) -> Answer:
         if self.tokens is not None and asked.headers.get("authorization", "").removeprefix("Bearer ") not in self.tokens:
             return status(401, "Unauthorized", "Unauthorized")
-        waiting = self._answers.setdefault(asked.path, deque())
+        waiting = self._answers.setdefault(asked.place, deque())
         with self._change:
             while not waiting:
                 if self._listener is None or _has_gone(connection):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from netpol.kube.events import Gone, Put, Synced
-from netpol.kube.reflector import NODES, PAGES, PODS, Heard, Pause, Reflector, Request
+from netpol.kube.reflector import NAMESPACES, NODES, PAGES, PODS, POLICIES, Heard, Pause, Reflector, Request, Resource
 from netpol.model import Pod
 from tests.kube import protobuf
 from tests.kube.fake import Answer, added, bookmark, deleted, error, modified, page, pod
@@ -22,9 +22,9 @@ START = added(pod("a", 5)) + bookmark("10", True)
 class Player:
     """A reflector with a clock that stands still and dice that fall as they should; what it asks, in a word."""
 
-    def __init__(self, dice: float = 1.0, selector: str = "") -> None:
+    def __init__(self, dice: float = 1.0, selector: str = "", resource: Resource = PODS) -> None:
         self.now, self.dice = 100.0, dice
-        self.reflector = Reflector(PODS, selector, clock=lambda: self.now, random=lambda: self.dice)
+        self.reflector = Reflector(resource, selector, clock=lambda: self.now, random=lambda: self.dice)
 
     def ask(self) -> str | float:
         """A request in a word, or for how long to wait."""
@@ -66,7 +66,9 @@ def _what(request: Request) -> str:
         return f"watch@{query['resourceVersion']}"
     if "continue" in query:
         return f"list+{query['continue']}"
-    return "look" if query["limit"] == "1" else "list"
+    if query.get("resourceVersion") == "0":
+        return "look"
+    return "etcd" if query["limit"] == "1" else "list"
 
 
 def whole(answer: Answer) -> bytes:
@@ -208,7 +210,7 @@ def test_a_watch_that_ends_is_followed_by_the_next_at_once(reason: Literal["time
     assert player.next() == "watch@11"
     player.now += 0.9
     player.reflector.end(reason)
-    assert [player.next(), player.next()] == [1.6, "watch@11"]
+    assert [player.next(), player.next()] == [0.1 if reason == "timeout" else 1.6, "watch@11"]
 
 
 # -- what --------------------------------------------------------------------------------------------------------------
@@ -256,19 +258,68 @@ def test_a_look_at_the_version_after_a_watch_that_did_not_end_at_its_time(
     [
         pytest.param("10", "watch@10", id="the same"),
         pytest.param("11", "watch@10", id="later"),
-        pytest.param("9", "sync", id="before"),
+        pytest.param("9", "etcd", id="before"),
         pytest.param("", "watch@10", id="none"),
         pytest.param("x1", "watch@10", id="no number"),
         pytest.param("0" * 5000, "watch@10", id="a number too long"),
     ],
 )
-def test_a_version_before_ours_is_another_history(version: str, expected: str) -> None:
+def test_a_look_finds_out_whether_the_server_is_before_us(version: str, expected: str) -> None:
     """And nothing of the page counts but its version."""
     player = Player().started()
     player.reflector.end("cut")
     assert player.ask() == "look"
     assert player.reflector.receive_page(whole(page(version, pod("x", 1)))) == Heard([], [])
+    assert player.reflector.trouble is None
     assert player.ask() == expected
+
+
+@pytest.mark.parametrize(
+    ("version", "expected", "troubled"),
+    [pytest.param("9", "sync", True, id="so is etcd"), pytest.param("10", "watch@10", False, id="its cache lagged behind")],
+)
+def test_a_version_before_ours_is_another_history(version: str, expected: str, troubled: bool) -> None:
+    """If etcd has it too; each look begins with the cache."""
+    player = Player().started()
+    for _ in range(2):
+        player.now += 1
+        player.reflector.end("cut")
+        assert player.ask() == "look"
+        player.reflector.receive_page(whole(page("9")))
+        assert player.ask() == "etcd"
+        assert player.reflector.receive_page(whole(page(version, pod("x", 1)))) == Heard([], [])
+        assert (player.reflector.trouble is not None) == troubled
+        assert player.ask() == expected
+        player.reflector.receive(START if troubled else bookmark("10"))
+
+
+@pytest.mark.parametrize(
+    ("resource", "selector", "place", "selected"),
+    [
+        pytest.param(PODS, "", "/api/v1/namespaces/default/pods", "metadata.name=-", id="pods"),
+        pytest.param(POLICIES, "", "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies", "metadata.name=-", id="policies"),
+        pytest.param(NAMESPACES, "", "/api/v1/namespaces", "metadata.name=-", id="namespaces"),
+        pytest.param(NODES, "metadata.name=n", "/api/v1/nodes", "metadata.name=n", id="the node, which is one"),
+    ],
+)
+def test_a_look_is_answered_by_a_key(resource: Resource, selector: str, place: str, selected: str) -> None:
+    """By the server's cache, and not by going through all objects; only etcd is asked for one."""
+    player = Player(selector=selector, resource=resource).started()
+    player.reflector.end("cut")
+    assert player.reflector.next() == Request(place, (("fieldSelector", selected), ("resourceVersion", "0")), False, 150.0)
+    player.reflector.receive_page(whole(page("9")))
+    assert player.reflector.next() == Request(resource.path, (("limit", "1"),), False, 150.0)
+
+
+def test_a_server_that_cannot_keep_up_is_asked_again_soon() -> None:
+    """It ended the watch in good order before its time, and before it said anything; later each time."""
+    player = Player().started()
+    player.reflector.end("timeout")
+    for wait in (0.1, 0.2, 0.4):
+        assert player.next() == "watch@10"
+        player.reflector.end("timeout")
+        assert player.ask() == wait
+    assert player.reflector.figures.restarts == {"early": 4}
 
 
 @pytest.mark.parametrize("code", [401, 403, 410, 429, 500, 503])
@@ -565,7 +616,7 @@ class Following(RuleBasedStateMachine):
         if how == "away":
             return reflector.fail("away")
         objects = [pod(name, 5, n=str(value)) for name, value in self.there.items()]
-        if asked == "look":
+        if asked in ("look", "etcd"):
             self.hear(reflector.receive_page(whole(page(str(self.version), *objects[:1], next="1"))))
             return None
         if asked.startswith("list"):
@@ -602,7 +653,7 @@ class Following(RuleBasedStateMachine):
     @invariant()
     def bounded(self) -> None:
         assert self.player.reflector.figures.restarts.keys() <= {
-            "timeout", "cut", "silence", "expired", "restored", "rejected", "unreachable", "malformed",
+            "timeout", "early", "cut", "silence", "expired", "restored", "rejected", "unreachable", "malformed",
         }  # fmt: skip
 
 

@@ -142,7 +142,7 @@ def test_all_there_is_then_what_changes(server: FakeServer, heard: Heard) -> Non
     server.answer(PATH, page("20"))
     assert asked(server, 3) == ["sync", "look", "watch@20"]
     first, look, second = server.asked
-    assert look.query == {"limit": "1"}
+    assert look.query == {"fieldSelector": "metadata.name=-", "resourceVersion": "0"}
     assert {key: first.query[key] for key in sorted(first.query) if key != "timeoutSeconds"} == {
         "allowWatchBookmarks": "true",
         "resourceVersionMatch": "NotOlderThan",
@@ -384,9 +384,9 @@ def test_a_watch_that_is_refused_five_times_is_a_full_sync(server: FakeServer, h
 def test_an_older_state_of_etcd_is_found(server: FakeServer, heard: Heard) -> None:
     """A server that would take our version and say nothing is found out by its own, and everything is said again."""
     older = watch(added(pod("a", 2, app="old")), bookmark("3", True), modified(pod("a", 4)), threading.Event())
-    server.answer(PATH, START, page("3", pod("a", 2)), older)
+    server.answer(PATH, START, page("3"), page("3", pod("a", 2)), older)
     heard.wait(*HEARD, "+a app=old", "-b", "synced", "+a")
-    assert asked(server, 3) == ["sync", "look", "sync"]
+    assert asked(server, 4) == ["sync", "look", "etcd", "sync"]
     heard.until(lambda: heard.troubles == ["restored", None])
 
 
