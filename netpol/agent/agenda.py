@@ -2,7 +2,8 @@
 
 The first change after quiet is due at once. Changes that come while the kernel is written wait, and are written together: after each
 write there is a pause as long as a processor was busy with it, and longer after one of many events, within bounds and as long as more
-of them come: a storm never takes more than about half of a processor for writing, and mostly far less, and its end is written soon.
+of them come: a storm never takes more than about half of a processor for writing, and mostly far less, and its end is written soon, for
+what comes in a pause is taken in meanwhile.
 Time in which a write only waited, for a processor or for iptables' lock, is no reason to have the next change wait too. What the kernel
 refused is tried again after a pause that doubles, with jitter; a change that comes meanwhile does not wait for that, for it may have
 nothing to do with what is refused.
@@ -30,16 +31,15 @@ class Pace(Struct, frozen=True):
     """How long things take their time; all in seconds.
 
     look -- between two cheap looks at the tables; audit -- between two audits (0: none); gather -- how long events are gathered before
-    they are taken in, as long as nothing may be written yet; rest -- the least and the most pause after a write; quiet -- a storm has
-    ended when no event came for so long; retry -- the first and
-    the longest pause before what was refused is tried again; save -- how long nothing has to change before the state is saved, and how
-    long it may go unsaved while changes keep coming.
+    they are taken in, as long as nothing may be written; rest -- the least and the most pause after a write; quiet -- a storm has ended
+    when no event came for so long; retry -- the first and the longest pause before what was refused is tried again; save -- how long
+    nothing has to change before the state is saved, and how long it may go unsaved while changes keep coming.
     """
 
     look: float = 0.1
     audit: float = 10.0
     gather: float = 0.02
-    rest: tuple[float, float] = (0.002, 0.1)
+    rest: tuple[float, float] = (0.002, 0.2)
     quiet: float = 0.02
     retry: tuple[float, float] = (0.1, 30.0)
     save: tuple[float, float] = (1.0, 5.0)
@@ -50,6 +50,16 @@ class Due(NamedTuple):
 
     at: float
     task: Task
+
+
+class Waiting(NamedTuple):
+    """Events that are not written yet: when the newest of them came, and the oldest of those that were not even taken in. None: no such."""
+
+    newest: float | None = None
+    heard: float | None = None
+
+
+NOTHING = Waiting()
 
 
 class Agenda:
@@ -78,27 +88,27 @@ class Agenda:
         """Whether the kernel holds all that it should, and was written since the state was saved last, or that never was."""
         return self.in_force and self._first_unsaved is not None
 
-    def due(self, oldest: float | None, now: float, looking: bool = True, newest: float | None = None) -> Due | None:
-        """What is due first; None where nothing is, until something comes. `oldest` -- when the oldest event came that waits, `newest` --
-        the last one, where that is another; without `looking`, what is due besides looks."""
+    def due(self, waiting: Waiting, now: float, looking: bool = True) -> Due | None:
+        """What is due first; None where nothing is, until something comes. Without `looking`, what is due besides looks."""
+        absorb = waiting.heard + self.pace.gather if waiting.heard is not None else None
         if self.missing:
-            return Due(oldest + self.pace.gather, "absorb") if oldest is not None else None
+            return Due(absorb, "absorb") if absorb is not None else None
         # This is asked many times a second while nothing happens. What is overdue is due now, so that the order decides, not who has waited
         # longest.
         found: Task | None = None
         first = float("inf")
-        for task, at in (("apply", self._apply_at(oldest, newest)), *(self._standing(looking) if self.in_force else ())):
+        tasks: tuple[tuple[Task, float | None], ...] = ("apply", self._apply_at(waiting)), ("absorb", absorb)
+        for task, at in (*tasks, *(self._standing(looking) if self.in_force else ())):
             if at is not None and (at if at > now else now) < first:
                 found, first = task, at if at > now else now
         return Due(first, found) if found is not None else None
 
-    def _apply_at(self, oldest: float | None, newest: float | None) -> float | None:
+    def _apply_at(self, waiting: Waiting) -> float | None:
         """When a change that waits may be written, or what is to be written anyway, whichever is first."""
         attempt = self._attempt
-        if oldest is None:
+        if waiting.newest is None:
             return attempt
-        last = oldest if newest is None else newest
-        change = max(oldest, self._rest_until, min(self._storm_until, last + self.pace.quiet))
+        change = max(self._rest_until, min(self._storm_until, waiting.newest + self.pace.quiet))
         return change if attempt is None else min(change, attempt)
 
     def _standing(self, looking: bool) -> tuple[tuple[Task, float | None], ...]:

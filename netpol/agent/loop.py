@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from netpol.agent.agenda import Agenda, Due, Pace, Task
+from netpol.agent.agenda import NOTHING, Agenda, Due, Pace, Task, Waiting
 from netpol.agent.audit import Drift
 from netpol.agent.coalesce import coalesced
 from netpol.agent.enforcer import Enforcer, Report, identity
@@ -92,6 +92,7 @@ class Loop:
         self._asked: deque[Callable[[], None]] = deque()
         self._stopping = False
         self._stamps: list[float] = []  # of what was taken in and is not in force yet
+        self._taken = NOTHING  # in since a write was tried last
         self._told: str | None = None  # the refusal that was reported last
 
     # -- from any thread -----------------------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ class Loop:
 
     def _due(self, now: float, looking: bool = True) -> Due | None:
         heard = self._heard
-        return self.agenda.due(heard[0][0], now, looking, heard[-1][0]) if heard else self.agenda.due(None, now, looking)
+        return self.agenda.due(Waiting(heard[-1][0], heard[0][0]) if heard else self._taken, now, looking)
 
     def _pulse(self) -> None:
         self.last_pulse = self._clock()
@@ -207,6 +208,8 @@ class Loop:
         """Takes in all that was heard."""
         with self._lock:
             heard, self._heard = self._heard, deque()
+        if heard:
+            self._taken = Waiting(heard[-1][0])
         now = self._clock()
         changes: list[Put | Gone] = []
         for stamp, event in heard:
@@ -247,6 +250,7 @@ class Loop:
 
     def _apply(self) -> None:
         began, used = self._clock(), self._used()
+        self._taken = NOTHING
         try:
             report = self.enforcer.enforce()
         except (KernelError, MalformedKernelData) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netpol.agent.agenda import FEW, Agenda, Due, Pace
+from netpol.agent.agenda import FEW, NOTHING, Agenda, Due, Pace, Waiting
 from netpol.model import Namespace, Pod
 
 
@@ -13,6 +13,16 @@ def at(due: Due | None, task: str) -> float:
     assert due is not None
     assert due.task == task
     return due.at
+
+
+def came(at: float) -> Waiting:
+    """An event that was not taken in."""
+    return Waiting(at, at)
+
+
+def taken(newest: float) -> Waiting:
+    """Events that were all taken in, and are not written."""
+    return Waiting(newest)
 
 
 PACE = Pace(look=0.1, audit=10.0, gather=0.02, rest=(0.002, 0.1), retry=(0.1, 30.0), save=(1.0, 5.0))
@@ -36,25 +46,25 @@ def in_force(pace: Pace = PACE, jitter: float = 1.0) -> Agenda:
 def test_looks_that_somebody_else_takes() -> None:
     """What is due besides them, and his next one, which is due at once where he found something."""
     made = in_force(Pace(look=0.1, audit=10.0))
-    assert made.due(None, 100.0, looking=False) == Due(110.0, "audit")
-    assert in_force(Pace(look=0.1, audit=0.0)).due(None, 100.0, looking=False) is None
+    assert made.due(NOTHING, 100.0, looking=False) == Due(110.0, "audit")
+    assert in_force(Pace(look=0.1, audit=0.0)).due(NOTHING, 100.0, looking=False) is None
     made.plan_look(103.25)
-    assert made.due(None, 100.0) == Due(103.25, "look")
+    assert made.due(NOTHING, 100.0) == Due(103.25, "look")
     made.plan_look(0.0)
-    assert made.due(None, 100.0) == Due(100.0, "look")
+    assert made.due(NOTHING, 100.0) == Due(100.0, "look")
 
 
 def test_nothing_is_written_before_every_kind_is_complete() -> None:
     """Events are only taken in, gathered for a moment; no look, no audit; the last kind makes the write due at once."""
     made = agenda()
-    assert made.due(None, 5.0) is None
-    assert made.due(1.0, 1.0) == Due(1.02, "absorb")
+    assert made.due(NOTHING, 5.0) is None
+    assert made.due(came(1.0), 1.0) == Due(1.02, "absorb")
     made.heard_all(Namespace, 2.0)
     made.heard_all(Namespace, 2.5)
-    assert made.due(2.0, 2.0) == Due(2.02, "absorb")
+    assert made.due(came(2.0), 2.0) == Due(2.02, "absorb")
     made.heard_all(Pod, 3.0)
     assert made.complete
-    assert made.due(None, 3.0) == Due(3.0, "apply")
+    assert made.due(NOTHING, 3.0) == Due(3.0, "apply")
 
 
 def test_complete_is_for_good() -> None:
@@ -62,13 +72,13 @@ def test_complete_is_for_good() -> None:
     made = in_force()
     made.heard_all(Pod, 200.0)
     assert made.complete
-    assert made.due(None, 100.0) == Due(100.1, "look")
+    assert made.due(NOTHING, 100.0) == Due(100.1, "look")
 
 
 def test_the_first_change_after_quiet_goes_at_once() -> None:
     """It is due when it came, also where a look and an audit are overdue."""
     made = in_force()
-    assert made.due(150.0, 150.0001) == Due(150.0001, "apply")
+    assert made.due(came(150.0), 150.0001) == Due(150.0001, "apply")
 
 
 @pytest.mark.parametrize(
@@ -77,8 +87,9 @@ def test_the_first_change_after_quiet_goes_at_once() -> None:
         pytest.param(0.0001, 1, 0.002, id="not shorter than the least"),
         pytest.param(0.03, FEW, 0.03, id="as long as the write took"),
         pytest.param(0.01, 2 * FEW, 0.02, id="twice as long where it was of many events"),
-        pytest.param(0.01, 100 * FEW, 0.1, id="and longer the more they were"),
-        pytest.param(4.0, 1, 0.1, id="not longer than the most"),
+        pytest.param(0.01, 15 * FEW, 0.15, id="and longer the more they were"),
+        pytest.param(0.01, 100 * FEW, 0.2, id="not longer than the most"),
+        pytest.param(4.0, 1, 0.2, id="nor where it took as long itself"),
     ],
 )
 def test_a_burst_is_gathered(took: float, events: int, rest: float) -> None:
@@ -86,7 +97,7 @@ def test_a_burst_is_gathered(took: float, events: int, rest: float) -> None:
     made = in_force(Pace(look=1000.0, audit=0.0))
     ended = 200.0 + took
     made.applied(ended, took, changed=True, events=events)
-    assert at(made.due(200.0, ended, newest=ended + rest), "apply") == pytest.approx(ended + rest)
+    assert at(made.due(taken(ended + rest), ended), "apply") == pytest.approx(ended + rest)
 
 
 @pytest.mark.parametrize(
@@ -94,35 +105,51 @@ def test_a_burst_is_gathered(took: float, events: int, rest: float) -> None:
     [
         pytest.param(200.05, 200.07, id="it ends in the rest"),
         pytest.param(200.01, 200.04, id="the write has rested by then"),
-        pytest.param(200.0999, 200.11, id="it goes on"),
+        pytest.param(200.1999, 200.21, id="it goes on"),
     ],
 )
 def test_the_end_of_a_storm_is_not_waited_for(newest: float, due: float) -> None:
     """When no event has come for 20 ms, those that wait are the last: only as long as it was busy has a write to rest."""
     made = in_force(Pace(look=1000.0, audit=0.0))
     made.applied(200.01, 0.03, changed=True, events=100 * FEW)
-    assert at(made.due(200.0, 200.02, newest=newest), "apply") == pytest.approx(due)
+    assert at(made.due(taken(newest), 200.02), "apply") == pytest.approx(due)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "now", "due"),
+    [
+        pytest.param(Waiting(200.015, 200.0), 200.015, Due(200.02, "absorb"), id="it has long to wait"),
+        pytest.param(Waiting(200.03, 200.025), 200.03, Due(200.045, "absorb"), id="others were taken in before"),
+        pytest.param(Waiting(200.1, 200.1), 200.1, Due(200.11, "apply"), id="it will be written soon"),
+        pytest.param(Waiting(200.1, 200.015), 200.12, Due(200.12, "apply"), id="it is to be written"),
+    ],
+)
+def test_what_comes_in_a_rest_is_taken_in_meanwhile(waiting: Waiting, now: float, due: Due) -> None:
+    """A while after it came, so that it is not taken in event by event; the end of a storm is left with little to do."""
+    made = in_force(Pace(look=1000.0, audit=0.0, rest=(0.002, 0.1)))
+    made.applied(200.01, 0.03, changed=True, events=100 * FEW)
+    assert at(made.due(waiting, now), due.task) == pytest.approx(due.at)
 
 
 def test_a_storm_that_changes_nothing_holds_nothing_up() -> None:
     """Of a relist nothing had to be written: what comes next does not wait for as many again."""
     made = in_force(Pace(look=1000.0, audit=0.0))
     made.applied(200.0, 0.001, changed=False, events=100 * FEW)
-    assert at(made.due(200.0, 200.0), "apply") == pytest.approx(200.002)
+    assert at(made.due(came(200.0), 200.0), "apply") == pytest.approx(200.002)
 
 
 def test_looks_and_audits_come_by_the_clock() -> None:
     """Every 0.1 s and every 10 s; a look that sees somebody's hand brings the audit at once."""
     made = in_force()
-    assert made.due(None, 100.0) == Due(100.1, "look")
+    assert made.due(NOTHING, 100.0) == Due(100.1, "look")
     made.looked(100.1, touched=False)
-    assert at(made.due(None, 100.1), "look") == pytest.approx(100.2)
+    assert at(made.due(NOTHING, 100.1), "look") == pytest.approx(100.2)
     made.looked(109.95, touched=False)
-    assert made.due(None, 110.0) == Due(110.0, "audit")
+    assert made.due(NOTHING, 110.0) == Due(110.0, "audit")
     made.audited(110.0)
-    assert at(made.due(None, 110.0), "look") == pytest.approx(110.05)
+    assert at(made.due(NOTHING, 110.0), "look") == pytest.approx(110.05)
     made.looked(110.05, touched=True)
-    assert made.due(None, 110.05) == Due(110.05, "audit")
+    assert made.due(NOTHING, 110.05) == Due(110.05, "audit")
 
 
 def test_writes_do_not_put_audits_off() -> None:
@@ -131,18 +158,18 @@ def test_writes_do_not_put_audits_off() -> None:
     for second in range(101, 112):
         made.applied(second + 0.001, 0.001, changed=True)
         made.looked(second + 0.002, touched=False)
-    assert made.due(None, 111.003) == Due(111.003, "audit")
+    assert made.due(NOTHING, 111.003) == Due(111.003, "audit")
 
 
 def test_audits_can_be_off() -> None:
     """An interval of 0 means none, but for those that a look brings."""
     made = in_force(Pace(audit=0.0))
     made.looked(1e6, touched=False)
-    assert made.due(None, 1e6) == Due(1e6 + 0.1, "look")
+    assert made.due(NOTHING, 1e6) == Due(1e6 + 0.1, "look")
     made.looked(1e6, touched=True)
-    assert made.due(None, 1e6) == Due(1e6, "audit")
+    assert made.due(NOTHING, 1e6) == Due(1e6, "audit")
     made.audited(1e6)
-    assert made.due(None, 1e6) == Due(1e6 + 0.1, "look")
+    assert made.due(NOTHING, 1e6) == Due(1e6 + 0.1, "look")
 
 
 @pytest.mark.parametrize(("jitter", "share"), [pytest.param(0.0, 0.5, id="least"), pytest.param(1.0, 1.0, id="most")])
@@ -151,11 +178,11 @@ def test_what_was_refused_is_tried_again_ever_later(jitter: float, share: float)
     made = in_force(jitter=jitter)
     for wait in [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]:
         made.refused(200.0, 200.0)
-        assert at(made.due(None, 200.0), "apply") == pytest.approx(200.0 + wait * share)
+        assert at(made.due(NOTHING, 200.0), "apply") == pytest.approx(200.0 + wait * share)
     made.applied(300.0, 0.0, changed=False)
-    assert made.due(None, 300.0) != Due(300.0, "apply")
+    assert made.due(NOTHING, 300.0) != Due(300.0, "apply")
     made.refused(400.0, 400.0)
-    assert at(made.due(None, 400.0), "apply") == pytest.approx(400.0 + 0.1 * share)
+    assert at(made.due(NOTHING, 400.0), "apply") == pytest.approx(400.0 + 0.1 * share)
 
 
 def test_a_thousand_refusals_are_counted() -> None:
@@ -163,7 +190,7 @@ def test_a_thousand_refusals_are_counted() -> None:
     made = in_force()
     for _ in range(2000):
         made.refused(200.0, 200.0)
-    assert made.due(None, 200.0) == Due(230.0, "apply")
+    assert made.due(NOTHING, 200.0) == Due(230.0, "apply")
 
 
 def test_a_change_does_not_wait_for_the_retry() -> None:
@@ -171,7 +198,7 @@ def test_a_change_does_not_wait_for_the_retry() -> None:
     made = in_force()
     for _ in range(10):
         made.refused(200.0, 200.0)
-    assert made.due(200.0, 200.0) == Due(200.05, "apply")
+    assert made.due(taken(200.0), 200.0) == Due(200.05, "apply")
 
 
 def test_nobody_looks_or_audits_while_the_kernel_refuses() -> None:
@@ -179,7 +206,7 @@ def test_nobody_looks_or_audits_while_the_kernel_refuses() -> None:
     made = in_force()
     for _ in range(10):
         made.refused(200.0, 200.0)
-    assert made.due(None, 229.0) == Due(230.0, "apply")
+    assert made.due(NOTHING, 229.0) == Due(230.0, "apply")
 
 
 def test_the_state_is_saved_in_quiet_and_under_steady_change() -> None:
@@ -189,16 +216,16 @@ def test_the_state_is_saved_in_quiet_and_under_steady_change() -> None:
     assert not made.unsaved
     made = in_force(Pace(look=1000.0, audit=0.0))
     made.applied(200.0, 0.0, changed=True)
-    assert made.due(None, 200.0) == Due(201.0, "save")
+    assert made.due(NOTHING, 200.0) == Due(201.0, "save")
     for tenth in range(2001, 2050):
         made.applied(tenth / 10, 0.0, changed=True)
-    assert made.due(None, 204.9) == Due(205.0, "save")
+    assert made.due(NOTHING, 204.9) == Due(205.0, "save")
     made.refused(204.9, 204.9)
     assert not made.unsaved
     made.applied(205.5, 0.0, changed=False)
-    assert made.due(None, 205.5) == Due(205.5, "save")
+    assert made.due(NOTHING, 205.5) == Due(205.5, "save")
     made.saved()
-    assert made.due(None, 206.0) == Due(1205.5, "look")
+    assert made.due(NOTHING, 206.0) == Due(1205.5, "look")
 
 
 def test_the_state_is_saved_once_though_nothing_changed() -> None:
@@ -207,7 +234,7 @@ def test_the_state_is_saved_once_though_nothing_changed() -> None:
     made.heard_all(Namespace, 99.0)
     made.heard_all(Pod, 99.0)
     made.applied(100.0, 0.0, changed=False)
-    assert made.due(None, 100.0) == Due(101.0, "save")
+    assert made.due(NOTHING, 100.0) == Due(101.0, "save")
     made.saved()
     made.applied(200.0, 0.0, changed=False)
     assert not made.unsaved
@@ -218,6 +245,6 @@ def test_a_first_install_holds_everything() -> None:
     made = in_force()
     made.hold(105.0)
     assert not made.in_force
-    assert made.due(None, 101.0) == made.due(101.0, 101.0) == Due(105.0, "apply")
+    assert made.due(NOTHING, 101.0) == made.due(taken(101.0), 101.0) == Due(105.0, "apply")
     made.applied(105.0, 0.0, changed=True)
-    assert made.due(None, 105.0) == Due(105.1, "look")
+    assert made.due(NOTHING, 105.0) == Due(105.1, "look")

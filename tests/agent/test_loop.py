@@ -114,15 +114,16 @@ def test_a_long_write_holds_up_the_next_change_by_what_it_cost(
     stage.loop.hear(Gone(Policy, "p", "x"))
     stage.pass_time(0.0)
     stage.loop.hear(Put(P))
+    written = len(stage.heard.reports)
     stage.pass_time(rest - 0.001)
-    assert stage.loop.waiting == 1
+    assert len(stage.heard.reports) == written
     stage.pass_time(0.001001)
-    assert stage.loop.waiting == 0
+    assert len(stage.heard.reports) == written + 1
 
 
 @pytest.mark.parametrize("more", [False, True], ids=["it is over", "more comes"])
 def test_what_ends_a_storm_is_written_soon(stage: Stage, monkeypatch: pytest.MonkeyPatch, more: bool) -> None:
-    """After a write of many events the next ones are gathered, until none has come for 20 ms."""
+    """After a write of many events the next ones are gathered, and taken in meanwhile, until none has come for 20 ms."""
     stage.loop.hear(*WORLD, *COMPLETE)
     stage.pass_time(0.02)
     stage.pass_time(1.0)
@@ -137,12 +138,41 @@ def test_what_ends_a_storm_is_written_soon(stage: Stage, monkeypatch: pytest.Mon
     stage.pass_time(0.0)
     stage.loop.hear(Gone(Policy, "p", "x"))
     stage.pass_time(0.015)
+    written = len(stage.heard.reports)
     if more:
         stage.loop.hear(Put(A))
     stage.pass_time(0.006)
-    assert stage.loop.waiting == (2 if more else 0)
-    stage.pass_time(0.015)
     assert stage.loop.waiting == 0
+    assert len(stage.heard.reports) == written + (not more)
+    assert stage.agrees() == (not more)
+    stage.pass_time(0.015)
+    assert len(stage.heard.reports) == written + 1
+    assert stage.agrees()
+
+
+def test_an_audit_in_a_rest_takes_what_is_pending_for_no_drift(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was taken in and is not written yet is nobody's doing; how long it waits is counted from when it came."""
+    stage.loop.hear(*WORLD, *COMPLETE)
+    stage.pass_time(0.02)
+    stage.pass_time(9.9)
+    enforce = stage.loop.enforcer.enforce
+
+    def slow() -> Report:
+        stage.used += 0.2
+        return enforce()
+
+    monkeypatch.setattr(stage.loop.enforcer, "enforce", slow)
+    stage.loop.hear(Gone(Policy, "p", "x"))
+    stage.pass_time(0.0)
+    audits, written, waited = sum(stage.loop.tally.audits.counts), len(stage.heard.reports), stage.loop.tally.enforced.total
+    stage.loop.hear(Put(P))
+    stage.pass_time(0.15)
+    assert (stage.loop.waiting, stage.agrees(), len(stage.heard.reports)) == (0, False, written)
+    assert sum(stage.loop.tally.audits.counts) == audits + 1
+    assert stage.heard.drifts == []
+    stage.pass_time(0.06)
+    assert (stage.agrees(), len(stage.heard.reports)) == (True, written + 1)
+    assert stage.loop.tally.enforced.total - waited == pytest.approx(0.21)
 
 
 def rules() -> str:
