@@ -33,6 +33,7 @@ ADDRESSES = {"client": "10.99.0.1", "target": "10.99.0.2", "guarded": "10.99.0.3
 PORT = 7000  # of the datagrams
 SPACES, APPS = 100, 10
 RESOURCES = {"namespaces": NAMESPACES, "nodes": NODES, "networkpolicies": POLICIES, "pods": PODS}
+Storm = list[tuple[str, bytes]]  # keys and values of etcd, in their order
 
 
 class NodeAgent(Agent):
@@ -85,6 +86,12 @@ class Scene:
         """Puts pods straight into etcd."""
         self.server.fill("pods", (self._pod(number, 0) for number in range(first, last)))
 
+    def restarted(self) -> None:
+        """A new server over the same objects. One keeps all events of a minute and more, and its garbage collector walks over them again
+        and again: after some storms the next one takes it several times as long."""
+        self.server.restart()
+        self.settled()
+
     def settled(self, patience: float = 180.0) -> None:
         """Waits until the server's watch cache holds all that was put into etcd; before, it refuses who asks for that much."""
         api, end = self.server.api(), time.monotonic() + patience
@@ -103,20 +110,23 @@ class Scene:
         ours = number < self._pods and number % every == number // SPACES % every  # some of each namespace
         return _stored(made_pod(number, NODE if ours else f"node-{number % 97}", shift), number)
 
-    def gathered_storm(self) -> list[tuple[str, bytes]]:
-        """What the server itself stores when every pod changes its app, and after them the client becomes a friend. It is undone."""
-        api, before = self.server.api(), self.server.stored("pods")
-        for number in range(self._pods):
-            meta = made_pod(number, "", 3)["metadata"]
-            api.patch("pods", meta["name"], meta["namespace"], {"metadata": {"labels": {"app": meta["labels"]["app"]}}})
-        api.patch("pods", "client", WHERE, {"metadata": {"labels": {"role": "friend"}}})
-        after = self.server.stored("pods")
-        self.server.store(before.items())
-        self.settled()
-        keys = [stored_at("pods", made_pod(number, "")["metadata"]) for number in range(self._pods)]
-        return [(key, after[key]) for key in (*keys, stored_at("pods", {"namespace": WHERE, "name": "client"}))]
+    def gathered_storms(self) -> tuple[Storm, Storm]:
+        """Two storms that follow each other in turn: every pod changes its app, and after them the client becomes a friend; and back."""
+        there, back = (self._gathered(shift, role) for shift, role in ((3, "friend"), (0, "foe")))
+        return there, back
 
-    def storm(self, gathered: list[tuple[str, bytes]]) -> None:
+    def _gathered(self, shift: int, role: str) -> Storm:
+        """What the server itself stores when clients write it."""
+        api = self.server.api()
+        metas: list[Json] = [made_pod(number, "", shift)["metadata"] for number in range(self._pods)]
+        for meta in metas:
+            api.patch("pods", meta["name"], meta["namespace"], {"metadata": {"labels": {"app": meta["labels"]["app"]}}})
+        api.patch("pods", "client", WHERE, {"metadata": {"labels": {"role": role}}})
+        stored = self.server.stored("pods")
+        keys = [stored_at("pods", meta) for meta in (*metas, {"namespace": WHERE, "name": "client"})]
+        return [(key, stored[key]) for key in keys]
+
+    def storm(self, gathered: Storm) -> None:
         """The server learns of it all at once, and as if a client had written each: with a version of its own."""
         with self.server.paused():
             self.server.store(gathered, 1)
@@ -144,11 +154,22 @@ class Scene:
     @contextmanager
     def watch(self, kind: str, where: str = WHERE, name: str = "") -> Iterator[Witness]:
         """When the server sends events of a kind, or of one object, from now on."""
-        version = self.server.api().request("GET", path(kind, where) + "?limit=1")["metadata"]["resourceVersion"]
-        only = f"&fieldSelector=metadata.name%3D{name}" if name else ""
-        with Witness("watch", self.server.port, self.server.ca, ADMIN, f"{path(kind, where)}?watch=1{only}", version) as witness:
+        query = f"{path(kind, where)}?watch=1" + (f"&fieldSelector=metadata.name%3D{name}" if name else "")
+        with Witness("watch", self.server.port, self.server.ca, ADMIN, query, self._version(kind, where)) as witness:
             witness.said("watching")
             yield witness
+
+    @contextmanager
+    def reader(self) -> Iterator[Witness]:
+        """A client on the node that only reads what an agent would of all pods, and says when the client pod was in it."""
+        node = self.lab.node
+        with Witness("read", node, self._kubeconfig, self._version("pods"), "client", descriptors=(node,)) as witness:
+            witness.said("reading")
+            yield witness
+
+    def _version(self, kind: str, where: str = "") -> str:
+        """The resourceVersion of a kind's list as it is now."""
+        return str(self.server.api().request("GET", path(kind, where) + "?limit=1")["metadata"]["resourceVersion"])
 
     @contextmanager
     def churn(self, rate: int) -> Iterator[list[int]]:

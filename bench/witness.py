@@ -1,7 +1,8 @@
 """Processes that stand beside the agent and say when something happened, each with its own interpreter: none waits for another.
 
 `wire` sends numbered datagrams and says when the network's verdict on them changed; `watch` says when the API server sent an object;
-`relay` carries the agent's connections to a server of another network namespace. Times are CLOCK_MONOTONIC, in nanoseconds.
+`read` reads what it sends an agent, and makes nothing of it; `relay` carries connections to a server of another network namespace.
+Times are CLOCK_MONOTONIC, in nanoseconds.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from pathlib import Path
 from types import TracebackType
 
 from netpol.kernel import namespaces
+from netpol.kube.client import Client, configured
+from netpol.kube.reflector import PODS, Timing
+from netpol.kube.sources import NAP
+from netpol.kube.watch import Bookmark, Change, FrameStream
 from tests.kube.servers import relay
 
 ROOT = Path(__file__).parents[1]
@@ -136,6 +141,29 @@ def watch(port: int, ca: str, token: str, path: str, since: str) -> None:
         connection.close()
 
 
+def read(namespace: int, kubeconfig: str, since: str, name: str) -> None:
+    """A watch of all pods as an agent's, of which nothing is made: "read TIME" each time that this name was in what came."""
+    client, version, sought = Client(configured(kubeconfig)), since, name.encode()
+    with namespaces.entered(namespace):
+        while True:
+            query = (("watch", "true"), ("allowWatchBookmarks", "true"), ("resourceVersion", version))
+            pieces: list[bytes] = []
+            with client.watch(PODS.path, query, Timing().silence, protobuf=True) as stream:
+                assert stream.code == 200, stream.rest()
+                assert stream.protobuf
+                if version == since:
+                    _say("reading", 0)
+                while piece := stream.read():
+                    pieces.append(piece)
+                    if sought in b"".join(pieces[-2:]):
+                        _say("read", time.monotonic_ns())
+                    time.sleep(NAP)
+            # The server could not keep up, and this one goes on where it was.
+            for event in FrameStream().feed(b"".join(pieces)):
+                if isinstance(event, Change | Bookmark):
+                    version = event.version
+
+
 def _after(line: bytes, words: bytes) -> str:
     at = line.find(words) + len(words)
     return line[at : line.index(b'"', at)].decode() if at >= len(words) else ""
@@ -156,6 +184,9 @@ def main(what: str, *arguments: str) -> None:
     elif what == "watch":
         number, ca, token, path, since = arguments
         watch(int(number), ca, token, path, since)
+    elif what == "read":
+        node, kubeconfig, since, name = arguments
+        read(int(node), kubeconfig, since, name)
     else:
         carry(*map(int, arguments))
 
