@@ -36,7 +36,7 @@ from netpol.policy.verdict import verdict
 from netpol.rules import ruleset
 from netpol.rules.compile import NodeState, Settings
 from netpol.rules.cut import Judge
-from netpol.rules.flows import EXPECTED, HAS_PORTS, IS_ICMP, PICKED_UP, SIZE, Entry, Tuple, pack, unpack
+from netpol.rules.flows import EXPECTED, HAS_PORTS, IS_ICMP, PICKED_UP, SIZE, Entry, Tuple, ends, pack, unpack
 from netpol.rules.interpret import Packet, interpret
 from netpol.rules.ruleset import DROP, RETURN, ROOT, Chain, Ruleset, SetMatch
 from netpol.rules.sets import Set, net_member, net_port_member
@@ -224,6 +224,13 @@ def test_large_sets_of_networks_are_judged_as_small_ones(
         for port in (53, 54):
             plain = interpret(whole, Packet(source, DB, UDP, port)).passes
             assert judge.denied(entry(source, DB, port, UDP)) is not plain
+
+
+def test_the_ends_of_packed_entries() -> None:
+    """Of both families; of a Service's flow the backend, and not the Service's address."""
+    to_service = Entry(TCP, Tuple(OUTSIDE, SERVICE, 40000, 80), Tuple(WEB, OUTSIDE, 8080, 40000))
+    assert ends(pack([to_service, entry(DB6, OUTSIDE6)])) == {OUTSIDE, WEB, DB6, OUTSIDE6}
+    assert ends(b"") == frozenset()
 
 
 def test_packed_and_unpacked() -> None:
