@@ -80,6 +80,16 @@ class Stage:
         while self.loop.step():
             pass
 
+    def burden(self, monkeypatch: pytest.MonkeyPatch, used: float, took: float = 0.0) -> None:
+        """Each write from now on uses so many seconds of a processor, and takes so many."""
+        enforce = self.loop.enforcer.enforce
+
+        def slow() -> Report:
+            self.now, self.used = self.now + took, self.used + used
+            return enforce()
+
+        monkeypatch.setattr(self.loop.enforcer, "enforce", slow)
+
     def agrees(self) -> bool:
         """Whether the kernel holds what the loop's cluster wants."""
         return diff(self.loop.enforcer.state.wanted(), self.kernel.read()) == ()
@@ -104,13 +114,7 @@ def test_a_long_write_holds_up_the_next_change_by_what_it_cost(
     stage.loop.hear(*WORLD, *COMPLETE)
     stage.pass_time(0.02)
     stage.pass_time(1.0)
-    enforce = stage.loop.enforcer.enforce
-
-    def slow() -> Report:
-        stage.now, stage.used = stage.now + 0.05, stage.used + used
-        return enforce()
-
-    monkeypatch.setattr(stage.loop.enforcer, "enforce", slow)
+    stage.burden(monkeypatch, used, took=0.05)
     stage.loop.hear(Gone(Policy, "p", "x"))
     stage.pass_time(0.0)
     stage.loop.hear(Put(P))
@@ -127,13 +131,7 @@ def test_what_ends_a_storm_is_written_soon(stage: Stage, monkeypatch: pytest.Mon
     stage.loop.hear(*WORLD, *COMPLETE)
     stage.pass_time(0.02)
     stage.pass_time(1.0)
-    enforce = stage.loop.enforcer.enforce
-
-    def slow() -> Report:
-        stage.used += 0.01
-        return enforce()
-
-    monkeypatch.setattr(stage.loop.enforcer, "enforce", slow)
+    stage.burden(monkeypatch, 0.01)
     stage.loop.hear(*[Put(Pod("x", f"p{number}", (), "n", (bytes((10, 1, 0, number)),))) for number in range(100)])
     stage.pass_time(0.0)
     stage.loop.hear(Gone(Policy, "p", "x"))
@@ -155,13 +153,7 @@ def test_an_audit_in_a_rest_takes_what_is_pending_for_no_drift(stage: Stage, mon
     stage.loop.hear(*WORLD, *COMPLETE)
     stage.pass_time(0.02)
     stage.pass_time(9.9)
-    enforce = stage.loop.enforcer.enforce
-
-    def slow() -> Report:
-        stage.used += 0.2
-        return enforce()
-
-    monkeypatch.setattr(stage.loop.enforcer, "enforce", slow)
+    stage.burden(monkeypatch, 0.2)
     stage.loop.hear(Gone(Policy, "p", "x"))
     stage.pass_time(0.0)
     audits, written, waited = sum(stage.loop.tally.audits.counts), len(stage.heard.reports), stage.loop.tally.enforced.total
