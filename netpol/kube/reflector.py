@@ -85,25 +85,20 @@ class Timing(Struct, frozen=True):
 
 
 class Resource(Struct, frozen=True):
-    """A kind of objects: where an API server has it, all of it and what lies in one namespace; how one is read; and whether a watch of it
-    can be read in protobuf too. Of a kind that lies in no namespace both places are one."""
+    """A kind of objects: where an API server has it, how one is read, whether they lie in namespaces, and whether a watch of it can be read
+    in protobuf too."""
 
     kind: type[Object]
     path: str
-    part: str
     decode: Callable[[bytes], Decoded[Any]]
+    namespaced: bool = True
     protobuf: bool = False
 
 
-PODS = Resource(Pod, "/api/v1/pods", "/api/v1/namespaces/default/pods", decode_pod, protobuf=True)
-NAMESPACES = Resource(Namespace, "/api/v1/namespaces", "/api/v1/namespaces", decode_namespace)
-POLICIES = Resource(
-    Policy,
-    "/apis/networking.k8s.io/v1/networkpolicies",
-    "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies",
-    decode_policy,
-)
-NODES = Resource(Node, "/api/v1/nodes", "/api/v1/nodes", decode_node)
+PODS = Resource(Pod, "/api/v1/pods", decode_pod, protobuf=True)
+NAMESPACES = Resource(Namespace, "/api/v1/namespaces", decode_namespace, namespaced=False)
+POLICIES = Resource(Policy, "/apis/networking.k8s.io/v1/networkpolicies", decode_policy)
+NODES = Resource(Node, "/api/v1/nodes", decode_node, namespaced=False)
 
 
 class Request(Struct, frozen=True):
@@ -206,8 +201,8 @@ class Reflector:
         if self.phase == "look":
             if self._is_behind:
                 return Request(self.resource.path, (("limit", "1"),), False, self._timing.silence)
-            nearly_nothing = (*(self._selector or (_NOBODY,)), ("resourceVersion", "0"))
-            return Request(self.resource.part, nearly_nothing, False, self._timing.silence)
+            query = (*(self._selector or (_NOBODY,)), ("resourceVersion", "0"))
+            return Request(_look_path(self.resource), query, False, self._timing.silence)
         if self.phase == "list":
             if not self._continue:
                 self._seen, self._pages = {}, 0
@@ -450,19 +445,24 @@ class Reflector:
         """The server's version now: one before ours is another history's, if etcd says so too. What is no number says nothing."""
         self.reading = False
         now, ours = _number(version), _number(self.version)
-        was_behind, self._is_behind = self._is_behind, now is not None and ours is not None and now < ours
-        if self._is_behind and not was_behind:
-            return
-        if self._is_behind:
-            self._is_behind = False
+        asked_etcd, self._is_behind = self._is_behind, False
+        if now is None or ours is None or now >= ours:
+            self.phase = "watch"
+        elif not asked_etcd:
+            self._is_behind = True
+        else:
             self.trouble = Trouble("restored", f"the server is at {version}, before {self.version}, where we were")
             self.phase = "sync"
             self._stop_reading("restored")
-        else:
-            self.phase = "watch"
 
     def _recovered(self) -> None:
         self.trouble, self._rejections = None, 0
+
+
+def _look_path(resource: Resource) -> str:
+    """Where a server looks for one name by its key: in one namespace, whether that is there or not."""
+    group, _, name = resource.path.rpartition("/")
+    return f"{group}/namespaces/default/{name}" if resource.namespaced else resource.path
 
 
 def _number(version: str) -> int | None:
