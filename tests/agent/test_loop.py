@@ -148,8 +148,10 @@ def test_what_ends_a_storm_is_written_soon(stage: Stage, monkeypatch: pytest.Mon
     assert stage.agrees()
 
 
-def test_an_audit_in_a_rest_takes_what_is_pending_for_no_drift(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was taken in and is not written yet is nobody's doing; how long it waits is counted from when it came."""
+@pytest.mark.parametrize("meddled", [False, True], ids=["nobody else was there", "somebody was"])
+def test_an_audit_in_a_rest_takes_what_is_pending_for_no_drift(stage: Stage, monkeypatch: pytest.MonkeyPatch, meddled: bool) -> None:
+    """What was taken in and is not written yet is nobody's doing, and goes along with a repair; how long it waited is counted from when it
+    came."""
     stage.loop.hear(*WORLD, *COMPLETE)
     stage.pass_time(0.02)
     stage.pass_time(9.9)
@@ -158,10 +160,12 @@ def test_an_audit_in_a_rest_takes_what_is_pending_for_no_drift(stage: Stage, mon
     stage.pass_time(0.0)
     audits, written, waited = sum(stage.loop.tally.audits.counts), len(stage.heard.reports), stage.loop.tally.enforced.total
     stage.loop.hear(Put(P))
+    if meddled:
+        run("iptables-legacy", "-w", "-t", "mangle", "-D", "FORWARD", "-j", "NETPOL")
     stage.pass_time(0.15)
-    assert (stage.loop.waiting, stage.agrees(), len(stage.heard.reports)) == (0, False, written)
+    assert (stage.loop.waiting, stage.agrees(), len(stage.heard.reports)) == (0, meddled, written)
     assert sum(stage.loop.tally.audits.counts) == audits + 1
-    assert stage.heard.drifts == []
+    assert [drift.kinds() for drift in stage.heard.drifts] == [{"jump_deleted": 1}] * meddled
     stage.pass_time(0.06)
     assert (stage.agrees(), len(stage.heard.reports)) == (True, written + 1)
     assert stage.loop.tally.enforced.total - waited == pytest.approx(0.21)
