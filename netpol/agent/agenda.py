@@ -1,9 +1,9 @@
 """What the loop does next, and when: decided from times that are passed in, without a clock, a thread or a kernel.
 
 The first change after quiet is due at once. Changes that come while the kernel is written wait, and are written together: after each
-write there is a pause as long as a processor was busy with it, and longer after one of many events, within bounds and as long as more
-of them come: a storm never takes more than about half of a processor for writing, and mostly far less, and its end is written soon, for
-what comes in a pause is taken in meanwhile.
+write there is a pause as long as a processor was busy with it, after one of many events up to ten times as long, within bounds and as
+long as more of them come. So within these bounds writing takes no more than half of a processor, and in a thick storm a tenth: the rest is
+left for taking it in. Whatever comes in a storm waits as long, somebody else's change too; its end is written soon.
 Time in which a write only waited, for a processor or for iptables' lock, is no reason to have the next change wait too. What the kernel
 refused is tried again after a pause that doubles, with jitter; a change that comes meanwhile does not wait for that, for it may have
 nothing to do with what is refused.
@@ -21,8 +21,8 @@ from msgspec import Struct
 
 from netpol.model import Object
 
-# More events than these in one write are a storm, of which the more are gathered the thicker it comes.
-FEW = 10
+# More events than FEW in one write are a storm, of which the more are gathered the thicker it comes, up to MANY.
+FEW, MANY = 10, 100
 
 Task = Literal["absorb", "apply", "look", "audit", "save"]
 
@@ -39,7 +39,7 @@ class Pace(Struct, frozen=True):
     look: float = 0.1
     audit: float = 10.0
     gather: float = 0.02
-    rest: tuple[float, float] = (0.002, 0.2)
+    rest: tuple[float, float] = (0.002, 0.5)
     quiet: float = 0.02
     retry: tuple[float, float] = (0.1, 30.0)
     save: tuple[float, float] = (1.0, 5.0)
@@ -130,7 +130,7 @@ class Agenda:
         """The kernel is as wanted; took -- seconds of a processor, for so many events; changed -- something had to be written for that."""
         least, most = self.pace.rest
         self._rest_until = ended + min(max(took, least), most)
-        self._storm_until = ended + min(took * events / FEW, most) if changed else self._rest_until
+        self._storm_until = ended + min(took * min(events, MANY) / FEW, most) if changed else self._rest_until
         self._attempt = None
         self.refusals = 0
         if not self.in_force:
