@@ -126,7 +126,7 @@ class Enforcer:
         steps = diff(*self.state.pending())
         if not steps or not self._leftover:
             return steps
-        if any(isinstance(step, CreateSet) and step.set.name in self._leftover for step in steps):
+        if any(isinstance(step, CreateSet) and step.name in self._leftover for step in steps):
             # It is wanted again, and nobody knows what it holds.
             return None
         return (*steps, *(DestroySet(name) for name in self._leftover))

@@ -237,7 +237,7 @@ class Kernel(Closing):
 
     def _follow_numbers(self, steps: Sequence[Step], numbers: Mapping[str, int]) -> None:
         # Of a set that is destroyed and made, or the reverse, the last counts.
-        there = {_set_name(step): isinstance(step, CreateSet) for step in steps if isinstance(step, CreateSet | DestroySet)}
+        there = {step.name: isinstance(step, CreateSet) for step in steps if isinstance(step, CreateSet | DestroySet)}
         made = [name for name, is_made in there.items() if is_made]
         if len(made) > MANY:
             self._ask_numbers()
@@ -447,10 +447,6 @@ def _command(step: Step) -> Command:
         raise TypeError("a table is not replaced by a command of ipset")
     kind = Add if isinstance(step, GrowSet) else Delete
     return kind(step.name, step.kind, step.family, pack(step.members))
-
-
-def _set_name(step: CreateSet | DestroySet) -> str:
-    return step.set.name if isinstance(step, CreateSet) else step.name
 
 
 def _last_destroyed(steps: Sequence[Step]) -> Iterator[DestroySet]:

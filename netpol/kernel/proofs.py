@@ -8,7 +8,7 @@ is unknown until somebody has read it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -19,8 +19,8 @@ from netpol.model import Family
 from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, ReplaceTable, ShrinkSet, Step
 from netpol.rules.sets import Set, is_flagged, member_size
 
-# So many steps are remembered before they are followed: what a busy minute brings, and no more when nobody ever looks.
-_LATER = 512
+# So many steps are remembered before they are followed: what a busy minute brings, or one write of a storm, and no more when nobody looks.
+_LATER = 2048
 
 
 class Look(Struct, frozen=True):
@@ -69,8 +69,7 @@ class SetProofs:
         self._proven = self._agreed = None
         for step in steps:
             if not isinstance(step, ReplaceTable):
-                name = step.set.name if isinstance(step, CreateSet) else step.name
-                self._contents[name] = None
+                self._contents[step.name] = None
 
     def learn(self, sets: Mapping[str, Set], names: Iterable[str]) -> None:
         """Of these names exactly those are there that are in `sets`, and hold this."""
@@ -131,15 +130,30 @@ class SetProofs:
     def _catch_up(self) -> None:
         steps, self._later = self._later, []
         contents = self._contents
-        for step in steps:
+        for step in _lasting(steps):
             if isinstance(step, CreateSet):
-                contents[step.set.name] = content(pack(step.set), member_size(step.set.kind, step.set.family))
-                self._identities.pop(step.set.name, None)
+                contents[step.name] = content(pack(step.set), member_size(step.set.kind, step.set.family))
+                self._identities.pop(step.name, None)
             elif isinstance(step, DestroySet):
                 contents.pop(step.name, None)
                 self._identities.pop(step.name, None)
-            elif isinstance(step, GrowSet | ShrinkSet):
+            else:
                 contents[step.name] = _changed(contents.get(step.name), step)
+
+
+def _lasting(steps: Sequence[Step]) -> Iterator[CreateSet | DestroySet | GrowSet | ShrinkSet]:
+    """Without those whose set was made anew or destroyed afterwards: small sets beside live ones are gone by the time of a look."""
+    kept: list[CreateSet | DestroySet | GrowSet | ShrinkSet] = []
+    over: set[str] = set()
+    for step in reversed(steps):
+        if isinstance(step, ReplaceTable):
+            continue
+        name = step.name
+        if name not in over:
+            kept.append(step)
+            if isinstance(step, CreateSet | DestroySet):
+                over.add(name)
+    return reversed(kept)
 
 
 def _changed(found: Content | None, step: GrowSet | ShrinkSet) -> Content | None:

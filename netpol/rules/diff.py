@@ -90,11 +90,12 @@ def diff(wanted: Ruleset, found: Ruleset, local: AbstractSet[Address] | None = N
     plain = [*fronts, *(change for change in changes if change.set.family not in aside)]
     unused = [name for name in others if name not in used or wanted.sets[name].family not in aside]
     live = [change for change in beside if not change.anew]
+    smalls = [small for change in beside for small in _small_sets(change)]
     return (
         *(step for name in unused for step in (DestroySet(name), CreateSet(wanted.sets[name]))),
         *(DestroySet(name) for name in stale),
         *(CreateSet(wanted.sets[name]) for name in sorted(wanted.sets.keys() - found.sets.keys())),
-        *(CreateSet(small) for change in beside for small in _small_sets(change)),
+        *map(CreateSet, smalls),
         *_grow(plain),
         *(_replace(wanted, family, beside) for family in FAMILIES if family in aside or family in replaced),
         *_grow(live),
@@ -102,7 +103,7 @@ def diff(wanted: Ruleset, found: Ruleset, local: AbstractSet[Address] | None = N
         *_shrink(plain, wanted.whole),
         *_shrink(live, wanted.whole),
         *(_replace(wanted, family, ()) for family in FAMILIES if family in aside),
-        *(DestroySet(small.name) for change in beside for small in _small_sets(change)),
+        *(DestroySet(small.name) for small in smalls),
         *(DestroySet(name) for name in sorted(found.sets.keys() - wanted.sets.keys() - set(stale))),
     )
 

@@ -41,11 +41,10 @@ class Replay:
                 self._chains[step.family] = step.chains
                 (self._hooked.add if step.hooked else self._hooked.discard)(step.family)
             else:
-                name = step.set.name if isinstance(step, CreateSet) else step.name
-                self._later.pop(name, None)
-                self._sets.pop(name, None)
+                self._later.pop(step.name, None)
+                self._sets.pop(step.name, None)
                 if isinstance(step, CreateSet):
-                    self._sets[name] = step.set
+                    self._sets[step.name] = step.set
 
     def ruleset(self) -> Ruleset:
         """What is in force now; the same value as last time where nothing was done since, and the same sets where those did not change."""

@@ -372,6 +372,10 @@ class CreateSet(Struct, frozen=True, tag=True):
 
     set: Set
 
+    @property
+    def name(self) -> str:
+        return self.set.name
+
 
 class GrowSet(Struct, frozen=True, tag=True):
     """Members that a live set gets. One that differs from a member it has only in its nomatch flag replaces that one."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from netpol.kernel import proofs
 from netpol.kernel._native import ffi
-from netpol.kernel.digests import content
+from netpol.kernel.digests import Content, content
 from netpol.kernel.ipset import Records
 from netpol.kernel.ipset_values import _RECORD
 from netpol.kernel.proofs import Look, SetProofs
@@ -67,6 +68,22 @@ def test_any_steps_are_followed(story: list[tuple[str, set[bytes]]], later: int)
         assert not known.agree(records({**sets, name: other}))
         assert known.differing(records({n: m for n, m in sets.items() if n != name})) == (frozenset((name,)), NONE)
     assert known.differing(records({**sets, "NETPOL4-new": frozenset()})) == (frozenset(("NETPOL4-new",)), NONE)
+
+
+def test_what_is_gone_again_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small sets of a storm's writes are destroyed before anybody looks: no digest is made of one."""
+    digested: list[bytes] = []
+
+    def counted(packed: bytes, width: int) -> Content:
+        digested.append(packed)
+        return content(packed, width)
+
+    monkeypatch.setattr(proofs, "content", counted)
+    made, small = SetProofs(), Set(NAMES[1], "hash:ip", 4, frozenset(MEMBERS[:3]))
+    made.follow([CreateSet(Set(NAMES[0], "hash:ip", 4)), CreateSet(small), GrowSet(NAMES[1], "hash:ip", 4, frozenset(MEMBERS[4:]))])
+    made.follow([DestroySet(NAMES[1])])
+    assert made.names == {NAMES[0]}
+    assert digested == [b""]
 
 
 def known() -> tuple[SetProofs, dict[str, frozenset[bytes]]]:

@@ -180,7 +180,7 @@ def test_what_a_broken_change_left_is_not_in_the_way(left: str, used: str, first
         ips(S, B, C), *(ips(name, *LEFT[name]) for letter in left if (name := f"NETPOL4{letter}S")), chains={4: chains(*rules), 6: DROPS}
     )
     steps = diff(ruleset(ips(S, A, B)), found)
-    names = [step.set.name if isinstance(step, CreateSet) else step.name for step in steps if not isinstance(step, ReplaceTable)]
+    names = [step.name for step in steps if not isinstance(step, ReplaceTable)]
     small = [f"NETPOL4{letter}S" for letter in letters]
     stale = [f"NETPOL4{letter}S" for letter in first]
     last = sorted(f"NETPOL4{letter}S" for letter in left if letter not in first)
