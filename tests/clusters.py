@@ -41,6 +41,7 @@ KEYS, VALUES = ("app", "tier"), ("a", "b")
 NAMES = ("web", "dns")
 V4 = tuple(parse_address(f"10.0.{i}.{j}") for i in (0, 1) for j in (1, 2, 3, 129))
 V6 = tuple(parse_address(f"fd00::{i}:{j}") for i in (0, 1) for j in (1, 2, 9))
+RANGES = network(V4[0], 24), network(V6[0], 112)  # in which some of these are
 OUTSIDE = (parse_address("10.0.0.77"), parse_address("192.0.2.1"), parse_address("fd00::77"), parse_address("2001:db8::1"))
 PROTOCOLS = (TCP, UDP, SCTP)
 PORTS = (1, 80, 81, 443, 65535)
@@ -141,9 +142,7 @@ def pods(draw: st.DrawFn, taken: set[Address] | None = None) -> Pod:
 
 
 namespaces = st.builds(Namespace, st.sampled_from(NAMESPACES[:2]), labels)
-nodes = st.builds(
-    Node, st.just(NODE), st.just((parse_address("192.0.2.10"),)), st.sampled_from(((), (network(V4[0], 24), network(V6[0], 112))))
-)
+nodes = st.builds(Node, st.just(NODE), st.just((parse_address("192.0.2.10"),)), st.sampled_from(((), RANGES)))
 
 
 @st.composite

@@ -89,11 +89,6 @@ class Cluster:
         """The registered queries that select this pod."""
         return self.index.profile(pod.namespace, pod.labels).queries if _is_subject(pod) else NOTHING
 
-    def standing(self, address: Address) -> Standing | None:
-        """What an address means now; None when no pod holds it."""
-        pod = self._holders.get(address)
-        return Standing(pod, self.queries(pod)) if pod is not None else None
-
     def members(self, query: Query) -> Iterator[tuple[Address, Pod]]:
         """The addresses that a registered query selects now, with their pods."""
         for profile in self.index.selected(query):

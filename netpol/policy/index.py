@@ -132,10 +132,14 @@ class QueryIndex:
     def join(self, namespace: str, labels: Labels, name: str) -> Profile:
         """The profile for these labels, which now has a pod of that name."""
         space = self._space(namespace)
-        counting = space.counting(labels)
-        if len(counting) < len(labels):
-            space.spare.update([key for key, _ in labels if key not in space.keys])
-        profile = self._profile(space, counting)
+        keys, spare = space.keys, space.spare
+        counting = []  # as `_Space.counting`, and the others on the way
+        for pair in labels:
+            if pair[0] in keys:
+                counting.append(pair)
+            else:
+                spare.add(pair[0])
+        profile = self._profile(space, tuple(counting))
         profile.add(name)
         return profile
 

@@ -61,7 +61,7 @@ class Set(_PackedSet):
 
     def with_members(self, members: AbstractSet[bytes]) -> Set:
         """A set of this name and type that holds others."""
-        return self._replace(packed=b"".join(members))
+        return Set(self.name, self.kind, self.family, members, self.net)
 
     def plus(self, members: AbstractSet[bytes]) -> Set:
         """With these members, too. Few cost no more than a copy of the piece and a search of it for each."""

@@ -364,7 +364,8 @@ class ClusterAndNaive(RuleBasedStateMachine):
         for move in change.moves:
             assert (move.before, move.after) == (before[move.address], after[move.address])
         for address in ADDRESSES:
-            assert self.cluster.standing(address) == after[address]
+            holder = self.cluster.holder(address)
+            assert (Standing(holder, self.cluster.queries(holder)) if holder is not None else None) == after[address]
         for query in QUERIES:
             expected = {
                 (address, standing.pod) for address, standing in after.items() if standing is not None and query in standing.queries

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netpol.model import DIRECTIONS, EVERYTHING, Namespace, Node, Object, Pod, Policy, PolicyRule, Query, Requirement, Selector
+from netpol.model import DIRECTIONS, EVERYTHING, Namespace, Network, Node, Object, Pod, Policy, PolicyRule, Query, Requirement, Selector
 from netpol.policy.cluster import Cluster
 from netpol.policy.verdict import Verdict, verdict
 from netpol.rules.compile import NodeState, Settings, compiled
@@ -67,11 +67,13 @@ def play(cluster: Cluster, event: object) -> object:
 
 
 @slow
-@given(events, st.sampled_from(("auto", "deny", "allow")), st.integers(1, 5), fronts)
-def test_any_sequence_of_events_ends_where_a_fresh_start_does(story: list[object], unknown: str, batch: int, front_from: int) -> None:
+@given(events, st.sampled_from(("auto", "deny", "allow")), st.sampled_from(((), clusters.RANGES)), st.integers(1, 5), fronts)
+def test_any_sequence_of_events_ends_where_a_fresh_start_does(
+    story: list[object], unknown: str, cidrs: tuple[Network, ...], batch: int, front_from: int
+) -> None:
     """After any events the followed state is a fresh compile's; and the deltas, applied batch by batch, lead to the same kernel."""
     cluster = Cluster()
-    wish = Settings(unknown_pods=unknown, front_from=front_from)  # type: ignore[arg-type]  # drawn from its three values
+    wish = Settings(unknown_pods=unknown, pod_cidrs=cidrs, front_from=front_from)  # type: ignore[arg-type]  # one of its three values
     state = NodeState(cluster, clusters.NODE, wish)
     kernel = Ruleset({}, {})
     for at, event in enumerate(story, 1):
@@ -87,6 +89,9 @@ def test_any_sequence_of_events_ends_where_a_fresh_start_does(story: list[object
     assert kernel.chains == fresh.chains
     assert kernel.sets == fresh.sets
     assert diff(fresh, kernel) == ()
+    started = NodeState(cluster, clusters.NODE, wish)
+    assert state.pending()[2] == started.pending()[2]
+    assert state.judged == started.judged
 
 
 @slow

@@ -10,6 +10,7 @@ from netpol.model import (
     TCP,
     UDP,
     ContainerPort,
+    Family,
     IPBlock,
     NamedPort,
     NumberedPort,
@@ -23,10 +24,13 @@ from netpol.model import (
     parse_address,
     parse_network,
 )
-from netpol.rules.compile.node import UNUSED
+from netpol.rules.compile import node
+from netpol.rules.compile.classes import ClassChain
 from netpol.rules.ruleset import DestroySet, GrowSet, Multiport, SetMatch, ShrinkSet, Tcp
 from netpol.rules.sets import port_member
 from tests.rules.watched import OUT, THERE, A, B, C, D, Watched, app, class_chains, kinds, own, peers, pod, policy, port
+
+FEW = 4  # classes and isolations that may be kept for one pod, of which the most it has are three
 
 
 def test_sets_are_shared_by_what_they_select() -> None:
@@ -92,12 +96,33 @@ def test_named_ports_split_classes() -> None:
 
 
 def test_classes_of_pods_that_are_gone_are_forgotten() -> None:
-    """Pods that come and go, each with another number behind the name, leave no chain behind."""
+    """Pods that come and go, each with another number behind the name, leave few chains behind."""
     state = Watched(policy("p", "db", peers(ports=(NamedPort(TCP, "sql"),))))
     for number in range(1, 50):
-        state.put(pod("db", A, ports=(ContainerPort("sql", TCP, number),)))
+        state.put(pod(f"db{number // 2}", A, ports=(ContainerPort("sql", TCP, number),)))
         assert state.passes(OUT, A, number)
-    assert len(state.state._classes) == 1
+        assert len(state.state._classes) + len(state.state._isolations) <= FEW
+        if number % 2:
+            state.drop(Pod, f"db{number // 2}")
+            assert state.passes(OUT, A, 1)
+    assert not state.state._addresses_again
+
+
+def test_what_could_not_be_computed_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error on the way (no memory, say) loses nothing of what is to be found again."""
+    state = Watched(pod("db", A), pod("web", B), policy("p", "db"), policy("q", "api"))
+    state.steps()
+
+    def fails(*arguments: object) -> dict[Family, ClassChain]:
+        raise MemoryError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(node, "class_chain", fails)
+        state.put(pod("web", B, label="api"))
+        with pytest.raises(MemoryError):
+            state.state.pending()
+    assert state.state.pending()[2] == {A, B}
+    state.steps()
 
 
 def test_classes_that_policies_leave_behind_are_few() -> None:
@@ -106,7 +131,7 @@ def test_classes_that_policies_leave_behind_are_few() -> None:
     for number in range(50):
         state.put(policy(f"q{number}", "db", peers(ports=(port(80 + number),))))
         assert len(class_chains(state.wanted())) == 1
-        assert len(state.state._classes) + len(state.state._isolations) <= UNUSED + 2
+        assert len(state.state._classes) + len(state.state._isolations) <= FEW
 
 
 def test_who_is_isolated_follows_policies() -> None:

@@ -100,3 +100,29 @@ def test_29_a_new_free_pod_is_let_through_when_it_is_known() -> None:
     assert state.passes(A, A)
     assert state.passes(A, OUT)
     assert not state.passes(OUT, A)
+
+
+def test_29_an_address_is_unknown_again_when_its_pod_is_gone() -> None:
+    """Or when a pod of another node has it; until then it is free, and is known to be."""
+    state = Watched(policy("p", "db"), pod("db", A), settings=Settings(unknown_pods="deny", pod_cidrs=(PODS,)))
+    assert state.state.pending()[2] == state.state.judged == {A}
+    for leave in ("gone", "elsewhere"):
+        state.put(pod("web", B))
+        assert state.passes(OUT, B)
+        assert state.state.pending()[2] == {A}
+        assert state.state.judged == {A, B}
+        if leave == "gone":
+            state.drop(Pod, "web")
+        else:
+            state.put(pod("web", B, node=THERE))
+        assert not state.passes(OUT, B)
+        assert state.state.judged == {A}
+
+
+def test_29_a_free_pod_that_is_isolated_is_told_from_others() -> None:
+    """By its labels, and by the policy that comes: it is known all the time."""
+    state = Watched(policy("p", "db"), pod("db", A), pod("web", B), settings=Settings(unknown_pods="deny", pod_cidrs=(PODS,)))
+    for label, isolated in (("web", {A}), ("db", {A, B}), ("web", {A})):
+        state.put(pod("web", B, label=label))
+        assert state.state.pending()[2] == isolated
+        assert state.state.judged == {A, B}

@@ -144,6 +144,7 @@ def test_sets_are_equal_by_what_they_hold() -> None:
     assert one != Set.of_packed("x", "hash:ip,port", 4, b"aaaabbbb")
     assert repr(Set("x", "hash:ip", 4, frozenset((b"aaaa",)))) == "Set('x', 'hash:ip', 4, frozenset({b'aaaa'}))"
     bitmap = Set("x", "bitmap:ip", 4, frozenset(), parse_network("10.0.0.0/16"))
+    assert bitmap.with_members(frozenset((b"aaaa",))) == bitmap._replace(packed=b"aaaa")
     assert repr(bitmap) == f"Set('x', 'bitmap:ip', 4, frozenset(), {bitmap.net!r})"
 
 

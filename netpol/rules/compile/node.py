@@ -1,8 +1,9 @@
 """One node's wanted state, kept up to date by events: what the kernel of that node should hold.
 
 `NodeState` follows the changes of a `Cluster`. Members of sets are derived from the cluster's index, never stored twice: an event
-touches, in the sets that use one of the queries concerned, the members of its addresses, and remembers what they were. Chains are
-computed once a class. `pending()` gives what was touched since `applied()`, as a pair (wanted, found) for `diff`; `wanted()` gives all.
+touches, in the sets that use one of the queries concerned, the members of its addresses, and of those it is remembered whether they were
+and are there. Chains are computed once a class, and which of them an address has only where an event concerned it. `pending()` gives what
+was touched since `applied()`, as a pair (wanted, found) for `diff`; `wanted()` gives all.
 
 Only what concerns this node's isolated pods is in it: a policy that selects no pod of this node costs an entry in a dictionary.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -20,13 +22,13 @@ from netpol.model import DIRECTIONS, FAMILIES, Address, Direction, Family, Netwo
 from netpol.policy.cluster import Change, Cluster, Move
 from netpol.rules.compile.classes import ClassChain, class_chain, named_ports
 from netpol.rules.compile.front import Front, changed, front, front_net
-from netpol.rules.compile.selections import PortSelection, Selection, as_set, members_at, queries_of, set_name, whole_set
+from netpol.rules.compile.selections import PortSelection, Selection, empty_set, members_at, queries_of, whole_set
 from netpol.rules.compile.skeleton import Settings, skeleton
 from netpol.rules.compile.tree import Tree, scope
 from netpol.rules.ruleset import MANY_GO, Chain, Ruleset
 from netpol.rules.sets import Set
 
-UNUSED = 8  # classes and isolations for each pod, before those that no pod has are looked for
+UNUSED = 4  # classes and isolations a pod (it has three at most): of more those are looked for that no pod has
 
 Key = tuple[str, str]
 _Resolution = tuple[tuple[tuple[int, str], tuple[int, ...]], ...]  # named ports, and their numbers
@@ -54,25 +56,30 @@ class _Isolation(Struct, frozen=True):
 
 
 class _Ways(NamedTuple):
-    """The chains of a pod by direction, the directions in which it is free, and what follows from that."""
+    """The chains of a pod by the directions in which it is isolated, and what they follow from."""
 
     queries: frozenset[Query]
     isolation: _Isolation
     resolution: _Resolution
     chains: tuple[tuple[Direction, dict[Family, ClassChain]], ...]
-    free: tuple[Direction, ...]
 
 
 class _LiveSet:
-    """A set in use, and the members that events touched since it was last applied, with whether they were in it then."""
+    """A set in use, and the members that events touched since it was last applied: whether each was in it then, and is now."""
 
-    __slots__ = ("family", "name", "new", "selection", "touched")
+    __slots__ = ("empty", "family", "name", "new", "now", "selection", "then")
 
     def __init__(self, selection: Selection, family: Family) -> None:
         self.selection, self.family = selection, family
-        self.name = set_name(selection, family)
+        self.empty = empty_set(selection, family)
+        self.name = self.empty.name
         self.new = True
-        self.touched: dict[bytes, bool] = {}
+        self.then: dict[bytes, bool] = {}
+        self.now: dict[bytes, bool] = {}
+
+    def some(self, members: Mapping[bytes, bool]) -> Set:
+        """The set, of which these members are known, and whether they are in it."""
+        return self.empty.with_members(frozenset([member for member, held in members.items() if held]))
 
 
 class NodeState:
@@ -99,7 +106,8 @@ class NodeState:
         """Addresses of this node's pods that some rule is about; the rest are free."""
         self._applied: Mapping[Family, Mapping[str, Chain]] = {}
         self._stale = True
-        self._changed: set[Key] | None = None  # pods of which the ways are to be found again; None: all
+        self._pods_again: set[Key] | None = None  # of which the ways are to be found again; None: all
+        self._addresses_again: set[Address] = set()  # that a pod of this node held or holds, and somebody else may have got or lost
         # What `_settle` finds, the first time before anything looks at it.
         self._leaves: _Leaves  # of which the trees are
         self._denied: tuple[Network, ...]  # the ranges of unknown addresses, as the leaves have them
@@ -143,14 +151,16 @@ class NodeState:
         for move in change.moves:
             self._touch(move)
             # Another pod, of any node, may take or give back the address of one of ours.
-            holders = {standing.pod.key for standing in (move.before, move.after) if standing is not None}
-            if not self._locals.keys().isdisjoint(holders):  # the other way round it would look at all of them
-                self._stale, self._changed = True, None
+            for standing in (move.before, move.after):
+                if standing is not None and self._is_local(standing.pod):
+                    self._stale = True
+                    self._addresses_again.add(move.address)
         for before, after in change.pods:
             if (before is not None and self._is_local(before)) or (after is not None and self._is_local(after)):
                 self._replace_local(before, after)
-        if any(self._is_local(pod) for pod in change.regrouped):
-            self._stale, self._changed = True, None
+        regrouped = {pod.key for pod in change.regrouped if self._is_local(pod)}
+        if regrouped:
+            self._find_again(regrouped)
         for old, new in change.policies:
             self._replace_policy(old, new)
         if any(self.node == node.name for pair in change.nodes for node in pair if node is not None):
@@ -168,7 +178,8 @@ class NodeState:
                 had = members_at(live.selection, move.address, move.before)
                 has = members_at(live.selection, move.address, move.after)
                 for member in had | has:
-                    live.touched.setdefault(member, member in had)
+                    live.then.setdefault(member, member in had)
+                    live.now[member] = member in has
 
     def _replace_local(self, before: Pod | None, after: Pod | None) -> None:
         for pod in (before, after):
@@ -177,7 +188,13 @@ class NodeState:
                 self._without_address.pop(pod.key, None)
         if after is not None and self._is_local(after):
             self._add_local(after)
-        self._stale, self._changed = True, None
+        self._find_again({pod.key for pod in (before, after) if pod is not None})
+
+    def _find_again(self, keys: AbstractSet[Key]) -> None:
+        """The ways of these pods of this node, which may have come or gone."""
+        self._stale = True
+        if self._pods_again is not None:
+            self._pods_again |= keys
 
     def _add_local(self, pod: Pod) -> None:
         self._locals[pod.key] = pod
@@ -199,9 +216,8 @@ class NodeState:
         if before is not None:
             self._drop_subject(before, keep=after is not None and after.subject == before.subject)
         first_or_last = (before is None or after is None) and len(self.cluster.policies) <= 1
-        self._stale = self._stale or bool(concerned) or first_or_last
-        if self._changed is not None:
-            self._changed |= concerned
+        if concerned or first_or_last:
+            self._find_again(concerned)
 
     def _forget_isolations(self, subject: Query) -> None:
         for queries in [queries for queries in self._isolations if subject in queries]:
@@ -249,16 +265,15 @@ class NodeState:
         for live in self._sets.values():
             if live.new:
                 wanted[live.name] = self._full(live)
-            elif live.touched:
-                before = as_set(live.selection, live.family, frozenset(m for m, was in live.touched.items() if was))
-                after = as_set(live.selection, live.family, self._touched_now(live))
+            elif live.now:
+                before, after = live.some(live.then), live.some(live.now)
                 if self._is_less(live, before, after):
                     whole.add(live.name)
                     full = self._full(live)
                     before, after = full.minus(after.members).plus(before.members), full
                 found[live.name], wanted[live.name] = before, after
         for live in self._leaving.values():
-            found[live.name] = as_set(live.selection, live.family, frozenset())
+            found[live.name] = live.empty
         places = [place for place, kept in self._trees.items() if kept is not self._applied_trees.get(place)]
         fronts = {place: changed(self._front(place, self._trees), self._front(place, self._applied_trees)) for place in places}
         wanted |= _front_sets({place: now for place, (now, _) in fronts.items()})
@@ -275,7 +290,8 @@ class NodeState:
         self._applied_trees = dict(self._trees)
         for live in self._sets.values():
             live.new = False
-            live.touched = {}
+            if live.now:
+                live.then, live.now = {}, {}
         for live in self._leaving.values():
             self._release(live)
         self._leaving = {}
@@ -310,42 +326,32 @@ class NodeState:
         gone = len(before.members - after.members)
         return gone >= MANY_GO and sum(map(self.cluster.size, queries_of(live.selection))) < gone
 
-    def _touched_now(self, live: _LiveSet) -> frozenset[bytes]:
-        size = 4 if live.family == 4 else 16
-        addresses = {member[:size] for member in live.touched}
-        return frozenset(member for address in addresses for member in members_at(live.selection, address, self.cluster.standing(address)))
-
     # -- structure -----------------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
         """Computes classes, chains and the sets they need again, after something that can change them."""
         if not self._stale:
             return
-        changed, self._stale, self._changed = self._changed, False, set()
         unknown = self._unknown()
-        is_whole = changed is None or unknown != self._denied
-        if changed is None or is_whole:
+        is_whole = self._pods_again is None or unknown != self._denied
+        if self._pods_again is None or is_whole:
             leaves: _Leaves = {(family, direction): {} for family in FAMILIES for direction in DIRECTIONS}
             ways: dict[Key, _Ways] = {}
-            pods = self._locals
+            keys, addresses = set(self._locals), set()
         else:
             leaves = {place: found.copy() for place, found in self._leaves.items()}
-            ways, pods = self._ways.copy(), {key: self._locals[key] for key in changed}
+            ways = self._ways.copy()
+            keys, addresses = self._pods_again, self._addresses_again
+        for key in keys:
+            pod = self._locals.get(key)
+            if pod is not None:
+                ways[key] = self._way(key, pod)
+                addresses.update(pod.addresses)
+            else:
+                ways.pop(key, None)
         shifted = is_whole
-        for key, pod in pods.items():
-            found = ways[key] = self._way(key, pod)
-            for address in pod.addresses:
-                if self.cluster.holder(address) is pod:
-                    family = family_of(address)
-                    for direction, chains in found.chains:
-                        shifted = shifted or leaves[family, direction].get(address) is None
-                        leaves[family, direction][address] = chains[family]
-                    for direction in found.free:
-                        shifted = shifted or leaves[family, direction].get(address) is not None
-                        if unknown:
-                            leaves[family, direction][address] = None
-                        else:
-                            leaves[family, direction].pop(address, None)
+        for address in addresses:
+            shifted = self._file(address, ways, leaves, unknown) or shifted
         self._ways, self._denied = ways, unknown
         # What few changes leave unused may stay for a while.
         if is_whole or len(self._classes) + len(self._isolations) > UNUSED * len(ways):
@@ -357,6 +363,26 @@ class NodeState:
             self._isolated = frozenset([a for found in leaves.values() for a, chain in found.items() if chain is not None])
             self.judged = frozenset().union(*leaves.values())
         self._use_sets(distinct)
+        self._stale, self._pods_again, self._addresses_again = False, set(), set()
+
+    def _file(self, address: Address, ways: Mapping[Key, _Ways], leaves: _Leaves, unknown: tuple[Network, ...]) -> bool:
+        """Gives an address the leaves that its holder has now, if that is a pod of this node: None where it is free and `unknown` addresses
+        are denied. Whether it is isolated in a direction where it was not, or has a leaf where it had none, or the reverse."""
+        holder, family = self.cluster.holder(address), family_of(address)
+        found = ways.get(holder.key) if holder is not None else None
+        chains = dict(found.chains) if found is not None else {}
+        shifted = False
+        for direction in DIRECTIONS:
+            there = leaves[family, direction]
+            had, was = address in there, there.get(address)
+            leaf = chains[direction][family] if direction in chains else None
+            has = leaf is not None or (found is not None and bool(unknown))
+            if has:
+                there[address] = leaf
+            elif had:
+                del there[address]
+            shifted = shifted or had != has or (was is None) != (leaf is None)
+        return shifted
 
     def _forget_unused(self) -> None:
         """The isolations and classes of which no pod is."""
@@ -398,8 +424,7 @@ class NodeState:
             if isolation.policies[direction]:
                 numbers = resolution if direction == "ingress" else ()
                 chains.append((direction, self._class(_ClassKey(direction, isolation.policies[direction], numbers))))
-        free = tuple(direction for direction in DIRECTIONS if not isolation.policies[direction])
-        return _Ways(queries, isolation, resolution, tuple(chains), free)
+        return _Ways(queries, isolation, resolution, tuple(chains))
 
     def _class(self, key: _ClassKey) -> dict[Family, ClassChain]:
         found = self._classes.get(key)

@@ -78,14 +78,14 @@ def members_at(selection: Selection, address: Address, standing: Standing | None
     )
 
 
-def as_set(selection: Selection, family: Family, content: frozenset[bytes]) -> Set:
-    """The set of a selection with the given members."""
-    return Set(set_name(selection, family), KINDS[type(selection)], family, content)
+def empty_set(selection: Selection, family: Family) -> Set:
+    """The set of a selection, without its members."""
+    return Set(set_name(selection, family), KINDS[type(selection)], family)
 
 
 def whole_set(selection: Selection, family: Family, cluster: Cluster) -> Set:
     """The set of a selection with all its members now. The selection's queries are registered with the cluster's index."""
-    return Set.of_packed(set_name(selection, family), KINDS[type(selection)], family, b"".join(_members(selection, family, cluster)))
+    return empty_set(selection, family)._replace(packed=b"".join(_members(selection, family, cluster)))
 
 
 def _members(selection: Selection, family: Family, cluster: Cluster) -> Iterable[bytes]:
