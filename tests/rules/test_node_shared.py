@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from msgspec import structs
 
@@ -13,6 +15,7 @@ from netpol.model import (
     Family,
     IPBlock,
     NamedPort,
+    Namespace,
     NumberedPort,
     Peer,
     Pod,
@@ -24,7 +27,7 @@ from netpol.model import (
     parse_address,
     parse_network,
 )
-from netpol.rules.compile import node
+from netpol.rules.compile import NodeState, node
 from netpol.rules.compile.classes import ClassChain
 from netpol.rules.ruleset import DestroySet, GrowSet, Multiport, SetMatch, ShrinkSet, Tcp
 from netpol.rules.sets import port_member
@@ -106,6 +109,42 @@ def test_classes_of_pods_that_are_gone_are_forgotten() -> None:
             state.drop(Pod, f"db{number // 2}")
             assert state.passes(OUT, A, 1)
     assert not state.state._addresses_again
+
+
+def test_only_what_an_event_concerned_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pod of the node, whatever of it changed, or those that a policy selects; what isolates pods of the same labels is found once."""
+    names = [f"{app}{number}" for app in ("db", "web") for number in range(20)]
+    calls: list[str] = []
+    for name in ("_way", "_isolation"):
+        real = getattr(NodeState, name)
+
+        def counted(state: NodeState, what: object, name: str = name, real: Callable[..., object] = real) -> object:
+            calls.append(name)
+            return real(state, what)
+
+        monkeypatch.setattr(NodeState, name, counted)
+
+    def counts() -> tuple[int, int]:
+        state.state.pending()
+        state.state.applied()
+        found = calls.count("_way"), calls.count("_isolation")
+        calls.clear()
+        return found
+
+    state = Watched(*(pod(name, bytes((10, 0, 0, 10 + at))) for at, name in enumerate(names)), policy("p", "db"))
+    assert counts() == (40, 2)
+    state.put(pod("db1", bytes((10, 0, 0, 11)), label="api"))
+    assert counts() == (1, 0)  # nothing selects it, as the pods of web
+    state.put(pod("db2", bytes((10, 0, 0, 200))))
+    assert counts() == (1, 0)
+    state.put(policy("q", "web"))
+    assert counts() == (20, 1)
+    state.put(Namespace("elsewhere"), pod("far", A, node=THERE, label="web"))
+    assert counts() == (0, 0)
+    judged = state.state.judged
+    state.put(policy("r", "db"))
+    assert counts() == (19, 1)
+    assert state.state.judged is judged
 
 
 def test_what_could_not_be_computed_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:

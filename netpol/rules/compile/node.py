@@ -60,7 +60,6 @@ class _Ways(NamedTuple):
 
     queries: frozenset[Query]
     isolation: _Isolation
-    resolution: _Resolution
     chains: tuple[tuple[Direction, dict[Family, ClassChain]], ...]
 
 
@@ -345,7 +344,7 @@ class NodeState:
         for key in keys:
             pod = self._locals.get(key)
             if pod is not None:
-                ways[key] = self._way(key, pod)
+                ways[key] = self._way(pod)
                 addresses.update(pod.addresses)
             else:
                 ways.pop(key, None)
@@ -410,21 +409,18 @@ class NodeState:
         found = {d: frozenset(key for key in keys if policies[key].rules(d) is not None) for d in DIRECTIONS}
         return _Isolation(found, named_ports(policies[key] for key in found["ingress"]))
 
-    def _way(self, key: Key, pod: Pod) -> _Ways:
-        """Of one pod, which has the key: what was found before, where that still holds."""
-        queries, known = self.cluster.queries(pod), self._ways.get(key)
+    def _way(self, pod: Pod) -> _Ways:
+        queries = self.cluster.queries(pod)
         isolation = self._isolations.get(queries)
         if isolation is None:
             isolation = self._isolations[queries] = self._isolation(queries)
         resolution = tuple([(name, _numbers(pod, name)) for name in isolation.names])
-        if known is not None and known.isolation is isolation and known.resolution == resolution:
-            return known
         chains: list[tuple[Direction, dict[Family, ClassChain]]] = []
         for direction in DIRECTIONS:
             if isolation.policies[direction]:
                 numbers = resolution if direction == "ingress" else ()
                 chains.append((direction, self._class(_ClassKey(direction, isolation.policies[direction], numbers))))
-        return _Ways(queries, isolation, resolution, tuple(chains))
+        return _Ways(queries, isolation, tuple(chains))
 
     def _class(self, key: _ClassKey) -> dict[Family, ClassChain]:
         found = self._classes.get(key)
