@@ -139,15 +139,15 @@ def test_a_set_that_went_is_forgotten() -> None:
     named, plain = Policy("ns", "q", app("web"), None, (SQL,)), Policy("ns", "p", app("api"), None, (peers(own("db")),))
     state = Watched(pod("web", A), pod("api", B), named, plain)
     state.steps()
-    assert [len(held) for held in state.state._users.values()] == [2]
-    assert [len(held) for held in state.state._port_users.values()] == [1]
+    assert [len(held) for held in state.state._sets._users.values()] == [2]
+    assert [len(held) for held in state.state._sets._port_users.values()] == [1]
     state.drop(Policy, "q")
     state.steps()
-    assert [len(held) for held in state.state._users.values()] == [1]
-    assert state.state._port_users == {}
+    assert [len(held) for held in state.state._sets._users.values()] == [1]
+    assert state.state._sets._port_users == {}
     state.drop(Policy, "p")
     state.steps()
-    assert state.state._users == {}
+    assert state.state._sets._users == {}
 
 
 def test_what_stays_is_not_made_again() -> None:

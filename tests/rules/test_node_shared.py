@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 from msgspec import structs
@@ -12,7 +13,6 @@ from netpol.model import (
     TCP,
     UDP,
     ContainerPort,
-    Family,
     IPBlock,
     NamedPort,
     Namespace,
@@ -27,11 +27,10 @@ from netpol.model import (
     parse_address,
     parse_network,
 )
-from netpol.rules.compile import NodeState, node
-from netpol.rules.compile.classes import ClassChain
+from netpol.rules.compile import NodeState, Settings, node
 from netpol.rules.ruleset import DestroySet, GrowSet, Multiport, SetMatch, ShrinkSet, Tcp
 from netpol.rules.sets import port_member
-from tests.rules.watched import OUT, THERE, A, B, C, D, Watched, app, class_chains, kinds, own, peers, pod, policy, port
+from tests.rules.watched import OUT, PODS, THERE, A, B, C, D, Watched, app, class_chains, kinds, own, peers, pod, policy, port
 
 FEW = 4  # classes and isolations that may be kept for one pod, of which the most it has are three
 
@@ -147,21 +146,24 @@ def test_only_what_an_event_concerned_is_found_again(monkeypatch: pytest.MonkeyP
     assert state.state.judged is judged
 
 
-def test_what_could_not_be_computed_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error on the way (no memory, say) loses nothing of what is to be found again."""
-    state = Watched(pod("db", A), pod("web", B), policy("p", "db"), policy("q", "api"))
+@pytest.mark.parametrize("broken", ["class_chain", "skeleton"])
+def test_what_could_not_be_computed_is_computed_again(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error on the way (no memory, say) loses nothing of what is to be found again, be it some pods or all of them."""
+    state = Watched(pod("db", A), pod("web", B), settings=Settings(unknown_pods="deny", pod_cidrs=(PODS,)))
     state.steps()
+    for change, isolated in ((policy("p", "db"), {A}), (policy("q", "web"), {A, B}), (pod("web", B, label="db"), {A, B})):
+        with monkeypatch.context() as patched:
+            patched.setattr(node, broken, fails)
+            state.put(change)
+            with suppress(MemoryError):
+                state.state.pending()
+        assert state.state.pending()[2] == isolated
+        assert state.state.judged == {A, B}
+        state.steps()
 
-    def fails(*arguments: object) -> dict[Family, ClassChain]:
-        raise MemoryError
 
-    with monkeypatch.context() as broken:
-        broken.setattr(node, "class_chain", fails)
-        state.put(pod("web", B, label="api"))
-        with pytest.raises(MemoryError):
-            state.state.pending()
-    assert state.state.pending()[2] == {A, B}
-    state.steps()
+def fails(*arguments: object) -> None:
+    raise MemoryError
 
 
 def test_classes_that_policies_leave_behind_are_few() -> None:

@@ -106,11 +106,12 @@ def sets_and_members(draw: st.DrawFn) -> tuple[Set, frozenset[bytes]]:
     return Set("x", kind, family, draw(st.frozensets(members, max_size=40))), draw(st.frozensets(members, max_size=40))
 
 
-# Bytes of a member that lie across two others; and again in its own place behind them.
+# Bytes of a member that lie across two others; and again in its own place behind them, or between those.
 @example((Set.of_packed("x", "hash:ip", 4, b"aabbccdd"), frozenset((b"bbcc",))))
 @example((Set.of_packed("x", "hash:ip", 4, b"aabbccddbbcc"), frozenset((b"bbcc",))))
 @example((Set.of_packed("x", "hash:ip", 4, b"abbbbbcc"), frozenset((b"bbbb",))))
 @example((Set.of_packed("x", "hash:ip", 4, b"abbbbbbb"), frozenset((b"bbbb",))))
+@example((Set.of_packed("x", "hash:ip", 4, b"abbbbbbbbbbc"), frozenset((b"bbbb",))))
 @example((Set("x", "hash:ip", 4, frozenset(MANY[:40])), frozenset(MANY[20:])))
 @given(sets_and_members())
 def test_members_that_come_and_go(drawn: tuple[Set, frozenset[bytes]]) -> None:

@@ -1,16 +1,14 @@
 """One node's wanted state, kept up to date by events: what the kernel of that node should hold.
 
-`NodeState` follows the changes of a `Cluster`. Members of sets are derived from the cluster's index, never stored twice: an event
-touches, in the sets that use one of the queries concerned, the members of its addresses, and of those it is remembered whether they were
-and are there. Chains are computed once a class, and which of them an address has only where an event concerned it. `pending()` gives what
-was touched since `applied()`, as a pair (wanted, found) for `diff`; `wanted()` gives all.
+`NodeState` follows the changes of a `Cluster`; the members of sets are followed by `netpol.rules.compile.live`. Chains are computed once a
+class, and which of them an address has only where an event concerned it. `pending()` gives what was touched since `applied()`, as a pair
+(wanted, found) for `diff`; `wanted()` gives all.
 
 Only what concerns this node's isolated pods is in it: a policy that selects no pod of this node costs an entry in a dictionary.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
@@ -19,13 +17,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from netpol.model import DIRECTIONS, FAMILIES, Address, Direction, Family, Network, Pod, Policy, Query, family_of
-from netpol.policy.cluster import Change, Cluster, Move
+from netpol.policy.cluster import Change, Cluster
 from netpol.rules.compile.classes import ClassChain, class_chain, named_ports
 from netpol.rules.compile.front import Front, changed, front, front_net
-from netpol.rules.compile.selections import PortSelection, Selection, empty_set, members_at, queries_of, whole_set
+from netpol.rules.compile.live import Distinct, LiveSets, Place
 from netpol.rules.compile.skeleton import Settings, skeleton
 from netpol.rules.compile.tree import Tree, scope
-from netpol.rules.ruleset import MANY_GO, Chain, Ruleset
+from netpol.rules.ruleset import Chain, Ruleset
 from netpol.rules.sets import Set
 
 UNUSED = 4  # classes and isolations a pod (it has three at most): of more those are looked for that no pod has
@@ -33,11 +31,9 @@ UNUSED = 4  # classes and isolations a pod (it has three at most): of more those
 Key = tuple[str, str]
 _Resolution = tuple[tuple[tuple[int, str], tuple[int, ...]], ...]  # named ports, and their numbers
 _Targets = tuple[dict[Address, str | None], tuple[Network, ...]]  # the chain of each address, and the ranges of unknown ones
-_Place = tuple[Family, Direction]
-_Trees = dict[_Place, tuple[_Targets, dict[str, Chain]]]
+_Trees = dict[Place, tuple[_Targets, dict[str, Chain]]]
 _Found = dict[Address, ClassChain | None]
-_Leaves = dict[_Place, _Found]
-_Distinct = dict[_Place, dict[int, ClassChain]]  # the chains in them, each once
+_Leaves = dict[Place, _Found]
 
 
 class _ClassKey(Struct, frozen=True):
@@ -63,24 +59,6 @@ class _Ways(NamedTuple):
     chains: tuple[tuple[Direction, dict[Family, ClassChain]], ...]
 
 
-class _LiveSet:
-    """A set in use, and the members that events touched since it was last applied: whether each was in it then, and is now."""
-
-    __slots__ = ("empty", "family", "name", "new", "now", "selection", "then")
-
-    def __init__(self, selection: Selection, family: Family) -> None:
-        self.selection, self.family = selection, family
-        self.empty = empty_set(selection, family)
-        self.name = self.empty.name
-        self.new = True
-        self.then: dict[bytes, bool] = {}
-        self.now: dict[bytes, bool] = {}
-
-    def some(self, members: Mapping[bytes, bool]) -> Set:
-        """The set, of which these members are known, and whether they are in it."""
-        return self.empty.with_members(frozenset([member for member, held in members.items() if held]))
-
-
 class NodeState:
     """See the module. Every change of the cluster since this was made is to be given to `follow`, in order and at once."""
 
@@ -94,22 +72,17 @@ class NodeState:
         self._isolations: dict[frozenset[Query], _Isolation] = {}
         self._trees: _Trees = {}
         self._applied_trees: _Trees = {}
-        self._distinct: _Distinct = {}
-        self._uses: Counter[str] = Counter()  # set -> chains that need it
-        self._dispatch: dict[_Place, Tree] = {(family, direction): Tree(direction) for family in FAMILIES for direction in DIRECTIONS}
-        self._sets: dict[str, _LiveSet] = {}
-        self._leaving: dict[str, _LiveSet] = {}
-        self._users: dict[Query, set[_LiveSet]] = {}
-        self._port_users: dict[Query, set[_LiveSet]] = {}
+        self._dispatch: dict[Place, Tree] = {(family, direction): Tree(direction) for family in FAMILIES for direction in DIRECTIONS}
+        self._sets = LiveSets(cluster)
         self.judged: frozenset[Address] = frozenset()
         """Addresses of this node's pods that some rule is about; the rest are free."""
         self._applied: Mapping[Family, Mapping[str, Chain]] = {}
         self._stale = True
-        self._pods_again: set[Key] | None = None  # of which the ways are to be found again; None: all
+        self._denied: tuple[Network, ...] | None = None  # the ranges of unknown addresses, as the leaves have them; None: no leaves yet
+        self._pods_again: set[Key] = set()  # of which the ways are to be found again
         self._addresses_again: set[Address] = set()  # that a pod of this node held or holds, and somebody else may have got or lost
         # What `_settle` finds, the first time before anything looks at it.
         self._leaves: _Leaves  # of which the trees are
-        self._denied: tuple[Network, ...]  # the ranges of unknown addresses, as the leaves have them
         self._chains: dict[Family, dict[str, Chain]]
         self._isolated: frozenset[Address]
         for policy in cluster.policies.values():
@@ -120,8 +93,7 @@ class NodeState:
 
     def close(self) -> None:
         """Takes back the queries that this registered; nothing else is to be called afterwards."""
-        for live in (*self._sets.values(), *self._leaving.values()):
-            self._release(live)
+        self._sets.close()
         for policy in self.cluster.policies.values():
             self.cluster.index.unregister(policy.subject)
 
@@ -148,7 +120,7 @@ class NodeState:
     def follow(self, change: Change) -> None:
         """Takes over what an event changed."""
         for move in change.moves:
-            self._touch(move)
+            self._sets.touch(move)
             # Another pod, of any node, may take or give back the address of one of ours.
             for standing in (move.before, move.after):
                 if standing is not None and self._is_local(standing.pod):
@@ -165,21 +137,6 @@ class NodeState:
         if any(self.node == node.name for pair in change.nodes for node in pair if node is not None):
             self._stale = True
 
-    def _touch(self, move: Move) -> None:
-        before = move.before.queries if move.before is not None else frozenset()
-        after = move.after.queries if move.after is not None else frozenset()
-        touched = {live for query in before ^ after for live in self._users.get(query, ())}
-        if self._port_users and (move.before and move.before.pod.ports) != (move.after and move.after.pod.ports):
-            touched |= {live for query in before | after for live in self._port_users.get(query, ())}
-        family = family_of(move.address)
-        for live in touched:
-            if live.family == family and not live.new:
-                had = members_at(live.selection, move.address, move.before)
-                has = members_at(live.selection, move.address, move.after)
-                for member in had | has:
-                    live.then.setdefault(member, member in had)
-                    live.now[member] = member in has
-
     def _replace_local(self, before: Pod | None, after: Pod | None) -> None:
         for pod in (before, after):
             if pod is not None:
@@ -192,8 +149,7 @@ class NodeState:
     def _find_again(self, keys: AbstractSet[Key]) -> None:
         """The ways of these pods of this node, which may have come or gone."""
         self._stale = True
-        if self._pods_again is not None:
-            self._pods_again |= keys
+        self._pods_again |= keys
 
     def _add_local(self, pod: Pod) -> None:
         self._locals[pod.key] = pod
@@ -247,7 +203,7 @@ class NodeState:
     def wanted(self) -> Ruleset:
         """All that the kernel should hold now."""
         self._settle()
-        sets = {live.name: self._full(live) for live in self._sets.values()}
+        sets = self._sets.all()
         sets |= _front_sets({place: self._front(place, self._trees) for place in self._trees})
         return Ruleset(self._chains, sets, frozenset(FAMILIES), self.settings.table)
 
@@ -258,27 +214,13 @@ class NodeState:
         more go than stay.
         """
         self._settle()
-        wanted: dict[str, Set] = {}
-        found: dict[str, Set] = {}
-        whole: set[str] = set()
-        for live in self._sets.values():
-            if live.new:
-                wanted[live.name] = self._full(live)
-            elif live.now:
-                before, after = live.some(live.then), live.some(live.now)
-                if self._is_less(live, before, after):
-                    whole.add(live.name)
-                    full = self._full(live)
-                    before, after = full.minus(after.members).plus(before.members), full
-                found[live.name], wanted[live.name] = before, after
-        for live in self._leaving.values():
-            found[live.name] = live.empty
+        wanted, found, whole = self._sets.pending()
         places = [place for place, kept in self._trees.items() if kept is not self._applied_trees.get(place)]
         fronts = {place: changed(self._front(place, self._trees), self._front(place, self._applied_trees)) for place in places}
         wanted |= _front_sets({place: now for place, (now, _) in fronts.items()})
         found |= _front_sets({place: then for place, (_, then) in fronts.items()})
         return (
-            Ruleset(self._chains, wanted, frozenset(FAMILIES), self.settings.table, frozenset(whole)),
+            Ruleset(self._chains, wanted, frozenset(FAMILIES), self.settings.table, whole),
             Ruleset(self._applied, found, frozenset(self._applied), self.settings.table),
             self._isolated,
         )
@@ -287,13 +229,7 @@ class NodeState:
         """What `pending` or `wanted` said last is in the kernel now."""
         self._applied = self._chains
         self._applied_trees = dict(self._trees)
-        for live in self._sets.values():
-            live.new = False
-            if live.now:
-                live.then, live.now = {}, {}
-        for live in self._leaving.values():
-            self._release(live)
-        self._leaving = {}
+        self._sets.applied()
 
     def moved(self) -> frozenset[Address] | None:
         """Addresses of this node's pods with other rules in `pending` than in `applied`; None: unknown ones are judged otherwise."""
@@ -309,21 +245,11 @@ class NodeState:
             found.update(targets_before.keys() - targets.keys())
         return frozenset(found)
 
-    def _front(self, place: _Place, trees: _Trees) -> Front | None:
+    def _front(self, place: Place, trees: _Trees) -> Front | None:
         """What stands in front of one of these trees."""
         (leaves, ranges), _ = trees.get(place, (({}, ()), None))
         net = front_net(place[0], leaves.keys(), ranges, self.settings.front_from)
         return Front(leaves.keys(), net) if net is not None else None
-
-    def _full(self, live: _LiveSet) -> Set:
-        return whole_set(live.selection, live.family, self.cluster)
-
-    def _is_less(self, live: _LiveSet, before: Set, after: Set) -> bool:
-        """Whether many members of a set went, by those that were touched, and fewer than those are left."""
-        if before.entries < MANY_GO:
-            return False
-        gone = len(before.members - after.members)
-        return gone >= MANY_GO and sum(map(self.cluster.size, queries_of(live.selection))) < gone
 
     # -- structure -----------------------------------------------------------------------------------------------------
 
@@ -332,11 +258,11 @@ class NodeState:
         if not self._stale:
             return
         unknown = self._unknown()
-        is_whole = self._pods_again is None or unknown != self._denied
-        if self._pods_again is None or is_whole:
+        is_whole = unknown != self._denied
+        if is_whole:
             leaves: _Leaves = {(family, direction): {} for family in FAMILIES for direction in DIRECTIONS}
             ways: dict[Key, _Ways] = {}
-            keys, addresses = set(self._locals), set()
+            keys, addresses = set(self._locals), set[Address]()
         else:
             leaves = {place: found.copy() for place, found in self._leaves.items()}
             ways = self._ways.copy()
@@ -351,17 +277,17 @@ class NodeState:
         shifted = is_whole
         for address in addresses:
             shifted = self._file(address, ways, leaves, unknown) or shifted
-        self._ways, self._denied = ways, unknown
+        self._ways = ways
         # What few changes leave unused may stay for a while.
         if is_whole or len(self._classes) + len(self._isolations) > UNUSED * len(ways):
             self._forget_unused()
         distinct = {place: {id(chain): chain for chain in found.values() if chain is not None} for place, found in leaves.items()}
         self._chains = {family: self._family_chains(family, leaves, distinct, unknown) for family in FAMILIES}
-        self._leaves = leaves
+        self._leaves, self._denied = leaves, unknown
         if shifted:
             self._isolated = frozenset([a for found in leaves.values() for a, chain in found.items() if chain is not None])
             self.judged = frozenset().union(*leaves.values())
-        self._use_sets(distinct)
+        self._sets.use(distinct)
         self._stale, self._pods_again, self._addresses_again = False, set(), set()
 
     def _file(self, address: Address, ways: Mapping[Key, _Ways], leaves: _Leaves, unknown: tuple[Network, ...]) -> bool:
@@ -429,7 +355,7 @@ class NodeState:
             found = self._classes[key] = {f: class_chain(key.direction, f, policies, dict(key.resolution)) for f in FAMILIES}
         return found
 
-    def _family_chains(self, family: Family, leaves: _Leaves, distinct: _Distinct, unknown: tuple[Network, ...]) -> dict[str, Chain]:
+    def _family_chains(self, family: Family, leaves: _Leaves, distinct: Distinct, unknown: tuple[Network, ...]) -> dict[str, Chain]:
         classes = [found for direction in DIRECTIONS for found in distinct[family, direction].values()]
         ranges = tuple(net for net in unknown if net.family == family)
         within = {direction: scope(leaves[family, direction].keys(), ranges) for direction in DIRECTIONS}
@@ -447,51 +373,8 @@ class NodeState:
             chains |= branches
         return chains
 
-    def _use_sets(self, distinct: _Distinct) -> None:
-        """Begins with the sets that new chains need, and ends with those that no chain needs any more."""
-        needed: dict[str, tuple[Selection, Family]] = {}
-        going: list[str] = []
-        for place, classes in distinct.items():
-            before = self._distinct.get(place, {})
-            for number in classes.keys() - before.keys():
-                needed.update({name: (selection, place[0]) for name, selection in classes[number].selections.items()})
-                self._uses.update(classes[number].selections.keys())
-            for number in before.keys() - classes.keys():
-                going += before[number].selections
-        self._distinct = distinct
-        self._uses.subtract(going)
-        for name in {name for name in going if not self._uses[name]}:
-            del self._uses[name]
-            live = self._sets.pop(name)
-            if live.new:
-                self._release(live)
-            else:
-                self._leaving[name] = live
-        for name in needed.keys() - self._sets.keys():
-            selection, family = needed[name]
-            self._sets[name] = self._leaving.pop(name) if name in self._leaving else self._begin(selection, family)
 
-    def _begin(self, selection: Selection, family: Family) -> _LiveSet:
-        live = _LiveSet(selection, family)
-        for query in queries_of(selection):
-            self.cluster.index.register(query)
-            self._users.setdefault(query, set()).add(live)
-            if isinstance(selection, PortSelection):
-                self._port_users.setdefault(query, set()).add(live)
-        return live
-
-    def _release(self, live: _LiveSet) -> None:
-        for query in queries_of(live.selection):
-            self.cluster.index.unregister(query)
-            for users in (self._users, self._port_users):
-                found = users.get(query)
-                if found is not None:
-                    found.discard(live)
-                    if not found:
-                        del users[query]
-
-
-def _front_sets(fronts: Mapping[_Place, Front | None]) -> dict[str, Set]:
+def _front_sets(fronts: Mapping[Place, Front | None]) -> dict[str, Set]:
     sets = [front(direction, family, found) for (family, direction), found in fronts.items() if found is not None]
     return {found.name: found for found in sets}
 
