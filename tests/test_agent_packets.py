@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import re
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from netpol.lab import Host, Lab, Probe
 from netpol.model import TCP, parse_address
 from tests.agent.process import Agent, until
 from tests.kube.servers import ADMIN, ApiServer, namespace, node, path, pod, policy, relay
+from tests.referees import run
+from tests.test_hitless_packets import ALWAYS, NEVER, Traffic, running
 
+AWAY = 60.0 if os.environ.get("NETPOL_SOAK") == "1" else 3.0  # seconds that a server stays away
 NODE = "agent-node"
 WHERE, ELSEWHERE = "agent-web", "agent-other"
 CLIENT, WEB, STRANGER = ("10.7.0.1", "fd07::1"), ("10.7.0.2", "fd07::2"), ("10.7.0.3", "fd07::3")
@@ -184,15 +191,90 @@ def test_killed_and_started_again(scene: Scene) -> None:
         assert scene.reached("stranger") == (False, False)
 
 
-def test_the_server_restarts(scene: Scene) -> None:
-    """While it is away the rules stay and the agent is ready; what happens afterwards is enforced."""
+def test_a_restart_is_no_window(scene: Scene) -> None:
+    """One agent is ended by a signal, its successor by force; all packets that may pass do, and no others."""
+    ports = [{"protocol": "UDP", "port": ALWAYS}]
+    scene.api.create(
+        "networkpolicies", policy(WHERE, "one", {"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [{"ports": ports}]})
+    )
+    source, target = (parse_address(addresses[0]) for addresses in (CLIENT, WEB))
+    with scene.agent() as agent, ExitStack() as stack:
+        scene.ready(agent)
+        always, never = (Traffic(scene.lab, "client", source, "web", port, target) for port in (ALWAYS, NEVER))
+        for one in (always, never):
+            stack.callback(one.close)
+        with running([always, never]):
+            assert agent.stop() == 0
+            with scene.agent() as successor:
+                scene.ready(successor)
+            with scene.agent() as last:
+                scene.ready(last)
+                until(lambda: always.sent > 200)
+        assert (always.sent - always.count(), never.count()) == (0, 0)
+
+
+def test_its_numbers_are_those_of_the_kernel(scene: Scene) -> None:
+    """What it is scraped for, beside what iptables and ipset list; and packets that ingress denied, and then egress."""
+    scene.api.create("networkpolicies", policy(WHERE, "friends", FROM_FRIENDS))
+    scene.api.patch("pods", "client", WHERE, {"metadata": {"labels": {"friend": "yes"}}})
+    with scene.agent() as agent, scene.lab.entered():
+        agent.ready()
+        found = numbers(agent)
+        saved = {"ipv4": run("iptables-legacy-save", "-t", "mangle"), "ipv6": run("ip6tables-legacy-save", "-t", "mangle")}
+        sets = run("ipset", "save")
+        for family, word in (("ipv4", "inet"), ("ipv6", "inet6")):
+            names = re.findall(rf"^create (\S+) \S+ family {word} ", sets, re.M)
+            assert names
+            members = [name for name in re.findall(r"^add (\S+)", sets, re.M) if name in names]
+            assert found["netpol_rules", family] == len(re.findall("^-A NETPOL", saved[family], re.M))
+            assert found["netpol_sets", family] == len(names)
+            assert found["netpol_set_members", family] == len(members) == 1
+        assert found["netpol_denied_packets_total", "ingress"] == 0.0
+        scene.reached("stranger")
+        denied = numbers(agent)
+        assert (denied["netpol_denied_packets_total", "ingress"] > 0, denied["netpol_denied_packets_total", "egress"]) == (True, 0.0)
+        scene.api.create("networkpolicies", policy(ELSEWHERE, "none", {"podSelector": {}, "policyTypes": ["Egress"]}))
+        until(lambda: (scene.reached("stranger"), numbers(agent)["netpol_denied_packets_total", "egress"])[1] > 0)
+
+
+def numbers(agent: Agent) -> dict[tuple[str, str], float]:
+    """By the name of a sample, and the family or direction of its labels; of denied packets those that policies denied."""
+    samples = (sample for family in text_string_to_metric_families(agent.page("/metrics")[1]) for sample in family.samples)
+    return {
+        (sample.name, sample.labels.get("family") or sample.labels.get("direction", "")): sample.value
+        for sample in samples
+        if sample.labels.get("reason", "policy") == "policy"
+    }
+
+
+def test_a_policy_that_cannot_be_understood_is_told(scene: Scene) -> None:
+    """By an event on it that anybody may read, once; and what it selects is denied rather than open."""
+    spec = {**FROM_FRIENDS, "ingress": [{"from": [{}]}]}
+    scene.server.fill("networkpolicies", [policy(WHERE, "broken", spec)])
+    with scene.agent("--events") as agent:
+        scene.ready(agent)
+        scene.becomes(False, agent=agent)
+        until(lambda: scene.api.items("events", WHERE), agent.log)
+        scene.api.patch("pods", "client", WHERE, {"metadata": {"labels": {"friend": "yes"}}})
+        scene.api.create("networkpolicies", policy(WHERE, "friends", FROM_FRIENDS))
+        scene.becomes(True, agent=agent)
+        (event,) = scene.api.items("events", WHERE)
+    about = event["regarding"] if "regarding" in event else event["involvedObject"]
+    assert (about["kind"], about["name"], event["type"]) == ("NetworkPolicy", "broken", "Warning")
+
+
+@pytest.mark.parametrize("names", [("kube-apiserver",), ("kube-apiserver", "etcd")], ids=["server", "server and etcd"])
+def test_the_server_restarts(scene: Scene, names: tuple[str, ...]) -> None:
+    """While it is away, for a minute in a long run, the rules stay and the agent is ready; what happens afterwards is enforced."""
     scene.api.create("networkpolicies", policy(WHERE, "friends", FROM_FRIENDS))
     with scene.agent() as agent:
         scene.ready(agent)
         scene.becomes(False, agent=agent)
-        scene.server.kill("kube-apiserver")
+        scene.server.kill(*names)
         agent.says("the last rules stay in force")
-        assert scene.reached() == (False, False)
+        end = time.monotonic() + AWAY
+        while time.monotonic() < end:
+            assert scene.reached() == (False, False)
         with scene.lab.entered():
             assert agent.page("/readyz")[0] == 200
         scene.server.start()

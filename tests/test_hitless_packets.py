@@ -144,11 +144,14 @@ class Random:
 
 
 class Traffic:
-    """One sender: numbered datagrams from one host's address to a port of another's, and the receiver that counts them."""
+    """One sender: numbered datagrams from one host's address to a port of another's, and the receiver that counts them.
 
-    def __init__(self, lab: Lab, source: str, address: bytes, target: str, port: int) -> None:
+    destination -- the address of that host; None where it is one of `ADDRESSES`.
+    """
+
+    def __init__(self, lab: Lab, source: str, address: bytes, target: str, port: int, destination: bytes | None = None) -> None:
         self.sent, self.received = 0, 0
-        destination = ADDRESSES[target]
+        destination = destination or ADDRESSES[target]
         with lab.entered(target):
             self.receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             self.receiver.bind((format_address(destination), port))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # signals are heeded before what takes long to import
 
 # How long the task at hand may take to end.
 PATIENCE = 1.0  # seconds
+# How long the process may live after a signal, whatever does not end: a disk, a pipe that nobody reads, a sweep of a large table.
+END = 1.5  # seconds
 # How long the main thread sleeps without looking up. The kernel gives a signal to another thread where the main one is held up (by a
 # debugger, or strace); only the main one runs handlers, and nothing else would wake it.
 GLANCE = 0.5  # seconds
@@ -44,9 +46,9 @@ def run_until_signal(ends: Ends, loop: Loop, ready: Callable[[], None], stopping
     """Runs the loop in a thread of its own until TERM or INT comes. For the main thread.
 
     ends -- of `heed_signals`: one that came before is heard at once; ready -- starts what feeds the loop, once it runs; stopping --
-    called when the signal has come. Raises what ended the loop, if something did. False where its thread has not ended in time: it
-    waits for somebody, most likely for iptables' lock, and must not be robbed of its sockets. The kernel's state is whole at any
-    moment: then there is nothing to do but `leave`.
+    called when the signal has come, from when on the process lives for `END` at most. Raises what ended the loop, if something did.
+    False where its thread has not ended in time: it waits for somebody, most likely for iptables' lock, and must not be robbed of its
+    sockets. The kernel's state, and a saved one, is whole at any moment: then there is nothing to do but `leave`.
     """
 
     def run() -> None:
@@ -61,6 +63,7 @@ def run_until_signal(ends: Ends, loop: Loop, ready: Callable[[], None], stopping
     error = _next(ends)
     if error is not None:
         raise error
+    _end_in(END)
     stopping()
     loop.stop()
     thread.join(PATIENCE)
@@ -72,6 +75,13 @@ def _next(ends: Ends) -> BaseException | None:
     while True:
         with suppress(queue.Empty):
             return ends.get(timeout=GLANCE)
+
+
+def _end_in(seconds: float) -> None:
+    """Ends the process then, and leaves unsaid what nobody takes: a log may be what does not end."""
+    timer = threading.Timer(seconds, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
 
 
 def leave() -> NoReturn:

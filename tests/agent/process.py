@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 ROOT = Path(__file__).parents[2]
+FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 PATIENCE = 30.0  # seconds that anything may take on a loaded machine
 
 
@@ -27,20 +28,27 @@ def until(holds: Callable[[], object], what: Callable[[], object] = lambda: "") 
 
 
 class Agent:
-    """A running agent; a context manager that ends it, if need be, by its id. `port` is where its pages are."""
+    """A running agent; a context manager that ends it, if need be, by its id. `port` is where its pages are; `log` a file that it says all
+    to instead of one of its own."""
 
     def __init__(
-        self, *arguments: str, environment: dict[str, str] | None = None, python: tuple[str, ...] = (), listen: int | None = None
+        self,
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+        python: tuple[str, ...] = (),
+        listen: int | None = None,
+        log: int | None = None,
+        forwarding: bool = True,
     ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = listen if listen is not None else free.getsockname()[1]
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 -- closed with the agent
         command = [sys.executable, *python, "-m", "netpol.cli.main", "agent", "--listen", f"127.0.0.1:{self.port}", *arguments]
         # As on every node of a cluster: without it nothing crosses FORWARD, and no agent is ready.
-        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+        FORWARDING.write_text("1" if forwarding else "0")
         # In a namespace of a test nothing runs that a first install could lose.
         variables = {**os.environ, "NETPOL_GRACE": "0", **(environment or {})}
-        self.process = subprocess.Popen(command, cwd=ROOT, stderr=self._file, env=variables)
+        self.process = subprocess.Popen(command, cwd=ROOT, stderr=self._file if log is None else log, env=variables)
 
     def __enter__(self) -> Agent:
         return self

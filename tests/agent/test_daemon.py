@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from netpol.cli.agent import agent as command
 from netpol.cli.main import main
 from netpol.kernel.apply import Kernel
 from netpol.rules.diff import diff
-from tests.agent.process import ROOT, Agent, until
+from tests.agent.process import FORWARDING, ROOT, Agent, until
 from tests.kube.fake import FakeServer, added, bare, bookmark, deleted, modified, page, pod, watch
 from tests.referees import run
 
@@ -177,6 +178,26 @@ def test_it_ends_while_it_waits_for_the_lock(scene: Scene) -> None:
         assert agent.stop() == 0
         assert "stopped; the rules stay in force" in agent.log()
     assert not is_isolated("10.0.0.1")
+
+
+def test_it_ends_within_two_seconds_whatever_does_not_end(scene: Scene) -> None:
+    """Its log is a pipe that is full, and nobody reads: it would never come to its last words."""
+
+    def seconds() -> float:
+        scene.play_all(policy("p", 3))
+        reading, writing = os.pipe()
+        with scene.agent(log=writing) as agent, open(reading, "rb"), open(writing, "wb", buffering=0) as pipe:
+            agent.ready()
+            os.set_blocking(writing, False)
+            while pipe.write(b"x") is not None:
+                pass
+            os.set_blocking(writing, True)
+            began = time.monotonic()
+            assert agent.stop() == 0
+            return time.monotonic() - began
+
+    # One of three tries: the machine may be busy with something else.
+    assert any(seconds() < 2.0 for _ in range(3))
 
 
 def waits_for_a_lock(agent: Agent) -> bool:
@@ -437,16 +458,30 @@ def test_a_bad_kubeconfig_is_said_and_tried_again(scene: Scene) -> None:
         agent.ready()
 
 
-def test_not_ready_where_enforcement_would_be_an_illusion(scene: Scene) -> None:
-    """In force and yet not ready, with the reason, as long as somebody else writes the bit of flows that were cut."""
+def test_not_ready_while_somebody_writes_the_bit_of_flows_that_were_cut(scene: Scene) -> None:
+    """In force and yet not ready, with the reason, as long as that lasts; alive it is."""
     rule = ("FORWARD", "-j", "CONNMARK", "--set-mark", "1")
     run("iptables-legacy", "-t", "mangle", "-A", *rule)
     scene.play_all(policy("p", 3))
     with scene.agent() as agent:
-        until(lambda: is_isolated("10.0.0.1"), agent.log)
-        agent.says("error   preflight: cut bit: iptables -t mangle, FORWARD: CONNMARK sets 0x1/0xffffffff")
-        until(lambda: agent.page("/readyz")[1].startswith("cut bit: iptables -t mangle, FORWARD: CONNMARK sets"), agent.log)
-        assert agent.page("/readyz")[0] == 503
+        not_ready(agent, "cut bit: iptables -t mangle, FORWARD: CONNMARK sets 0x1/0xffffffff")
         run("iptables-legacy", "-t", "mangle", "-D", *rule)
         agent.ready()
         agent.says("preflight: cut bit: nobody else uses")
+
+
+def test_not_ready_while_nothing_is_forwarded(scene: Scene) -> None:
+    """The same where pods' packets would cross no FORWARD."""
+    scene.play_all(policy("p", 3))
+    with scene.agent(forwarding=False) as agent:
+        not_ready(agent, "forwarding: the kernel forwards no packets")
+        FORWARDING.write_text("1")
+        agent.ready()
+        agent.says("preflight: forwarding: the kernel forwards packets")
+
+
+def not_ready(agent: Agent, words: str) -> None:
+    until(lambda: is_isolated("10.0.0.1"), agent.log)
+    agent.says(f"error   preflight: {words}")
+    until(lambda: agent.page("/readyz")[1].startswith(words), agent.log)
+    assert (agent.page("/readyz")[0], agent.page("/healthz")[0]) == (503, 200)

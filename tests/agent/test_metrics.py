@@ -154,6 +154,33 @@ def test_values(loop: Loop) -> None:
     assert value(families, "netpol_rules", family="ipv4") == len(lines)
 
 
+def test_durations_are_those_that_were_tallied(loop: Loop) -> None:
+    """Each histogram is of its own kind of work: as often as that was done, and as long."""
+    tally = loop.tally
+    kinds = {
+        "event_to_enforced": tally.enforced,
+        "apply_duration": tally.applies,
+        "audit_duration": tally.audits,
+        "cut_duration": tally.sweeps,
+    }
+    for number, kept in enumerate(kinds.values()):
+        for _ in range(number + 3):
+            kept.observe(2.0**number)
+    families = scraped(loop)
+    for name, kept in kinds.items():
+        samples = {sample.name: sample.value for sample in families[f"netpol_{name}_seconds"].samples}
+        assert samples[f"netpol_{name}_seconds_count"] == sum(kept.counts)
+        assert samples[f"netpol_{name}_seconds_sum"] == kept.total
+    assert len({kept.total for kept in kinds.values()}) == len({sum(kept.counts) for kept in kinds.values()}) == 4
+
+
+def test_the_queue_is_what_was_heard_and_not_taken_in(loop: Loop) -> None:
+    """Nothing while the loop keeps up, and then as many events as came."""
+    assert value(scraped(loop), "netpol_queue_depth") == 0.0
+    loop.hear(*EVENTS[:3])
+    assert value(scraped(loop), "netpol_queue_depth") == 3.0
+
+
 def test_a_kernel_that_cannot_be_asked_leaves_the_rest(loop: Loop) -> None:
     """Without an answer those families are missing, and no other."""
     text, _ = Exposition(loop, lambda: None).text()
