@@ -85,7 +85,9 @@ bench-compare: $(NATIVE) $(VENV)/.dev  ## Measure this tree beside another revis
 
 soak: $(NATIVE) $(VENV)/.dev  ## Run the long tests of changes under traffic, and beside other writers, whole
 	@.ci/needs referees
-	@NETPOL_SOAK=1 $(BIN)/pytest tests/test_hitless_packets.py tests/test_cutting_packets.py tests/test_writers_at_work.py tests/test_agent_churn.py tests/test_faults.py tests/test_kills_packets.py $(ARGS)
+	@tests/kube/apiserver/build >/dev/null
+	@NETPOL_SOAK=1 NETPOL_REQUIRE_ALL=1 $(BIN)/pytest tests/test_hitless_packets.py tests/test_cutting_packets.py tests/test_writers_at_work.py \
+		tests/test_agent_packets.py tests/test_agent_churn.py tests/test_faults.py tests/test_kills_packets.py $(ARGS)
 
 # $(call tree,DIRECTORY): a copy, for a module that is built otherwise must not take the place of .venv's.
 tree = rm -rf $(1) && mkdir -p $(1) && tar -c --exclude=./.git --exclude=./.venv --exclude=./build --exclude=./dist --exclude=./mutants \

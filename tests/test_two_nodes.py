@@ -76,7 +76,8 @@ def connect(one: Node, other: Node) -> None:
 def nodes(apiserver: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Node, Node]]:
     monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
     api = apiserver.api()
-    api.create("namespaces", namespace(WHERE))
+    if WHERE not in {item["metadata"]["name"] for item in api.items("namespaces")}:
+        api.create("namespaces", namespace(WHERE))
     with ExitStack() as stack:
         east, west = (Node(name, stack, apiserver, tmp_path) for name in PODS)
         connect(east, west)
@@ -97,32 +98,33 @@ def selecting(app: str, **directions: Any) -> dict[str, Any]:
     return {"podSelector": {"matchLabels": {"app": app}}, "policyTypes": kinds, **directions}
 
 
-def test_each_side_enforces_its_own(nodes: tuple[Node, Node], apiserver: ApiServer) -> None:
-    """Egress is denied where the source is, ingress where the destination is; what passes has to be allowed by both."""
-    east, west = nodes
+@pytest.mark.parametrize("source", list(PODS))
+def test_each_side_enforces_its_own(nodes: tuple[Node, Node], apiserver: ApiServer, source: str) -> None:
+    """Egress is denied where the source is, ingress where the destination is; what passes has to be allowed by both. Both ways round."""
+    one, other = sorted(nodes, key=lambda found: found.name != source)
     api = apiserver.api()
-    until(lambda: east.reaches(PODS["west"]) and west.reaches(PODS["east"]))
+    until(lambda: one.reaches(PODS[other.name]) and other.reaches(PODS[one.name]))
 
-    api.create("networkpolicies", policy(WHERE, "west-in", selecting("west", ingress=[{"ports": [{"port": 80}]}])))
-    until(lambda: not east.reaches(PODS["west"], 81), west.agent.log)
-    assert east.reaches(PODS["west"], 80)
-    assert (east.dropped(), west.dropped() > 0) == (0, True)
+    api.create("networkpolicies", policy(WHERE, "in", selecting(other.name, ingress=[{"ports": [{"port": 80}]}])))
+    until(lambda: not one.reaches(PODS[other.name], 81), other.agent.log)
+    assert one.reaches(PODS[other.name], 80)
+    assert (one.dropped(), other.dropped() > 0) == (0, True)
 
     ports = [{"port": 81}]
-    api.create("networkpolicies", policy(WHERE, "east-out", selecting("east", egress=[{"ports": ports}])))
-    until(lambda: not east.reaches(PODS["west"], 80), east.agent.log)
-    before = west.dropped()
-    assert not east.reaches(PODS["west"], 80)
-    assert (east.dropped() > 0, west.dropped()) == (True, before)
-    # East's own rule lets this pass, and west's does not.
-    assert not east.reaches(PODS["west"], 81)
-    assert west.dropped() > before
+    api.create("networkpolicies", policy(WHERE, "out", selecting(one.name, egress=[{"ports": ports}])))
+    until(lambda: not one.reaches(PODS[other.name], 80), one.agent.log)
+    before = other.dropped()
+    assert not one.reaches(PODS[other.name], 80)
+    assert (one.dropped() > 0, other.dropped()) == (True, before)
+    # The source's own rule lets this pass, and the destination's does not.
+    assert not one.reaches(PODS[other.name], 81)
+    assert other.dropped() > before
     # Neither isolates the other direction.
-    assert west.reaches(PODS["east"])
+    assert other.reaches(PODS[one.name])
 
-    api.patch("networkpolicies", "east-out", WHERE, {"spec": {"egress": [{"to": [{"podSelector": {"matchLabels": {"app": "west"}}}]}]}})
-    until(lambda: east.reaches(PODS["west"], 80), east.agent.log)
-    assert not east.reaches(PODS["west"], 81)
-    for name in ("west-in", "east-out"):
+    api.patch("networkpolicies", "out", WHERE, {"spec": {"egress": [{"to": [{"podSelector": {"matchLabels": {"app": other.name}}}]}]}})
+    until(lambda: one.reaches(PODS[other.name], 80), one.agent.log)
+    assert not one.reaches(PODS[other.name], 81)
+    for name in ("in", "out"):
         api.delete("networkpolicies", name, WHERE)
-    until(lambda: east.reaches(PODS["west"], 81), west.agent.log)
+    until(lambda: one.reaches(PODS[other.name], 81), other.agent.log)

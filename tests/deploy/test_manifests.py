@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from netpol import __version__
+from netpol.agent.service import END
 from netpol.cli.agent import LISTEN, agent
 from tests.deploy.manifests import (
     DEPLOY,
@@ -157,3 +158,25 @@ def test_probes_and_port_are_where_the_agent_listens() -> None:
         assert made[name]["httpGet"] == {"host": host, "port": int(port), "path": page}
     (declared,) = made["ports"]
     assert (declared["hostIP"], declared["containerPort"], declared["hostPort"]) == (host, int(port), int(port))
+
+
+def test_it_may_little_and_stays_where_it_is_needed() -> None:
+    """One capability and nothing to write to but the lock and the saved state; no taint, no eviction and no limit of time keeps it away."""
+    daemonset = of_kind("DaemonSet", kustomize(DEPLOY))
+    spec, made = daemonset["spec"]["template"]["spec"], container(daemonset)
+    security = made["securityContext"]
+    assert security["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN"]}
+    assert (security["readOnlyRootFilesystem"], security["allowPrivilegeEscalation"]) == (True, False)
+    assert not security.get("privileged")
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    places = {one["name"]: (one["hostPath"]["path"], one["hostPath"]["type"]) for one in spec["volumes"]}
+    assert {one["mountPath"]: places[one["name"]] for one in made["volumeMounts"]} == {
+        "/run/xtables.lock": ("/run/xtables.lock", "FileOrCreate"),
+        "/var/lib/netpol": ("/var/lib/netpol", "DirectoryOrCreate"),
+    }
+    assert spec["tolerations"] == [{"operator": "Exists"}]
+    assert spec["priorityClassName"] == "system-node-critical"
+    assert made["resources"]["requests"].keys() == {"cpu", "memory"}
+    assert made["resources"]["limits"].keys() == {"memory"}
+    # More than the two seconds in which it ends.
+    assert spec["terminationGracePeriodSeconds"] > END

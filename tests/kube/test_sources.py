@@ -292,6 +292,23 @@ def test_a_page_that_breaks_off_is_asked_for_again(server: FakeServer, heard: He
     assert asked(server, 6) == ["sync", "list", "list+more", "list+more", "list+more", "watch@10"]
 
 
+def test_a_slow_page_is_waited_for(server: FakeServer, tmp_path: Path) -> None:
+    """A page that comes in small pieces may take longer than a silence may last, and is asked for once."""
+    (body,) = page("10", pod("a", 5), pod("b", 6)).pieces
+    assert isinstance(body, bytes)
+    gates = [threading.Event() for _ in range(8)]
+    size = len(body) // len(gates) + 1
+    pieces = [piece for place, gate in enumerate(gates) for piece in (body[place * size :][:size], gate)]
+    server.answer(PATH, status(422), Answer(page("10").head, tuple(pieces)))
+    with following(server, tmp_path, IMPATIENT) as heard:
+        server.wait(2)
+        for gate in gates:
+            time.sleep(IMPATIENT.silence / 4)
+            gate.set()
+        heard.wait(*HEARD)
+        assert asked(server, 3)[:3] == ["sync", "list", "watch@10"]
+
+
 @pytest.mark.parametrize(
     "gone",
     [pytest.param(status(410, "Gone"), id="HTTP"), pytest.param(watch(error(410, "Expired", "too old resource version")), id="event")],
