@@ -48,9 +48,9 @@ class Scene:
         with self.lab.entered():
             agent.ready()
 
-    def reached(self, source: str = "client", port: int = 80) -> tuple[bool, bool]:
-        """Whether web answers that host now, by IPv4 and by IPv6."""
-        probes = [Probe(source, parse_address(address), TCP, port) for address in WEB]
+    def reached(self, source: str = "client", port: int = 80, target: tuple[str, str] = WEB) -> tuple[bool, bool]:
+        """Whether web, or another one, answers that host now, by IPv4 and by IPv6."""
+        probes = [Probe(source, parse_address(address), TCP, port) for address in target]
         first, second = self.lab.probe(probes, patience=0.4)
         return first.outcome == "reached", second.outcome == "reached"
 
@@ -159,6 +159,23 @@ def test_a_pod_whose_address_comes_late_and_is_used_again(scene: Scene) -> None:
             )
         )
         assert scene.reached() == (True, True)
+
+
+def test_an_address_that_no_pod_has_yet(scene: Scene) -> None:
+    """In the range of the Node object it is denied while a pod that a policy selects waits for its address; then its own policy holds."""
+    spec = {"podSelector": {"matchLabels": {"app": "late"}}, "ingress": [{"ports": [{"port": 80}]}]}
+    scene.api.create("networkpolicies", policy(ELSEWHERE, "late", spec))
+    scene.api.delete("pods", "stranger", ELSEWHERE)
+    with scene.agent() as agent:
+        scene.ready(agent)
+        assert scene.reached(port=81, target=STRANGER) == (True, True)
+        scene.api.create("pods", pod(ELSEWHERE, "late", node=NODE, labels={"app": "late"}))
+        # The node has a range of IPv4 only.
+        until(lambda: scene.reached(target=STRANGER) == (False, True), agent.log)
+        status = {"phase": "Running", "podIP": STRANGER[0], "podIPs": [{"ip": address} for address in STRANGER]}
+        scene.api.patch("pods/status", "late", ELSEWHERE, {"status": status})
+        until(lambda: scene.reached(target=STRANGER) == (True, True), agent.log)
+        assert scene.reached(port=81, target=STRANGER) == (False, False)
 
 
 def test_an_address_used_again_over_a_restart(scene: Scene) -> None:
