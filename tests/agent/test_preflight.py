@@ -17,6 +17,7 @@ import pytest
 from netpol.agent import lookout
 from netpol.agent.lookout import Lookout
 from netpol.agent.preflight import Check, obstacles, preflight
+from netpol.kernel import matches, targets
 from netpol.kernel.apply import Kernel
 from netpol.kernel.ipset_errors import translate
 from netpol.kernel.nft import Named, Nft, read_nft
@@ -267,6 +268,14 @@ def test_a_kernel_without_sets(netns: int, monkeypatch: pytest.MonkeyPatch) -> N
     ((level, words),) = look()["ip_set"]
     assert level == "fail"
     assert words.count("load the module") == 1
+
+
+def test_a_kernel_without_a_match_or_target(node: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A match and a target that no kernel has, as an older one has not what netpol writes: both are named, for each family."""
+    monkeypatch.setattr(matches, "REVISIONS", (*matches.REVISIONS, ("set", 99)))
+    monkeypatch.setattr(targets, "REVISIONS", (*targets.REVISIONS, ("NFLOG", 98)))
+    lacking = "this kernel lacks match set revision 99, target NFLOG revision 98: load the modules (modprobe xt_...)"
+    assert look() == {"x_tables": [("fail", f"IPv{family}: {lacking}") for family in (4, 6)]}
 
 
 def test_ipvs(netns: int, tmp_path: Path) -> None:
