@@ -19,7 +19,7 @@ from msgspec import Struct
 from netpol.errors import Contended, KernelError, NetpolError
 from netpol.kernel.ipset import IpsetSocket
 from netpol.kernel.nft import Nft, read_nft
-from netpol.kernel.strangers import foreign_chains, uses
+from netpol.kernel.strangers import foreign_chains, target_use, uses
 from netpol.kernel.table import Snapshot
 from netpol.kernel.xtables import TableSocket, lock_path
 from netpol.model import FAMILIES, Family, Network, network
@@ -66,8 +66,9 @@ class Node:
     """What the checks look at. Files are read below `root`; tables once, the first time that somebody wants them."""
 
     def __init__(self, settings: Settings, ranges: Sequence[Network], root: Path, nft: Callable[[], Nft]) -> None:
-        self.settings, self.ranges, self.root, self.nft = settings, tuple(ranges), root, nft
+        self.settings, self.ranges, self.root, self._read_nft = settings, tuple(ranges), root, nft
         self._tables: dict[Family, tuple[Snapshot, ...]] = {}
+        self._nft: Nft | None = None
 
     def text(self, path: str) -> str | None:
         """A file's text without white space around it; None where there is none that can be read."""
@@ -85,6 +86,11 @@ class Node:
             return tuple(sorted((self.root / "sys/class/net").iterdir()))
         except OSError:
             return ()
+
+    def nft(self) -> Nft:
+        if self._nft is None:
+            self._nft = self._read_nft()
+        return self._nft
 
     def tables(self, family: Family) -> tuple[Snapshot, ...]:
         """The legacy tables that are there."""
@@ -231,14 +237,25 @@ def _cut_bit(node: Node) -> Iterator[Finding]:
     for family in FAMILIES:
         for table in node.tables(family):
             for use in sorted(set(uses(table, bit))):
-                where = f"{TOOL[family]} -t {table.table}, {use.chain}: {use.words}"
-                if use.writes:
-                    yield Finding(
-                        "fail",
-                        f"{where}, and so the bit 0x{bit:x} that marks flows that were cut: take another (--cut-bit), or give it a mask",
-                    )
-                else:
-                    yield Finding("warn", f"{where}, which is netpol's bit 0x{bit:x}: take another (--cut-bit)")
+                yield _about_the_bit(f"{TOOL[family]} -t {table.table}, {use.chain}: {use.words}", use.writes, bit)
+    unclear: set[str] = set()
+    for rule in dict.fromkeys(node.nft().markings):
+        where = f"nft {rule.family} {rule.table}, {rule.chain}"
+        if rule.connmark is None:
+            unclear.add(where)
+        elif found := target_use("CONNMARK", *rule.connmark, bit):
+            yield _about_the_bit(f"{where}: {found[0]}", found[1], bit)
+    if unclear:
+        words = f"rules of nf_tables set connection marks ({_some(sorted(unclear))}), and netpol cannot tell which bits of them"
+        yield Finding("warn", f"{words}: see that they leave 0x{bit:x} alone, or take another bit (--cut-bit)")
+
+
+def _about_the_bit(use: str, writes: bool, bit: int) -> Finding:
+    if writes:
+        return Finding(
+            "fail", f"{use}, and so the bit 0x{bit:x} that marks flows that were cut: take another (--cut-bit), or give it a mask"
+        )
+    return Finding("warn", f"{use}, which is netpol's bit 0x{bit:x}: take another (--cut-bit)")
 
 
 def _engines(node: Node) -> Iterator[Finding]:

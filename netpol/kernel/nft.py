@@ -1,17 +1,21 @@
-"""What nf_tables has, by name: tables, chains, flow tables. netpol writes no nft rule; it looks whether somebody else works there.
+"""What nf_tables has, by name: tables, chains, flow tables; and the rules that set connection marks. netpol writes no nft rule; it looks
+whether somebody else works there.
 
-Three dumps of nfnetlink, no more than `MOST` names of each. Bytes of the kernel are hostile: nothing is read outside a message, and a
-length that cannot be ends the reading with MalformedKernelData. A kernel without nf_tables has nothing.
+Four dumps of nfnetlink, no more than `MOST` things of each. Of rules only those are looked into whose bytes could be such a one. Bytes of
+the kernel are hostile: nothing is read outside a message, and a length that cannot be ends the reading with MalformedKernelData. A kernel
+without nf_tables has nothing.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from struct import Struct as Layout
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from netpol.errors import KernelError, MalformedKernelData, NotPermitted
 from netpol.kernel._native import ffi, lib
@@ -24,12 +28,22 @@ _SUBSYSTEM = 10 << 8
 _REQUEST_DUMP = 0x301
 _ERROR, _DONE = 2, 3
 # linux/netfilter/nf_tables.h: kind -> (NFT_MSG_GET..., the attribute of its table's name, that of its own name).
-_KINDS = {"tables": (1, 1, 1), "chains": (4, 1, 3), "flow tables": (23, 1, 2)}
+_KINDS = {"tables": (1, 1, 1), "chains": (4, 1, 3), "flow tables": (23, 1, 2), "rules": (7, 1, 2)}
+_NAMES = ("tables", "chains", "flow tables")
+# The same: of a rule, of an expression in its list, of `ct` and of an extension of x_tables.
+_EXPRESSIONS, _NAME, _DATA = 4, 1, 2
+_CT_KEY, _CT_SOURCE, _CT_MARK = 2, 4, 3
+_TARGET_REVISION, _TARGET_INFO = 2, 3
 _FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 
 _MESSAGE = Layout("=IHHII")
 _GENERIC = Layout("=BBH")
 _ATTRIBUTE = Layout("=HH")
+
+# Of `ct` the mark for a key beside a register that it is set from, in either order; or a target's name.
+_KEY, _SOURCE = (re.escape(_ATTRIBUTE.pack(_ATTRIBUTE.size + 4, kind)) for kind in (_CT_KEY, _CT_SOURCE))
+_MARK = re.escape(_CT_MARK.to_bytes(4, "big"))
+_SETS_A_MARK = re.compile(b"CONNMARK\0|" + _KEY + _MARK + _SOURCE + b"|" + _SOURCE + b"...." + _KEY + _MARK, re.DOTALL)
 
 
 class Named(NamedTuple):
@@ -40,12 +54,28 @@ class Named(NamedTuple):
     name: str
 
 
+class Marking(NamedTuple):
+    """A rule that sets connection marks, and where it is. connmark -- revision and payload of the target CONNMARK, where iptables-nft made
+    it; None for nft's own `ct mark set`, of which nobody can tell by itself which bits it changes."""
+
+    family: str
+    table: str
+    chain: str
+    connmark: tuple[int, bytes] | None
+
+
 class Nft(NamedTuple):
     """See the module."""
 
     tables: tuple[Named, ...] = ()
     chains: tuple[Named, ...] = ()
     flow_tables: tuple[Named, ...] = ()
+    markings: tuple[Marking, ...] = ()
+
+
+T = TypeVar("T")
+Parsed = tuple[list[T], bool, int]
+"""What one datagram of a dump holds: things, whether it was the last, and 0 or -errno."""
 
 
 def read_nft() -> Nft:
@@ -55,21 +85,22 @@ def read_nft() -> Nft:
     if fd < 0:
         raise KernelError(-fd, "nft open", "netlink socket", os.strerror(-fd))
     try:
-        return Nft(*(tuple(_dump(fd, kind, calls)) for kind in _KINDS))
+        tables, chains, flow_tables = (tuple(_dump(fd, kind, partial(parse, kind=kind), calls)) for kind in _NAMES)
+        return Nft(tables, chains, flow_tables, tuple(_dump(fd, "rules", parse_rules, calls)))
     finally:
         lib.np_sys_close(fd, calls)
 
 
-def _dump(fd: int, kind: str, calls: object) -> list[Named]:
+def _dump(fd: int, kind: str, parse: Callable[[bytes], Parsed[T]], calls: object) -> list[T]:
     sequence = _KINDS[kind][0]
     request = _MESSAGE.pack(_MESSAGE.size + _GENERIC.size, _SUBSYSTEM | sequence, _REQUEST_DUMP, sequence, 0) + bytes(_GENERIC.size)
-    buffer, found = ffi.new("uint8_t[]", ROOM), list[Named]()
+    buffer, found = ffi.new("uint8_t[]", ROOM), list[T]()
     code, ended = int(lib.np_sys_send(fd, request, len(request), calls)), False
     while code >= 0 and not ended:
         code = int(lib.np_sys_recv(fd, buffer, ROOM, 0, calls))
         if code >= 0:
-            names, ended, code = parse(bytes(ffi.buffer(buffer, code)), kind)
-            found += names[: MOST - len(found)]
+            things, ended, code = parse(bytes(ffi.buffer(buffer, code)))
+            found += things[: MOST - len(found)]
     if code in (-errno.EINVAL, -errno.EOPNOTSUPP, -errno.EAGAIN):
         return found
     if code == -errno.EPERM:
@@ -79,10 +110,48 @@ def _dump(fd: int, kind: str, calls: object) -> list[Named]:
     return found
 
 
-def parse(data: bytes, kind: str) -> tuple[list[Named], bool, int]:
-    """What one datagram of a dump holds: names, whether it was the last, and 0 or -errno."""
-    sequence, of_table, of_itself = _KINDS[kind]
+def parse(data: bytes, kind: str) -> Parsed[Named]:
+    """A datagram of tables, chains or flow tables."""
+    _, of_table, of_itself = _KINDS[kind]
+    bodies, ended, code = _bodies(data, kind)
     found: list[Named] = []
+    for body in bodies:
+        named = dict(_attributes(body[_GENERIC.size :], kind))
+        if of_table in named and of_itself in named:
+            found.append(Named(_family(body), _text(named[of_table]), _text(named[of_itself])))
+    return found, ended, code
+
+
+def parse_rules(data: bytes) -> Parsed[Marking]:
+    """A datagram of rules: those that set connection marks."""
+    _, of_table, of_chain = _KINDS["rules"]
+    bodies, ended, code = _bodies(data, "rules")
+    found: list[Marking] = []
+    for body in bodies:
+        if not _SETS_A_MARK.search(body):
+            continue
+        named = dict(_attributes(body[_GENERIC.size :], "rules"))
+        if of_table in named and of_chain in named:
+            where = _family(body), _text(named[of_table]), _text(named[of_chain])
+            found += [Marking(*where, connmark) for connmark in _markings(named.get(_EXPRESSIONS, b""))]
+    return found, ended, code
+
+
+def _markings(expressions: bytes) -> Iterator[tuple[int, bytes] | None]:
+    """`Marking.connmark` of each expression of a rule that sets a mark."""
+    for _, raw in _attributes(expressions, "rules"):
+        expression = dict(_attributes(raw, "rules"))
+        name, data = _text(expression.get(_NAME, b"")), dict(_attributes(expression.get(_DATA, b""), "rules"))
+        if name == "ct" and _CT_SOURCE in data and data.get(_CT_KEY) == _CT_MARK.to_bytes(4, "big"):
+            yield None
+        if name == "target" and _text(data.get(_NAME, b"")) == "CONNMARK":
+            yield int.from_bytes(data.get(_TARGET_REVISION, b""), "big"), data.get(_TARGET_INFO, b"")
+
+
+def _bodies(data: bytes, kind: str) -> Parsed[bytes]:
+    """What one datagram says of things of a kind: for each its nfgenmsg and its attributes."""
+    sequence = _KINDS[kind][0]
+    found: list[bytes] = []
     place = 0
     while place < len(data):
         if place + _MESSAGE.size > len(data):
@@ -98,11 +167,12 @@ def parse(data: bytes, kind: str) -> tuple[list[Named], bool, int]:
             return found, True, min(0, int.from_bytes(body[:4], sys.byteorder, signed=True))
         if len(body) < _GENERIC.size:
             raise _malformed(kind)
-        named = dict(_attributes(body[_GENERIC.size :], kind))
-        if of_table in named and of_itself in named:
-            family = _FAMILIES.get(body[0], str(body[0]))
-            found.append(Named(family, _text(named[of_table]), _text(named[of_itself])))
+        found.append(body)
     return found, False, 0
+
+
+def _family(body: bytes) -> str:
+    return _FAMILIES.get(body[0], str(body[0]))
 
 
 def _attributes(data: bytes, kind: str) -> Iterator[tuple[int, bytes]]:

@@ -64,12 +64,13 @@ def uses(snapshot: Snapshot, bit: int) -> Iterator[Use]:
         if is_ours(span.name) or not any(span.offset <= place < span.offset + span.size for place in places):
             continue
         for name, is_target, revision, data in extensions_of(snapshot, span):
-            use = _target(name, revision, data, bit) if is_target else _match(name, data, bit)
+            use = target_use(name, revision, data, bit) if is_target else _match(name, data, bit)
             if use is not None:
                 yield Use(span.name, *use)
 
 
-def _target(name: str, revision: int, data: bytes, bit: int) -> tuple[str, bool] | None:
+def target_use(name: str, revision: int, data: bytes, bit: int) -> tuple[str, bool] | None:
+    """What a target does with this bit, in words, and whether it can change it in a connection's mark; None where it leaves it alone."""
     if name == "CONNMARK" and len(data) >= _SHIFTED.size:
         mark, mask, packet, mode = _TARGET.unpack_from(data)
         if revision >= 2:

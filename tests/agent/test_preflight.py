@@ -99,6 +99,32 @@ def test_somebody_who_leaves_the_bit_alone(node: int, target: str) -> None:
     assert look() == {}
 
 
+@pytest.mark.parametrize("tool", ["iptables-nft", "ip6tables-nft"])
+def test_somebody_who_writes_the_bit_by_nf_tables(node: int, tool: str) -> None:
+    """The same target in a table of iptables-nft, in either family; under its own mask it is fine."""
+    run(tool, "-t", "mangle", "-A", "PREROUTING", "-p", "tcp", "-j", "CONNMARK", "--set-xmark", "0x80/0x80")
+    assert "cut bit" not in look()
+    run(tool, "-t", "mangle", "-A", "PREROUTING", "-p", "tcp", "-j", "CONNMARK", "--set-mark", "1")
+    ((level, words),) = look()["cut bit"]
+    assert level == "fail"
+    assert words.startswith(f"nft {tool.removesuffix('tables-nft')[:3]} mangle, PREROUTING: CONNMARK sets 0x1/0xffffffff, and so the bit")
+
+
+def test_somebody_who_sets_marks_by_nft(node: int) -> None:
+    """`ct mark set` warns, once for all places, for it does not say which bits; who asks for a mark or sets a packet's does not."""
+    require("nft")
+    for rule in ("table inet t", "chain inet t c { type filter hook prerouting priority 0; }", "chain inet t d"):
+        run("nft", "add", *rule.split())
+    for rule in ("ct mark 1 accept", "ct mark & 0x10000000 == 0 accept", "meta mark set 1", "meta mark set ct mark", "ct state new accept"):
+        run("nft", "add", "rule", "inet", "t", "c", *rule.split())
+    assert look() == {}
+    for chain in ("c", "c", "d"):
+        run("nft", "add", "rule", "inet", "t", chain, "meta", "l4proto", "tcp", "ct", "mark", "set", "ct", "mark", "or", "0x10")
+    ((level, words),) = look()["cut bit"]
+    assert level == "warn"
+    assert words.startswith("rules of nf_tables set connection marks (nft inet t, c, nft inet t, d)")
+
+
 @pytest.mark.parametrize(
     ("mark", "fine"),
     [
@@ -133,6 +159,12 @@ def test_other_engines(node: int, tool: str, chain: str, level: str, words: str)
     run(tool, "-N", chain)
     ((found, said),) = look()["engines"]
     assert (found, said[: len(words)]) == (level, words)
+
+
+def test_nf_tables_are_read_once(node: int) -> None:
+    """However many checks want to know what is there."""
+    looks = iter([Nft()])
+    assert [check.name for check in preflight(Settings(), nft=lambda: next(looks)) if check.level != "ok"] == []
 
 
 def test_kube_proxy_is_no_engine(node: int) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import struct
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netpol.errors import MalformedKernelData
-from netpol.kernel.nft import Named, Nft, parse, read_nft
+from netpol.kernel.nft import Marking, Named, Nft, parse, parse_rules, read_nft
 from tests.referees import run
 
 
@@ -81,12 +82,61 @@ def test_forms_that_no_kernel_sends(data: bytes) -> None:
         parse(data, "chains")
 
 
+KEY, SOURCE = attribute(2, struct.pack("!I", 3)), attribute(4, struct.pack("!I", 1))
+
+
+def ct(*attributes: bytes) -> bytes:
+    return attribute(1, attribute(1, b"ct\0") + attribute(2, b"".join(attributes)))
+
+
+CT = ct(SOURCE, KEY)
+TARGET = attribute(
+    1, attribute(1, b"target\0") + attribute(2, attribute(1, b"CONNMARK\0") + attribute(2, struct.pack("!I", 2)) + attribute(3, b"info"))
+)
+RULE = attribute(1, b"t\0") + attribute(2, b"c\0")
+
+
+@pytest.mark.parametrize(
+    ("expressions", "expected"),
+    [
+        pytest.param(CT, [None], id="nft's own"),
+        pytest.param(ct(KEY, SOURCE), [None], id="nft's own, the key first"),
+        pytest.param(ct(KEY), [], id="a mark that is read"),
+        pytest.param(TARGET, [(2, b"info")], id="a target"),
+        pytest.param(CT + TARGET, [None, (2, b"info")], id="both"),
+        # What does not, beside something that does: the rule is looked into for that.
+        pytest.param(CT.replace(b"ct\0", b"xx\0") + TARGET, [(2, b"info")], id="another expression"),
+        pytest.param(ct(SOURCE, attribute(2, struct.pack("!I", 2))) + TARGET, [(2, b"info")], id="another key"),
+        pytest.param(ct(KEY) + TARGET, [(2, b"info")], id="a mark that is read, too"),
+        pytest.param(TARGET.replace(b"target\0", b"tarmac\0") + CT, [None], id="a target's bytes elsewhere"),
+        pytest.param(TARGET.replace(b"CONNMARK", b"connmark"), [], id="another target"),
+        pytest.param(b"", [], id="none"),
+    ],
+)
+def test_rules_that_set_connection_marks(expressions: bytes, expected: list[tuple[int, bytes] | None]) -> None:
+    """Each expression that does, with its payload where that says what it does."""
+    data = message(0xA06, 7, body(RULE, attribute(4, expressions)))
+    assert parse_rules(data) == ([Marking("ip", "t", "c", one) for one in expected], False, 0)
+
+
+def test_many_rules(netns: int) -> None:
+    """Rules of several datagrams, of which the last one marks."""
+    rules = "".join(f"-A PREROUTING -s 10.0.{number >> 8}.{number & 255} -j ACCEPT\n" for number in range(600))
+    run("iptables-nft-restore", input=f"*mangle\n{rules}-A PREROUTING -j CONNMARK --set-mark 1\nCOMMIT\n")
+    (found,) = read_nft().markings
+    assert found[:3] == ("ip", "mangle", "PREROUTING")
+    assert found.connmark is not None
+    assert found.connmark[1].startswith(struct.pack("=II", 1, 0xFFFFFFFF))
+
+
 @given(st.binary(max_size=120), st.integers(0, 4), st.binary(max_size=60))
 @settings(max_examples=300, deadline=None)
 def test_any_bytes(noise: bytes, kind: int, inside: bytes) -> None:
     """Any bytes at all are read or refused, as messages too."""
     for data in (noise, message(kind, 4, inside), message(0xA03, 4, CHAIN + inside)):
-        try:
+        with suppress(MalformedKernelData):
             parse(data, "chains")
-        except MalformedKernelData:
-            continue
+    # Behind what it looks for in a rule's bytes.
+    for expressions in (noise, CT + noise, CT + inside, attribute(1, inside) + CT, TARGET[: len(noise)] + CT):
+        with suppress(MalformedKernelData):
+            parse_rules(message(0xA06, 7, body(RULE, attribute(4, expressions))))
