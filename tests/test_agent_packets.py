@@ -70,8 +70,7 @@ def scene(apiserver: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         lab = stack.enter_context(Lab(HOSTS))
         port = stack.enter_context(relay(lab.node, apiserver.port))
         for name in (WHERE, ELSEWHERE):
-            if name not in {item["metadata"]["name"] for item in api.items("namespaces")}:
-                api.create("namespaces", namespace(name))
+            api.apply(namespace(name))
         api.create("nodes", node(NODE, "10.7.255.1", cidrs=["10.7.0.0/24"]))
         stack.callback(api.delete, "nodes", NODE)
         for name in (WHERE, ELSEWHERE):
@@ -276,7 +275,7 @@ def test_a_policy_that_cannot_be_understood_is_told(scene: Scene) -> None:
         scene.api.create("networkpolicies", policy(WHERE, "friends", FROM_FRIENDS))
         scene.becomes(True, agent=agent)
         (event,) = scene.api.items("events", WHERE)
-    about = event["regarding"] if "regarding" in event else event["involvedObject"]
+    about = event["involvedObject"]
     assert (about["kind"], about["name"], event["type"]) == ("NetworkPolicy", "broken", "Warning")
 
 

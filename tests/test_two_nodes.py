@@ -76,8 +76,7 @@ def connect(one: Node, other: Node) -> None:
 def nodes(apiserver: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Node, Node]]:
     monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
     api = apiserver.api()
-    if WHERE not in {item["metadata"]["name"] for item in api.items("namespaces")}:
-        api.create("namespaces", namespace(WHERE))
+    api.apply(namespace(WHERE))
     with ExitStack() as stack:
         east, west = (Node(name, stack, apiserver, tmp_path) for name in PODS)
         connect(east, west)

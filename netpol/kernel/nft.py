@@ -29,7 +29,6 @@ _REQUEST_DUMP = 0x301
 _ERROR, _DONE = 2, 3
 # linux/netfilter/nf_tables.h: kind -> (NFT_MSG_GET..., the attribute of its table's name, that of its own name).
 _KINDS = {"tables": (1, 1, 1), "chains": (4, 1, 3), "flow tables": (23, 1, 2), "rules": (7, 1, 2)}
-_NAMES = ("tables", "chains", "flow tables")
 # The same: of a rule, of an expression in its list, of `ct` and of an extension of x_tables.
 _EXPRESSIONS, _NAME, _DATA = 4, 1, 2
 _CT_KEY, _CT_SOURCE, _CT_MARK = 2, 4, 3
@@ -85,7 +84,8 @@ def read_nft() -> Nft:
     if fd < 0:
         raise KernelError(-fd, "nft open", "netlink socket", os.strerror(-fd))
     try:
-        tables, chains, flow_tables = (tuple(_dump(fd, kind, partial(parse, kind=kind), calls)) for kind in _NAMES)
+        kinds = ("tables", "chains", "flow tables")
+        tables, chains, flow_tables = (tuple(_dump(fd, kind, partial(parse, kind=kind), calls)) for kind in kinds)
         return Nft(tables, chains, flow_tables, tuple(_dump(fd, "rules", parse_rules, calls)))
     finally:
         lib.np_sys_close(fd, calls)

@@ -45,8 +45,7 @@ def put(name: str, *errors: InvalidObject) -> Put:
 @pytest.fixture
 def scene(apiserver: ApiServer, tmp_path: Path) -> Iterator[Scene]:
     api = apiserver.api()
-    if WHERE not in {item["metadata"]["name"] for item in api.items("namespaces")}:
-        api.create("namespaces", namespace(WHERE))
+    api.apply(namespace(WHERE))
     client = Client(configured(str(apiserver.kubeconfig(tmp_path / "kubeconfig"))))
     yield Scene(apiserver, client)
     client.close()

@@ -107,8 +107,7 @@ def test_the_documented_kustomizations_are_taken(api: Api, tmp_path: Path, examp
     shutil.copytree(DEPLOY, tmp_path / "netpol" / "deploy")
     (tmp_path / "kustomization.yaml").write_text(example)
     where = yaml.safe_load(example).get("namespace", SYSTEM)
-    if where not in {one["metadata"]["name"] for one in api.items("namespaces")}:
-        api.create("namespaces", namespace(where))
+    api.apply(namespace(where))
     made = container(of_kind("DaemonSet", taken(api, kustomize(tmp_path))))
     assert made["image"] == f"registry.example/netpol-agent:{__version__}"
     settings = {one["name"]: one["value"] for one in made["env"] if "value" in one}

@@ -119,8 +119,7 @@ def as_pod(apiserver: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         for one in objects:
             api.apply(one)
             stack.callback(api.delete, one["kind"].lower() + "s", one["metadata"]["name"], one["metadata"].get("namespace", ""))
-        if WHERE not in {one["metadata"]["name"] for one in api.items("namespaces")}:
-            api.create("namespaces", namespace(WHERE))
+        api.apply(namespace(WHERE))
         for kind, value in (
             ("nodes", node(NODE, "192.0.2.78")),
             ("pods", pod(WHERE, "web", "10.98.0.1", node=NODE)),
