@@ -2,16 +2,23 @@
 
 Lines that come from one place in the code are let through as long as they are few; of a flood some are left out, and the next one that
 is let through says how many. What is said once, at a start or an end, is never in the way of that, for its place is another one.
+
+Lines are written by a thread of their own: whoever says something, the thread that enforces too, never waits for whoever reads. Where
+nobody does, lines wait up to a number, and the rest is counted.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import queue
+import select
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import IO, Literal
+from typing import Literal
 
 from netpol.errors import printable
 
@@ -23,6 +30,10 @@ BURST = 20
 REFILL = 3.0  # seconds
 # More places than there are in any program: what varies by accident must not fill the memory.
 PLACES = 1000
+# So many lines wait for whoever reads.
+WAITING = 1000
+# How long the end of the process waits for that.
+LAST_WORDS = 0.5  # seconds
 
 
 class RateLimit(logging.Filter):
@@ -70,9 +81,59 @@ class Lines(logging.Formatter):
         return f"{moment} {record.levelname.lower():7} {message}" + (f" ({omitted} more like this were left out)" if omitted else "")
 
 
-def configure(form: Form, level: str, stream: IO[str], clock: Callable[[], float] = time.monotonic) -> logging.Logger:
-    """Sends what all loggers of the process say, from that level on, to a stream; the logger for netpol's own words."""
-    handler = logging.StreamHandler(stream)
+class Writer(logging.Handler):
+    """Writes lines to a file descriptor, by a thread of its own. What waits is bounded; the first line after a gap says how long it is."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor, self._left_out = descriptor, 0
+        self._lines: queue.SimpleQueue[bytes | threading.Event] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called with the handler's lock held, which `logging` sees to."""
+        if self._lines.qsize() >= WAITING:
+            self._left_out += 1 + getattr(record, "omitted", 0)
+            return
+        if self._left_out:
+            words = "%d lines were left out before this: nobody read them"
+            gap = logging.LogRecord(__name__, logging.WARNING, __file__, 0, words, (self._left_out,), None)
+            self._lines.put(self._line(gap))
+            self._left_out = 0
+        self._lines.put(self._line(record))
+
+    def flush(self) -> None:
+        """Waits until all is written, and not for long: `logging` calls it as the process ends."""
+        written = threading.Event()
+        self._lines.put(written)
+        written.wait(LAST_WORDS)
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return self.format(record).encode("utf-8", "backslashreplace") + b"\n"
+
+    def _run(self) -> None:
+        while True:
+            line = self._lines.get()
+            if isinstance(line, threading.Event):
+                line.set()
+                continue
+            try:
+                self._write(line)
+            except OSError:
+                continue  # the reader is gone: there is nobody to tell
+
+    def _write(self, line: bytes) -> None:
+        """By the descriptor and no file object, whose lock the interpreter's end would wait for."""
+        while line:
+            try:
+                line = line[os.write(self._descriptor, line) :]
+            except BlockingIOError:
+                select.select([], [self._descriptor], [])
+
+
+def configure(form: Form, level: str, descriptor: int, clock: Callable[[], float] = time.monotonic) -> logging.Logger:
+    """Sends what all loggers of the process say, from that level on, to a file descriptor; the logger for netpol's own words."""
+    handler = Writer(descriptor)
     handler.setFormatter(Lines(form))
     handler.addFilter(RateLimit(clock))
     root = logging.getLogger()

@@ -6,10 +6,10 @@ too: whoever started it starts it again, and meanwhile the last rules stay.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -85,7 +85,6 @@ def _end_in(seconds: float) -> None:
 
 
 def leave() -> NoReturn:
-    """Ends the process at once, with what it has written so far."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """Ends the process at once, with its last words."""
+    logging.shutdown()
     os._exit(0)

@@ -135,7 +135,7 @@ def agent(
     from netpol.agent.drops import GROUP
     from netpol.agent.logs import configure
 
-    configure(log_format, log_level, sys.stderr)  # type: ignore[arg-type]  # one of the choices
+    configure(log_format, log_level, sys.stderr.fileno())  # type: ignore[arg-type]  # one of the choices
     if drop_log is not None and settings.log_group is None:
         settings = replace(settings, log_group=GROUP)
     run(

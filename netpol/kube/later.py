@@ -6,12 +6,13 @@ hooks: a finder that is there as long as the package is being imported.
 
 - `import x` of a module that is put off gives importlib's lazy module, which is read when one of its attributes is looked up.
 - `from x import y` looks one up. So for names that are put off the module is a stand-in, and the name a `_Later`, which may be called,
-  asked for attributes, derived from and compared with as a class, and imports the module for that. The stand-in itself is gone from
-  `sys.modules` when the package is imported: everybody else gets the real module.
+  asked for attributes, derived from and compared with as a class, and imports the module for that. Not so where it is subscripted, as
+  annotations are, nor asked whether it is an object's class as long as the module is not there, since no object has a class that nobody
+  has read. The stand-in itself is gone from `sys.modules` when the package is imported: everybody else gets the real module.
 
 Invariants: what is in use is what would be there without this module, only later; a module or name that the package does not import, or
 that is not installed, or that was imported before, is as if it was not named here; any other name of a stand-in imports the real
-module at once.
+module at once. A name is one of the module's own, or of a module below it: one that stands elsewhere may have objects without it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -63,6 +63,10 @@ class _Finder(MetaPathFinder):
         self.forget(name)
         return import_module(name)
 
+    def later(self, module: str, name: str) -> _Later:
+        """A name of a module that is imported when it is used."""
+        return _Later(lambda: getattr(self.real(module), name), lambda: not isinstance(sys.modules.get(module), _StandIn | None))
+
     def forget(self, name: str) -> None:
         """From now on the real module is imported under this name, whoever has a stand-in for it."""
         self._names.pop(name, None)
@@ -86,38 +90,39 @@ class _StandIn(ModuleType):
 
     def __init__(self, name: str, finder: _Finder, names: Sequence[str]) -> None:
         super().__init__(name)
-        self._real: Callable[[], ModuleType] = partial(finder.real, name)
-        self._later = names
+        self._finder, self._names = finder, names
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # the import system's own questions
             raise AttributeError(name)
-        return _Later(self._real, name) if name in self._later else getattr(self._real(), name)
+        return self._finder.later(self.__name__, name) if name in self._names else getattr(self._finder.real(self.__name__), name)
 
 
 class _Later:
-    """A function or class of a module that is imported when this is used."""
+    """A function or class of a module that is imported when this is used. there -- whether the module is imported."""
 
-    def __init__(self, module: Callable[[], ModuleType], name: str) -> None:
-        self._module, self._name = module, name
-
-    def _real(self) -> Any:
-        return getattr(self._module(), self._name)
+    def __init__(self, real: Callable[[], Any], there: Callable[[], bool]) -> None:
+        self._real, self._there = real, there
 
     def __call__(self, *arguments: object, **options: object) -> Any:
         return self._real()(*arguments, **options)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith(("__typing_", "__parameters__")):  # what `typing` asks of a part of an annotation
+            raise AttributeError(name)
         return getattr(self._real(), name)
+
+    def __getitem__(self, item: Any) -> _Later:
+        return _Later(lambda: self._real()[item._real() if type(item) is _Later else item], self._there)
 
     def __mro_entries__(self, bases: tuple[object, ...]) -> tuple[Any, ...]:
         return (self._real(),)
 
     def __instancecheck__(self, instance: object) -> bool:
-        return isinstance(instance, self._real())
+        return self._there() and isinstance(instance, self._real())
 
     def __subclasscheck__(self, subclass: type) -> bool:
-        return issubclass(subclass, self._real())
+        return self._there() and issubclass(subclass, self._real())
 
     def __or__(self, other: Any) -> Any:
         return self._real() | other

@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
-import io
+import fcntl
 import json
 import logging
+import os
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from netpol.agent.logs import BURST, PLACES, REFILL, Form, RateLimit, configure
+from netpol.agent.logs import BURST, LAST_WORDS, PLACES, REFILL, WAITING, Form, RateLimit, configure
+from tests.agent.process import until
 
 
 class Scene:
-    """A stream that what is said goes to, and the clock of the rate limit."""
+    """A file that what is said goes to, and the clock of the rate limit."""
 
-    def __init__(self) -> None:
-        self.stream, self.now = io.StringIO(), 0.0
+    def __init__(self, path: Path) -> None:
+        self.path, self.now = path, 0.0
+        self.file = path.open("wb")
 
-    def logger(self, form: Form, level: str = "info") -> logging.Logger:
-        return configure(form, level, self.stream, lambda: self.now)
+    def logger(self, form: Form, level: str = "info", descriptor: int | None = None) -> logging.Logger:
+        return configure(form, level, self.file.fileno() if descriptor is None else descriptor, lambda: self.now)
+
+    def text(self) -> str:
+        (writer,) = logging.getLogger().handlers
+        writer.flush()
+        return self.path.read_text()
 
     def lines(self) -> list[str]:
-        return self.stream.getvalue().splitlines()
+        return self.text().splitlines()
 
 
 @pytest.fixture
-def scene() -> Iterator[Scene]:
+def scene(tmp_path: Path) -> Iterator[Scene]:
     """The process' own loggers are put back afterwards."""
     root, own = logging.getLogger(), logging.getLogger("netpol")
     before = root.handlers[:], root.level, own.level
-    yield Scene()
+    scene = Scene(tmp_path / "log")
+    with scene.file:
+        yield scene
     root.handlers[:], level, own_level = before
     root.setLevel(level)
     own.setLevel(own_level)
@@ -56,7 +69,7 @@ def test_json_moves_no_cursor(scene: Scene) -> None:
     """A line is printable, without DEL, the controls of C1 and what turns the direction of writing; who reads it has the very message."""
     told = "a\x1b[2J\r\n\x7f\x85\x9b31m\u202e\ud800é"
     scene.logger("json").warning("Pod %s", told)
-    line = scene.stream.getvalue().removesuffix("\n")
+    line = scene.text().removesuffix("\n")
     assert line.isprintable()
     assert json.loads(line)["message"] == f"Pod {told}"
 
@@ -138,3 +151,103 @@ def test_places_are_bounded() -> None:
     for line in range(3 * PLACES):
         assert limit.filter(logging.LogRecord("x", logging.INFO, "file.py", line, "m", (), None))
     assert len(limit._places) <= PLACES
+
+
+# -- whoever reads -----------------------------------------------------------------------------------------------------
+
+
+class Pipe:
+    """A pipe that holds a page, is full from the start, and is read when the test says so."""
+
+    def __init__(self) -> None:
+        self.reading, self.writing = os.pipe()
+        fcntl.fcntl(self.writing, fcntl.F_SETPIPE_SZ, 4096)
+        os.write(self.writing, b"x" * 4095 + b"\n")
+        os.set_blocking(self.reading, False)
+        self.read = b""
+
+    def lines(self) -> list[str]:
+        """What has been read, after one more look, without what filled it."""
+        with suppress(BlockingIOError):
+            while part := os.read(self.reading, 65536):
+                self.read += part
+        return self.read.decode().splitlines()[1:]
+
+    def close(self) -> None:
+        for descriptor in (self.reading, self.writing):
+            os.close(descriptor)
+
+
+@pytest.fixture(params=[True, False], ids=["blocking", "non-blocking"])
+def pipe(request: pytest.FixtureRequest) -> Iterator[Pipe]:
+    pipe = Pipe()
+    os.set_blocking(pipe.writing, request.param)
+    yield pipe
+    pipe.lines()
+    pipe.close()
+
+
+def test_who_speaks_does_not_wait_for_who_reads(scene: Scene, pipe: Pipe) -> None:
+    """Nobody reads: what is said waits, up to a number, and then is counted; when somebody does, it is all there, in its order."""
+    log = scene.logger("text", descriptor=pipe.writing)
+    # One is out of the queue, and waits in the thread that writes.
+    log.warning("0")
+    (writer,) = logging.getLogger().handlers
+    until(lambda: writer._lines.qsize() == 0)  # type: ignore[attr-defined]  # nothing else tells
+    for number in range(1, WAITING + 20):
+        scene.now += REFILL
+        log.warning("%d", number)
+    until(lambda: len(pipe.lines()) == WAITING + 1)
+    scene.now += REFILL
+    log.warning("after")
+    until(lambda: len(pipe.lines()) == WAITING + 3)
+    *said, gap, after = [line.partition(" warning ")[2] for line in pipe.lines()]
+    assert said == [str(number) for number in range(WAITING + 1)]
+    assert (gap, after) == ("19 lines were left out before this: nobody read them", "after")
+
+
+def test_what_a_flood_left_out_is_counted_with_the_rest(scene: Scene, pipe: Pipe) -> None:
+    """A line that would have said how many were left out before it is left out itself."""
+    log = scene.logger("json", descriptor=pipe.writing)
+    log.warning("0")
+    (writer,) = logging.getLogger().handlers
+    until(lambda: writer._lines.qsize() == 0)  # type: ignore[attr-defined]  # as above
+
+    def say() -> None:
+        log.warning("again")
+
+    for _ in range(BURST + 7):
+        say()
+    for number in range(WAITING - BURST):
+        scene.now += REFILL
+        log.warning("%d", number)
+    say()
+    until(lambda: len(pipe.lines()) == WAITING + 1)
+    log.error("after")
+    until(lambda: len(pipe.lines()) == WAITING + 3)
+    gap, after = [json.loads(line) for line in pipe.lines()[-2:]]
+    assert gap["message"].startswith("8 lines were left out")
+    assert (gap["level"], after["message"]) == ("warning", "after")
+
+
+def test_the_end_does_not_wait_long_for_who_reads(scene: Scene, pipe: Pipe) -> None:
+    """What is not written then is not, and the process ends."""
+    scene.logger("text", descriptor=pipe.writing).warning("nobody reads this")
+    (writer,) = logging.getLogger().handlers
+    began = time.monotonic()
+    writer.flush()
+    assert LAST_WORDS <= time.monotonic() - began < 4 * LAST_WORDS
+
+
+def test_a_reader_that_went_away(scene: Scene) -> None:
+    """Nothing can be said to nobody; a file that is there again, under the same descriptor, has the next line."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    log = scene.logger("text", descriptor=writing)
+    log.warning("lost")
+    scene.text()
+    os.dup2(scene.file.fileno(), writing)
+    log.warning("heard")
+    (line,) = scene.lines()
+    os.close(writing)
+    assert line.endswith("heard")

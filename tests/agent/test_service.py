@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
-import signal, sys, threading
+import signal, sys, threading, time
 from netpol.agent.service import heed_signals, run_until_signal
 
 class Loop:
@@ -27,13 +27,20 @@ def send():
     whom = threading.get_ident() if "another" in sys.argv else threading.main_thread().ident
     signal.pthread_kill(whom, getattr(signal, sys.argv[1]))
 
+def stopping():
+    print("stopping", flush=True)
+    if "hangs" in sys.argv:
+        time.sleep(100)
+
 def soon():
     threading.Timer(0.2, send).start()
 
 ends = heed_signals()
 if "before" in sys.argv:
     send()
-print(run_until_signal(ends, Loop(), (lambda: None) if "before" in sys.argv else soon, lambda: print("stopping")))
+print(run_until_signal(ends, Loop(), (lambda: None) if "before" in sys.argv else soon, stopping))
+if "late" in sys.argv:
+    time.sleep(100)
 """
 
 
@@ -50,3 +57,10 @@ def test_a_signal_before_it_runs_is_not_lost(number: str) -> None:
     """One that comes while the process sets itself up ends it as soon as it can end."""
     done = subprocess.run([sys.executable, "-c", SCRIPT, number, "before"], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert (done.stdout, done.stderr) == ("stopping\nTrue\n", "")
+
+
+@pytest.mark.parametrize("what", ["hangs", "late"])
+def test_after_a_signal_the_process_ends_whatever_does_not(what: str) -> None:
+    """What is to be done before the loop ends, or after it, takes a hundred seconds: it does not get them."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT, "SIGTERM", "main", what], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.returncode, done.stdout.splitlines()[0], done.stderr) == (0, "stopping", "")

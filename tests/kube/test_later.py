@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Dict, Optional, get_args  # noqa: UP035
 
 import pytest
 
@@ -76,6 +77,34 @@ def test_a_name_is_read_when_it_is_used(read: list[str]) -> None:
     assert read.count("pack.given") == 1
 
 
+def test_what_does_not_need_the_module_does_not_read_it(read: list[str]) -> None:
+    """A name in an annotation, and as the class of an object that was there before; when the module is there, it is asked."""
+    with put_off((), {"pack.given": ("Thing", "make")}):
+        later = importlib.import_module("pack").user.Thing
+        assert not isinstance(7, later)
+    optional = Optional[Dict[str, later]]  # type: ignore[valid-type]  # noqa: UP006, UP045  # those of typing look inside
+    assert (isinstance(7, later), issubclass(int, later)) == (False, False)
+    assert get_args(get_args(optional)[0])[1] is later
+    assert "pack.given" not in read
+    thing = importlib.import_module("pack.given").Thing(7)
+    assert (isinstance(thing, later), issubclass(type(thing), later), isinstance(7, later)) == (True, True, False)
+
+
+def test_a_subscript_is_the_real_one(read: list[str], tmp_path: Path) -> None:
+    """With names that are put off too, and with others."""
+    generic = "from typing import Generic, TypeVar\nT = TypeVar('T')\nclass Thing(Generic[T]): pass\ndef make(): pass\nOTHER = 3"
+    (tmp_path / "pack" / "given" / "__init__.py").write_text("from .deep import Thing, make, T")
+    (tmp_path / "pack" / "given" / "deep.py").write_text(generic)
+    (tmp_path / "pack" / "user.py").write_text("from .given import Thing, T\ndef made() -> Thing[T]: return Thing[int]()")
+    with put_off((), {"pack.given": ("Thing", "T")}):
+        user = importlib.import_module("pack").user
+    assert "pack.given" not in sys.modules
+    made = user.made()
+    real = importlib.import_module("pack.given")
+    assert (type(made), made.__orig_class__) == (real.Thing, real.Thing[int])
+    assert user.Thing[user.T].__args__ == (real.T,)
+
+
 def test_other_names_and_use_at_once(read: list[str], tmp_path: Path) -> None:
     """A name of the module that is not put off, and a class that is derived from while the package is imported: the real ones, at once."""
     (tmp_path / "pack" / "user.py").write_text("from .given import Thing, OTHER\nfrom . import given\nclass Own(Thing): pass")
@@ -116,7 +145,10 @@ SPARED = (
     "oauthlib.common",
     "websocket",
     "dateutil.parser",
+    "kubernetes.client.api_response",
     "kubernetes.watch.watch",
+    "multiprocessing.pool",
+    "pydantic",
 )
 USES = """
 import kubernetes, kubernetes.client.api_client as api, kubernetes.config.kube_config as config
@@ -124,6 +156,13 @@ import requests_oauthlib
 assert requests_oauthlib.OAuth2Session.__mro__[1].__module__ == "requests.sessions"
 assert isinstance(config.OAuth2Session(client_id="x"), requests_oauthlib.OAuth2Session)
 assert issubclass(config.oauthlib.oauth2.rfc6749.errors.InvalidClientIdError, Exception)
+client = api.ApiClient()
+assert client.sanitize_for_serialization({"a": [1, None]}) == {"a": [1, None]} and "pydantic" not in sys.modules
+with client.pool as pool:
+    assert pool.apply(len, ("four",)) == 4
+answer = api.ApiResponse(status_code=200, data="x", raw_data=b"x")
+assert type(answer).__mro__[1].__module__ == "pydantic.main" and answer.status_code == 200
+assert client.sanitize_for_serialization(sys.modules["pydantic"].SecretStr("secret")) == "secret"
 assert api.parse("2026-01-01T00:00:00Z").year == 2026
 for name in ("dynamic.DynamicClient", "informer.SharedInformer", "stream.stream", "watch.Watch"):
     module, _, inside = name.partition(".")
@@ -132,7 +171,7 @@ for name in ("dynamic.DynamicClient", "informer.SharedInformer", "stream.stream"
 
 
 def test_an_agent_does_without_much_of_the_package() -> None:
-    """What the client does not need is not imported, 7 MB; and whoever uses it in the same process finds all of it."""
+    """What the client does not need is not imported, 15 MB; and whoever uses it in the same process finds all of it."""
     count = f"print(sorted(set({SPARED!r}) & set(sys.modules)))"
     program = "\n".join(("import sys, netpol.kube.client", count, USES, count))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
