@@ -36,6 +36,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # As whoever installs it has it: what a checkout compiles at each start is no figure of netpol's.
     compileall.compile_dir(Path(__file__).parents[1] / "netpol", quiet=1)
     config.stash[RESULTS] = []
+    try:
+        _with_others(config, [])  # before anything is measured that could not be added
+    except ValueError as error:
+        raise pytest.UsageError(f"{FILE}, which rows are to be added to: {error}") from error
 
 
 @pytest.fixture
@@ -48,11 +52,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     rows = config.stash[RESULTS]
     if not rows:
         return
-    path = Path(config.invocation_params.dir) / FILE
-    if config.getoption("--add") and path.exists():
-        rows = added(from_json(path.read_bytes()), rows)
+    path, rows = _path(config), _with_others(config, rows)
     path.write_bytes(to_json(run_of(rows)))
     width = max(LEAST_WIDTH, shutil.get_terminal_size().columns)
     terminalreporter.write_line("")
     terminalreporter.write(table(rows, width, terminalreporter.hasmarkup))
     terminalreporter.write_line(f"written to {path}")
+
+
+def _path(config: pytest.Config) -> Path:
+    return Path(config.invocation_params.dir) / FILE
+
+
+def _with_others(config: pytest.Config, rows: list[Result]) -> list[Result]:
+    """These rows, and with --add those of the run before; ValueError where it is none that they can be added to."""
+    path = _path(config)
+    return added(from_json(path.read_bytes()), rows) if config.getoption("--add") and path.exists() else rows

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from msgspec.structs import replace
 
-from netpol.bench.report import added, from_json, run_of, table, to_json
+from netpol.bench.report import FILE, added, from_json, run_of, table, to_json
 from netpol.bench.result import Figure, Result, percentile, waits
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -62,3 +69,15 @@ def test_rows_of_another_machine_are_not_added_to() -> None:
     run = replace(run_of([Result("a", 1.0, {}, 1, 1)]), machine="another one")
     with pytest.raises(ValueError, match="another one"):
         added(run, [])
+
+
+@pytest.mark.parametrize(("raw", "says"), [(b'{"rows": 7}', "$.rows"), (None, "another one")], ids=["no run", "another machine's"])
+def test_rows_that_could_not_be_added_are_not_measured(tmp_path: Path, raw: bytes | None, says: str) -> None:
+    """What is wrong with the file is said at the start, in a line, and the file stays."""
+    before = raw or to_json(replace(run_of([Result("a", 1.0, {}, 1, 1)]), machine="another one"))
+    (tmp_path / FILE).write_bytes(before)
+    command = [sys.executable, "-m", "pytest", "--add", "--collect-only", "-p", "no:cacheprovider", str(ROOT / "bench")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    (line,) = filter(None, done.stderr.splitlines())
+    assert (done.returncode, line.startswith(f"ERROR: {FILE}"), says in line) == (pytest.ExitCode.USAGE_ERROR, True, True), line
+    assert (tmp_path / FILE).read_bytes() == before

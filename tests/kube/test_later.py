@@ -178,6 +178,26 @@ def test_an_agent_does_without_much_of_the_package() -> None:
     assert (done.returncode, done.stdout.splitlines()) == (0, ["[]", str(sorted(SPARED))]), done.stderr
 
 
+def test_nor_do_its_requests_need_it(tmp_path: Path) -> None:
+    """A question, and an object that is written: answered without any of it."""
+    ask = "Client(configured(sys.argv[1])).ask"
+    lines = (
+        "import sys",
+        "from netpol.kube.client import Client, configured",
+        f"assert {ask}('GET', '/api/v1/pods').code == 200",
+        f"assert {ask}('POST', '/events', body={{'a': ['b', 1, None]}}).code == 201",
+        f"print(sorted(set({SPARED!r}) & set(sys.modules)))",
+    )
+    with FakeServer() as server:
+        server.answer("/api/v1/pods", page("1"))
+        server.answer("/events", bare(201, b"{}"))
+        command = [sys.executable, "-c", "\n".join(lines), server.kubeconfig(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        written = [json.loads(request.body) for request in server.asked if request.method == "POST"]
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+    assert written == [{"a": ["b", 1, None]}]
+
+
 def token(expires: float) -> str:
     """A JWT that says when it runs out, and nothing else."""
     parts = ({"alg": "none"}, {"exp": int(expires)})
