@@ -123,7 +123,7 @@ class Writer(logging.Handler):
                 continue  # the reader is gone: there is nobody to tell
 
     def _write(self, line: bytes) -> None:
-        """By the descriptor and no file object, whose lock the interpreter's end would wait for."""
+        """All of it, however little is taken at a time, and whether or not the descriptor blocks."""
         while line:
             try:
                 line = line[os.write(self._descriptor, line) :]

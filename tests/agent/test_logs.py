@@ -200,10 +200,19 @@ def test_who_speaks_does_not_wait_for_who_reads(scene: Scene, pipe: Pipe) -> Non
     until(lambda: len(pipe.lines()) == WAITING + 1)
     scene.now += REFILL
     log.warning("after")
-    until(lambda: len(pipe.lines()) == WAITING + 3)
-    *said, gap, after = [line.partition(" warning ")[2] for line in pipe.lines()]
-    assert said == [str(number) for number in range(WAITING + 1)]
-    assert (gap, after) == ("19 lines were left out before this: nobody read them", "after")
+    log.warning("again")
+    until(lambda: pipe.lines()[-1].endswith("again"))
+    said = [line.partition(" warning ")[2] for line in pipe.lines()]
+    gap = "19 lines were left out before this: nobody read them"
+    assert said == [*map(str, range(WAITING + 1)), gap, "after", "again"]
+
+
+def test_a_line_that_is_longer_than_a_pipe(scene: Scene, pipe: Pipe) -> None:
+    """It is read whole, though a page of it is taken at a time."""
+    scene.logger("text", descriptor=pipe.writing).warning("%s", "x" * 20_000 + "end")
+    until(lambda: pipe.lines()[-1:] and pipe.read.endswith(b"\n"))
+    (line,) = pipe.lines()
+    assert line.endswith(" warning " + "x" * 20_000 + "end")
 
 
 def test_what_a_flood_left_out_is_counted_with_the_rest(scene: Scene, pipe: Pipe) -> None:
