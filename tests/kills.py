@@ -14,6 +14,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from struct import Struct as Packing
 from typing import BinaryIO
@@ -101,7 +102,10 @@ def born(truth: Truth) -> tuple[int, int, int]:
             os.close(write)
             with os.fdopen(read, "rb") as batches:
                 live(list(truth.objects.values()), batches, say)
+        except BaseException:
+            traceback.print_exc()
         finally:
+            sys.stderr.flush()
             os._exit(2)
     os.close(read)
     os.close(say)
@@ -130,6 +134,8 @@ def life(truth: Truth, drawn: Random, chance: random.Random, tally: Tally, obser
                 os.write(batches, _LENGTH.pack(len(data)) + data)
             except BlockingIOError:
                 time.sleep(0.001)
+            except BrokenPipeError:  # it has ended, which is told below
+                break
             tally.changes += 1
         if not is_held:
             try:

@@ -49,5 +49,5 @@ def kill(lab: Lab, kills: int) -> Tally:
     with lab.entered():
         words = (sys.executable, "-m", "tests.kills", "1", str(kills))
         done = subprocess.run(words, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=3000)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     return msgspec.json.decode(done.stdout, type=Tally)

@@ -66,12 +66,20 @@ def take_over(kernel: Kernel, wanted: Ruleset, settings: Settings, learn: bool, 
                 found, left = kernel.read(), _left(other)
             steps = diff(wanted, found)
             # The old table, where it could not be moved, goes before the sets that it uses.
-            last = tuple(step for step in steps if isinstance(step, DestroySet))
-            kernel.apply(steps[: len(steps) - len(last)])
+            first, last = _parted(steps)
+            kernel.apply(first)
             gone = tuple(ReplaceTable(family, other.table, {}, False) for family in sorted(left.chains))
             other.apply(gone)
             leftover = kernel.apply(last)
-        return Taken((*moved, *steps[: len(steps) - len(last)], *gone, *last), wanted, other.calls + calls, learning, leftover)
+        return Taken((*moved, *first, *gone, *last), wanted, other.calls + calls, learning, leftover)
+
+
+def _parted(steps: tuple[Step, ...]) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+    """The steps, and the sets that are destroyed behind all of them: others go on the way, to be made anew."""
+    count = len(steps)
+    while count and isinstance(steps[count - 1], DestroySet):
+        count -= 1
+    return steps[:count], steps[count:]
 
 
 # -- another table -----------------------------------------------------------------------------------------------------

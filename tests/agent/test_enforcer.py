@@ -13,7 +13,7 @@ from netpol.kernel.apply import Kernel
 from netpol.kernel.ipset import Create, Destroy, IpsetSocket
 from netpol.model import EVERYTHING, Namespace, Pod, Policy, PolicyRule, Query, parse_address
 from netpol.rules.diff import diff
-from netpol.rules.ruleset import DestroySet
+from netpol.rules.ruleset import BESIDE, DestroySet, beside
 from tests.agent.stage import OBJECTS, WEB, enforced, the_set
 from tests.referees import run
 
@@ -202,6 +202,19 @@ def test_a_set_of_our_name_and_another_type_that_somebody_uses(enforcer: Enforce
     run("ipset", "flush", "theirs")
     enforcer.enforce()
     assert kernel.read() == enforcer.state.wanted()
+
+
+def test_changes_that_broke_off_under_all_names(enforcer: Enforcer, kernel: Kernel) -> None:
+    """Small sets that nobody uses have every name that a change could give its own: some are destroyed first, and made anew."""
+    for letter in "".join(map("".join, BESIDE)):
+        run("ipset", "create", beside(the_set(enforcer), letter), "hash:ip")
+    more = Pod("x", "c", (), "elsewhere", (parse_address("10.0.0.3"),)), Policy("x", "q", WEB, None, ())
+    with Kernel() as second:
+        other = Enforcer(second, "n")
+        other.put(*OBJECTS, *more)
+        steps = other.enforce().steps
+        assert isinstance(steps[0], DestroySet)
+        assert second.read() == other.state.wanted()
 
 
 def test_destroying_a_set_needs_no_wanted_state(kernel: Kernel) -> None:
