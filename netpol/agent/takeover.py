@@ -24,14 +24,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from netpol.errors import Unsupported
-from netpol.kernel.apply import Kernel
+from netpol.kernel.apply import Kernel, last_destroyed
 from netpol.kernel.conntrack import ConntrackSocket
 from netpol.model import FAMILIES, Family
 from netpol.rules.compile import Settings
 from netpol.rules.compile.skeleton import gate
 from netpol.rules.diff import diff
 from netpol.rules.flows import pack, unpack
-from netpol.rules.ruleset import DENY, Connmark, DestroySet, OpaqueTarget, ReplaceTable, Ruleset, Step, TableName
+from netpol.rules.ruleset import DENY, Connmark, OpaqueTarget, ReplaceTable, Ruleset, Step, TableName
 
 OTHER: Mapping[TableName, TableName] = {"mangle": "filter", "filter": "mangle"}
 
@@ -66,20 +66,13 @@ def take_over(kernel: Kernel, wanted: Ruleset, settings: Settings, learn: bool, 
                 found, left = kernel.read(), _left(other)
             steps = diff(wanted, found)
             # The old table, where it could not be moved, goes before the sets that it uses.
-            first, last = _parted(steps)
+            last = last_destroyed(steps)
+            first = steps[: len(steps) - len(last)]
             kernel.apply(first)
             gone = tuple(ReplaceTable(family, other.table, {}, False) for family in sorted(left.chains))
             other.apply(gone)
             leftover = kernel.apply(last)
         return Taken((*moved, *first, *gone, *last), wanted, other.calls + calls, learning, leftover)
-
-
-def _parted(steps: tuple[Step, ...]) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
-    """The steps, and the sets that are destroyed behind all of them: others go on the way, to be made anew."""
-    count = len(steps)
-    while count and isinstance(steps[count - 1], DestroySet):
-        count -= 1
-    return steps[:count], steps[count:]
 
 
 # -- another table -----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -196,7 +196,7 @@ class Kernel(Closing):
         except KernelError as error:
             if (error.op, error.code) == ("ipset add", HASH_FULL) and all(isinstance(step, GrowSet) for step in steps):
                 return [self._grow(step) for step in steps if isinstance(step, GrowSet)], {}
-            last = {step.name for step in _last_destroyed(steps)}
+            last = {step.name for step in last_destroyed(steps)}
             if error.op != "ipset destroy" or error.code not in (BUSY, REFERENCED) or error.object not in last:
                 raise
             left = last.intersection(self._ipset.names(ROOT))
@@ -449,8 +449,11 @@ def _command(step: Step) -> Command:
     return kind(step.name, step.kind, step.family, pack(step.members))
 
 
-def _last_destroyed(steps: Sequence[Step]) -> Iterator[DestroySet]:
+def last_destroyed(steps: Sequence[Step]) -> tuple[DestroySet, ...]:
+    """The sets that are destroyed behind all other steps: others go on the way, to be made anew."""
+    last: list[DestroySet] = []
     for step in reversed(steps):
         if not isinstance(step, DestroySet):
-            return
-        yield step
+            break
+        last.append(step)
+    return tuple(reversed(last))
