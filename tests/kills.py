@@ -105,7 +105,6 @@ def born(truth: Truth) -> tuple[int, int, int]:
         except BaseException:
             traceback.print_exc()
         finally:
-            sys.stderr.flush()
             os._exit(2)
     os.close(read)
     os.close(say)

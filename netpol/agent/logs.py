@@ -17,6 +17,7 @@ import select
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Literal
 
@@ -117,10 +118,8 @@ class Writer(logging.Handler):
             if isinstance(line, threading.Event):
                 line.set()
                 continue
-            try:
+            with suppress(OSError):  # the reader is gone: there is nobody to tell
                 self._write(line)
-            except OSError:
-                continue  # the reader is gone: there is nobody to tell
 
     def _write(self, line: bytes) -> None:
         """All of it, however little is taken at a time, and whether or not the descriptor blocks."""
