@@ -177,17 +177,21 @@ def _bridge(node: Node) -> Iterator[Finding]:
         if node.number(f"proc/sys/net/bridge/bridge-nf-call-{name}"):
             continue
         bare = [device.name for device in bridges if not node.number(f"sys/class/net/{device.name}/bridge/nf_call_{name}")]
-        with_pods = [device for device in bare if _has_pods(node, family, device)]
+        with_pods = [device for device in bare if _has_pods(node, device)]
         if with_pods:
             words = f"between pods on one bridge ({_some(with_pods)}) IPv{family} packets meet no rules: modprobe br_netfilter, "
             yield Finding("fail", words + f"and sysctl -w net.bridge.bridge-nf-call-{name}=1")
 
 
-def _has_pods(node: Node, family: Family, device: str) -> bool:
-    """Whether pods may sit on that bridge: not where the node's ranges are known, and it has routes, none of them to such a range."""
-    routes = [net for net in _routes(node, family) if net[0] == device]
-    ranges = [net for net in node.ranges if net.family == family]
-    return not routes or not node.ranges or any(_overlap(net, known) for _, net in routes for known in ranges)
+def _has_pods(node: Node, device: str) -> bool:
+    """Whether pods may sit on that bridge: not where the node's ranges are known, and it has routes, none of them to such a range.
+
+    Of whatever family: pods of IPv4 have link-local addresses of IPv6, too.
+    """
+    nets = [net for family in FAMILIES for name, net in _routes(node, family) if name == device]
+    if not nets or not node.ranges:
+        return True
+    return any(net.family == known.family and _overlap(net, known) for net in nets for known in node.ranges)
 
 
 def _overlap(one: Network, other: Network) -> bool:

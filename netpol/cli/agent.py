@@ -52,7 +52,7 @@ def _address(ctx: click.Context, param: click.Parameter, value: str) -> tuple[st
     "--audit-interval",
     show_envvar=True,
     envvar="NETPOL_AUDIT_INTERVAL",
-    type=click.FloatRange(min=0),
+    type=options.Seconds(),
     default=10.0,
     metavar="SECONDS",
     help="How often everything in the kernel is read back and compared; 0 is never.",

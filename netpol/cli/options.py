@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+LONGEST = 1e9
+"""Seconds; nobody can wait for much longer."""
+
 STATE = "/var/lib/netpol/state"
 """Where the unit of the agent has it saved."""
 
@@ -88,10 +91,23 @@ def cut_flows(command: F) -> F:
     )(command)
 
 
+class Seconds(click.FloatRange):
+    """A number of seconds, at least 0."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not found <= LONGEST:  # nor is what is no number
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return found
+
+
 def grace(command: F) -> F:
     return _option(
         "--grace",
-        type=click.FloatRange(0),
+        type=Seconds(),
         default=0.5,
         envvar="NETPOL_GRACE",
         metavar="SECONDS",
@@ -116,7 +132,8 @@ def _networks(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
     return tuple(parse_ranges(value))
 
 
-def pod_cidrs(command: F) -> F:
+def pod_cidrs(default: str = "what the Node object says") -> Callable[[F], F]:
+    """`default` says what holds without it."""
     return _option(
         "--pod-cidr",
         "pod_cidrs",
@@ -124,8 +141,8 @@ def pod_cidrs(command: F) -> F:
         multiple=True,
         envvar="NETPOL_POD_CIDR",
         metavar="CIDR",
-        help="Ranges of the node's pods (repeatable).  [default: what the Node object says]",
-    )(command)
+        help=f"Ranges of the node's pods (repeatable).  [default: {default}]",
+    )
 
 
 def state(command: F) -> F:
@@ -145,7 +162,7 @@ def saved_state(words: str) -> Callable[[F], F]:
 
 def settings(command: Callable[..., Any]) -> Callable[..., Any]:
     """All options of the rules; the command gets them as one `settings`."""
-    return form(unknown_pods(pod_cidrs(command)))
+    return form(unknown_pods(pod_cidrs()(command)))
 
 
 def form(command: Callable[..., Any]) -> Callable[..., Any]:

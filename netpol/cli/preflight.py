@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command()
 @options.table
 @options.cut_bit
-@options.pod_cidrs
+@options.pod_cidrs("not known: every bridge counts")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 @click.pass_context
 def preflight(ctx: click.Context, table: str, cut_bit: int, pod_cidrs: tuple[Network, ...], as_json: bool) -> None:

@@ -251,11 +251,25 @@ def test_pods_on_a_bridge(bridge: None) -> None:
     assert [level for level, _ in found["bridge"]] == ["fail", "fail"]
     assert "(pods0) IPv4 packets meet no rules" in found["bridge"][0][1]
     assert command("--json", "--pod-cidr", "10.8.0.0/16", "--pod-cidr", "fd08::/48")[1] == {}
-    assert len(command("--json", "--pod-cidr", "10.9.0.0/16", "--pod-cidr", "fd08::/48")[1]["bridge"]) == 1
+    # Pods of one family have link-local addresses of the other.
+    for ranges in (("10.9.0.0/16", "fd08::/48"), ("10.9.0.0/16",), ("fd09::/48",)):
+        assert len(command("--json", *(word for net in ranges for word in ("--pod-cidr", net)))[1]["bridge"]) == 2
     calls("iptables", 1)
     assert ["IPv6" in words for _, words in command("--json")[1]["bridge"]] == [True]
     run("ip", "link", "set", "pods0", "type", "bridge", "nf_call_ip6tables", "1")
     assert command("--json")[:2] == (0, {})
+
+
+@pytest.mark.parametrize("ranges", [("10.8.0.0/16",), ("fd08::/48",)])
+def test_somebody_elses_bridge_of_one_family(node: int, ranges: tuple[str, ...]) -> None:
+    """A bridge of virtual machines that has addresses of one family only is no obstacle, whichever family's ranges are known."""
+    for family in ("iptables", "ip6tables"):
+        calls(family, 0)
+    run("ip", "link", "add", "virbr0", "up", "type", "bridge")
+    run("ip", "address", "add", "192.168.122.1/24", "dev", "virbr0")
+    run("ip", "link", "add", "port0", "up", "master", "virbr0", "type", "veth", "peer", "vm0")
+    assert len(command("--json")[1]["bridge"]) == 2
+    assert command("--json", *(word for net in ranges for word in ("--pod-cidr", net)))[:2] == (0, {})
 
 
 def test_without_the_capability(node: int) -> None:

@@ -72,6 +72,9 @@ def test_reject_and_its_table() -> None:
         pytest.param("--log-group 65536", "65536 is not in the range", id="no group"),
         pytest.param("--pod-cidr 10.0.0.0/33", "10.0.0.0/33", id="no range"),
         pytest.param("--grace -1", "-1", id="a grace in the past"),
+        pytest.param("--grace inf", "'inf' is no number of seconds", id="a grace without end"),
+        pytest.param("--grace nan", "'nan' is no number of seconds", id="no number of seconds"),
+        pytest.param("--grace 1e10", "'1e10' is no number of seconds", id="a grace of centuries"),
     ],
 )
 def test_what_is_refused(arguments: str, words: str) -> None:
