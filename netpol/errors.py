@@ -25,6 +25,11 @@ class NetpolError(Exception):
     """Base of every error that netpol raises on purpose."""
 
 
+def said(error: Exception) -> str:
+    """An error as the command says it: the program's name before each of its lines."""
+    return "\n".join(f"netpol: {printable(line)}" for line in str(error).split("\n"))
+
+
 class InvalidObject(NetpolError):
     """A value in an API object that cannot be valid.
 

@@ -13,7 +13,7 @@ from netpol.agent.enforcer import identity
 from netpol.errors import InvalidManifests, KernelError
 from netpol.kernel.inotify import Watcher
 from netpol.kube.events import Event, Gone, Put, Synced
-from netpol.kube.manifests import load
+from netpol.kube.manifests import load, stamp
 from netpol.model import Namespace, Node, Object, Pod, Policy
 
 KINDS: tuple[type[Object], ...] = (Namespace, Node, Pod, Policy)
@@ -42,10 +42,14 @@ class FileSource:
         threading.Thread(target=self._follow, args=(watcher,), name="files", daemon=True).start()
 
     def _follow(self, watcher: Watcher) -> None:
+        seen: object = None
         while True:
             try:
                 watcher.refresh()
-                self.say(load(self._paths))
+                # What else is written in a folder, a log of ours perhaps, is no change. What changes while it is read is one.
+                before, seen = seen, stamp(self._paths)
+                if seen != before:
+                    self.say(load(self._paths))
             except (InvalidManifests, KernelError) as error:
                 self._complain(error)
             watcher.wait()

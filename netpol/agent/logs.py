@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
-from typing import Literal
+from typing import Literal, TextIO
 
 from netpol.errors import printable
 
@@ -128,6 +128,14 @@ class Writer(logging.Handler):
                 line = line[os.write(self._descriptor, line) :]
             except BlockingIOError:
                 select.select([], [self._descriptor], [])
+
+
+def speaker(stream: TextIO | None) -> Callable[[str], None]:
+    """Says lines as they are on a stream, where there is one: as the log's, they keep nobody who says something."""
+    logger = logging.Logger(__name__)
+    if stream is not None:
+        logger.addHandler(Writer(stream.fileno()))
+    return logger.info
 
 
 def configure(form: Form, level: str, descriptor: int, clock: Callable[[], float] = time.monotonic) -> logging.Logger:

@@ -23,7 +23,7 @@ _DIGEST = 32
 
 
 class SavedStateError(NetpolError):
-    """A saved state that cannot be used; says which file, and why."""
+    """A state that cannot be saved, or a saved one that cannot be used; says which file, and why."""
 
 
 class _Set(Struct, frozen=True, array_like=True):
@@ -41,7 +41,7 @@ class _Content(Struct, frozen=True):
 
 
 def save(path: Path, ruleset: Ruleset) -> None:
-    """Writes the ruleset to a file, atomically and durably; one that holds it already is left as it is. OSError where the file cannot be.
+    """Writes the ruleset to a file, atomically and durably; one that holds it already is left as it is. SavedStateError where it cannot.
 
     The same ruleset gives the same bytes.
     """
@@ -53,8 +53,15 @@ def save(path: Path, ruleset: Ruleset) -> None:
     )
     payload = msgspec.msgpack.encode(content)
     whole = FORMAT + sha256(payload).digest() + payload
-    if _holds(path, whole):
-        return
+    try:
+        if not _holds(path, whole):
+            _write(path, whole)
+    except (OSError, ValueError) as error:  # ValueError: the path is no file's
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SavedStateError(f"the state could not be saved: {path}: {reason}") from error
+
+
+def _write(path: Path, whole: bytes) -> None:
     new = path.with_name(f".{path.name}.new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:

@@ -7,14 +7,14 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from netpol.agent.saved import save
+from netpol.agent.saved import SavedStateError, save
 from netpol.rules.ruleset import Ruleset
 
 
 class Saver:
     """Writes what it is given to a file. `complain` is told, by the saver's thread, why it could not; the next state is tried again."""
 
-    def __init__(self, path: Path, complain: Callable[[OSError], None]) -> None:
+    def __init__(self, path: Path, complain: Callable[[SavedStateError], None]) -> None:
         self._path, self._complain = path, complain
         self._given: queue.SimpleQueue[Ruleset | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="saver", daemon=True)
@@ -38,7 +38,7 @@ class Saver:
             if states:
                 try:
                     save(self._path, states[-1])
-                except OSError as error:
+                except SavedStateError as error:
                     self._complain(error)
             if None in waiting:
                 return

@@ -15,6 +15,7 @@ from netpol.agent.enforcer import Report
 from netpol.agent.loop import Listener, Refusal
 from netpol.agent.notify import Notifier
 from netpol.agent.preflight import Check
+from netpol.agent.saved import SavedStateError
 from netpol.agent.standing import Standing
 from netpol.agent.tally import Tally, kind_name
 from netpol.errors import InvalidObject
@@ -130,8 +131,8 @@ class Voice(Listener, sources.Listener):
 
     # -- others --------------------------------------------------------------------------------------------------------
 
-    def not_saved(self, error: OSError) -> None:
-        log.error("the state could not be saved: %s", error)
+    def not_saved(self, error: SavedStateError) -> None:
+        log.error("%s", error)
 
     def trouble(self, words: str) -> None:
         log.error("%s", words)

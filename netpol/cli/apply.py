@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -58,48 +57,52 @@ def apply(
         enforcer.replace(objects)
         report = enforcer.enforce()
         if report.grace:
-            _warn(report)
+            click.echo(_warning(report), err=True)
             time.sleep(report.grace)
             report = enforcer.enforce()
         _sweep(enforcer, cut_flows)
+        click.echo(_told(report))
+        isolation.tell(enforcer.state)
         if state is not None:
             save(Path(state), enforcer.state.wanted())
-        _tell(report)
-        isolation.tell(enforcer.state)
 
 
 def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str], state: str | None, cut_flows: bool) -> None:
     """Until a signal comes. Files that cannot be understood, and a kernel that refuses, are reported; what is in force stays."""
     import random
+    import sys
     from pathlib import Path
 
     from netpol.agent.audit import Drift
     from netpol.agent.cutting import Cutting
     from netpol.agent.files import KINDS, FileSource
+    from netpol.agent.logs import speaker
     from netpol.agent.loop import Listener, Loop
     from netpol.agent.saver import Saver
     from netpol.agent.service import heed_signals, leave, run_until_signal
-    from netpol.errors import NetpolError
+    from netpol.errors import NetpolError, said
 
     ends = heed_signals()
+    # Enforcement neither waits for whoever reads this nor ends with him.
+    tell, warn = speaker(sys.stdout), speaker(sys.stderr)
 
     def complain(error: Exception) -> None:
-        click.echo(textwrap.indent(str(error), "netpol: "), err=True)
+        warn(said(error))
 
     class Words(Listener):
         def applied(self, report: Report) -> None:
             cutting.changed(report)
             if report.grace:
-                _warn(report)
+                warn(_warning(report))
             else:
-                _tell(report)
+                tell(_told(report))
 
         def refused(self, error: NetpolError) -> None:
             complain(error)
 
         def drifted(self, drift: Drift, report: Report) -> None:
             cutting.changed(report)
-            click.echo(f"repaired what somebody else changed: {', '.join(drift.named())}", err=True)
+            warn(f"repaired what somebody else changed: {', '.join(drift.named())}")
 
         def save(self) -> None:
             if saver is not None:
@@ -113,7 +116,7 @@ def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str],
         ended = run_until_signal(ends, loop, source.start, lambda: None)
     if saver is not None:
         saver.close(SAVING)
-    click.echo("stopped; the rules stay in force")
+    tell("stopped; the rules stay in force")
     if not ended:
         leave()
 
@@ -133,11 +136,10 @@ def _sweep(enforcer: Enforcer, cut_flows: bool) -> None:
         click.echo(f"{counted(report.marked, 'running flow')} cut, {report.unmarked} given back")
 
 
-def _warn(report: Report) -> None:
-    words = "this node tracked no connections: those that run are learnt before anything is denied"
-    click.echo(f"netpol: {words}, for {report.grace:g} s", err=True)
+def _warning(report: Report) -> str:
+    return f"netpol: this node tracked no connections: those that run are learnt before anything is denied, for {report.grace:g} s"
 
 
-def _tell(report: Report) -> None:
+def _told(report: Report) -> str:
     done = counted(len(report.steps), "step") if report.steps else "nothing to change"
-    click.echo(f"{done}, {counted(report.system_calls, 'system call')}")
+    return f"{done}, {counted(report.system_calls, 'system call')}"

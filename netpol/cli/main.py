@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from netpol import __version__
-from netpol.errors import InvalidManifests, InvalidObject, NetpolError, printable
+from netpol.errors import InvalidManifests, InvalidObject, NetpolError, said
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "agent": ("netpol.cli.agent", "Follow an API server, and enforce its policies on this node."),
@@ -58,7 +58,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except NetpolError as error:
-            click.echo("\n".join(f"netpol: {printable(line)}" for line in str(error).split("\n")), err=True)
+            click.echo(said(error), err=True)
             ctx.exit(2 if isinstance(error, (InvalidObject, InvalidManifests)) else 1)
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ STANDARD_INPUT = "-"
 NETWORKING = "networking.k8s.io/v1"
 NAME_LABEL = "kubernetes.io/metadata.name"
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+TICK = 50_000_000  # nanoseconds: no file system's clock is coarser here
 POLICY_FIELDS = frozenset({"podSelector", "policyTypes", "ingress", "egress"})
 
 DECODERS: dict[tuple[str, str], Callable[[bytes], Decoded[Any]]] = {
@@ -195,6 +197,25 @@ def _sources(path: str, errors: list[InvalidObject]) -> list[str]:
     if not files and not failed:
         errors.append(InvalidObject("directory", "", f"holds no file that ends in {', '.join(SUFFIXES)}", path))
     return sorted(files)
+
+
+def stamp(paths: Sequence[str]) -> object:
+    """Something that is equal for two calls only where a `load` after the first would read the same as one after the second."""
+    errors: list[InvalidObject] = []
+    files = [source for path in paths for source in _sources(path, errors)]
+    times = [_times(source) for source in files]
+    # What was written as lately as this may be written once more without another time.
+    is_fresh = max((when[-1] for when in times), default=0) > time.time_ns() - TICK
+    return files, times, [str(error) for error in errors], object() if is_fresh else None
+
+
+def _times(source: str) -> tuple[int, ...]:
+    """What of a file changes when it is written or replaced; the time of its last change comes last."""
+    try:
+        found = os.stat(0 if source == STANDARD_INPUT else source)
+    except OSError as error:
+        return error.errno or 0, 0
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _unread(source: str, error: OSError) -> InvalidObject:

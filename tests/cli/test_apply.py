@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import pytest
 from click.testing import CliRunner, Result
@@ -146,6 +148,78 @@ def test_files_are_followed_until_a_signal(tmp_path: Path, stop: signal.Signals)
     finally:
         process.kill()
         process.communicate()
+
+
+@contextmanager
+def following(folder: Path, stdout: int | IO[bytes], stderr: int | IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """`netpol apply --watch` of a file in the folder, which writes there; it holds pods and, later, a policy."""
+    (folder / "all.yaml").write_text(PODS)
+    command = [sys.executable, "-m", "netpol.cli.main", "apply", "-f", str(folder / "all.yaml"), "--node", "n", "--watch"]
+    process = subprocess.Popen(command, stdout=stdout, stderr=stderr)
+    try:
+        assert eventually(lambda: "-A FORWARD -j NETPOL" in rules())
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("kind", ["full pipe", "closed pipe", "full disk"])
+def test_nobody_reads_what_it_says(tmp_path: Path, kind: str) -> None:
+    """A pipe that is full, or has no reader any more, or a full disk: enforcement goes on, and a signal ends the process."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while kind == "full pipe":
+            os.write(writer, bytes(1 << 16))
+    os.set_blocking(writer, True)
+    output = os.open("/dev/full", os.O_WRONLY) if kind == "full disk" else writer
+    with following(tmp_path, output, output) as process:
+        if kind == "closed pipe":
+            os.close(reader)
+        for app, address in (("a", "10.0.0.1"), ("b", "10.0.0.2")):
+            (tmp_path / "all.yaml").write_text(f"{PODS}---\n{POLICY % app}")
+            assert eventually(lambda address=address: f"-d {address}/32" in rules())  # type: ignore[misc]
+            (tmp_path / "all.yaml").write_text("kind: NetworkPolicy\n")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    for descriptor in {reader, writer, output} - ({reader} if kind == "closed pipe" else set()):
+        os.close(descriptor)
+
+
+def test_a_log_beside_the_manifests_is_no_change(tmp_path: Path) -> None:
+    """What it says is written to the folder that it watches: each change, and each mistake, is told once."""
+    log = tmp_path / "netpol.log"
+    with log.open("wb") as file, following(tmp_path, file, file):
+        assert eventually(lambda: "step" in log.read_text())
+        (tmp_path / "all.yaml").write_text("kind: NetworkPolicy\n")
+        assert eventually(lambda: "all.yaml" in log.read_text())
+        (tmp_path / "all.yaml").write_text(f"{PODS}---\n{POLICY % 'a'}")
+        assert eventually(lambda: "-d 10.0.0.1/32" in rules())
+        (tmp_path / "other.log").write_text("x")
+        (tmp_path / "all.yaml").rename(tmp_path / "old")
+        assert eventually(lambda: "No such file" in log.read_text())
+        # Half a second is ten times what it takes to look again.
+        time.sleep(0.5)
+        (tmp_path / "old").rename(tmp_path / "all.yaml")
+        assert eventually(lambda: "nothing to change" in log.read_text().splitlines()[-1])
+        time.sleep(0.5)
+    lines = log.read_text().splitlines()
+    assert len([line for line in lines if "all.yaml: document" in line]) == 1
+    assert len([line for line in lines if "No such file" in line]) == 1
+    assert len([line for line in lines if "step" in line]) == 2
+    assert len([line for line in lines if "nothing to change" in line]) == 1
+
+
+@pytest.mark.parametrize("place", ["nowhere/state", ".", ""])
+def test_a_state_that_cannot_be_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """The rules are in force and told of; then the file is named, and the exit status is 1."""
+    monkeypatch.chdir(tmp_path)
+    result = netpol("apply", "-f", str(EXAMPLE), "--state", place)
+    assert "steps" in result.stdout
+    assert result.stderr.startswith(f"netpol: the state could not be saved: {place or '.'}: ")
+    assert result.exit_code == 1
+    assert "-A FORWARD -j NETPOL" in rules()
 
 
 @pytest.mark.parametrize("by", ["option", "environment"])
