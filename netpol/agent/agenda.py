@@ -75,7 +75,7 @@ class Agenda:
         self._look: float | None = None
         self._audit: float | None = None
         self._first_unsaved: float | None = None
-        self._saved = False  # by this process: what an earlier one saved may be lost, damaged, or of another version
+        self._saved = False  # what is in force: an earlier process's file may be lost, damaged, or of another version
         self._last_unsaved = 0.0
 
     @property
@@ -137,17 +137,15 @@ class Agenda:
             self.in_force = True
             self._look = ended + self.pace.look
             self._plan_audit(ended)
-        if changed or not self._saved:
-            self._last_unsaved = ended
-            if self._first_unsaved is None:
-                self._first_unsaved = ended
+        self._note_unsaved(ended, changed)
 
     def refused(self, began: float, ended: float) -> None:
         """The kernel did not take it all."""
         first, longest = self.pace.retry
         wait = min(first * 2.0 ** min(self.refusals, 30), longest)
         self.refusals += 1
-        self.in_force = False
+        # What was done of it is in force, and another try may find nothing left to do.
+        self.in_force = self._saved = False
         self._attempt = ended + wait * (0.5 + self._jitter() / 2)
         self._rest_until = ended + min(max(ended - began, first / 2), longest)
 
@@ -166,11 +164,19 @@ class Agenda:
         """Looks were taken meanwhile; the next one is due at that time, which is past where one of them found something."""
         self._look = at
 
-    def audited(self, now: float) -> None:
+    def audited(self, now: float, changed: bool = False) -> None:
+        """All is as wanted; changed -- something had to be written for that, and may have been a change that was pending."""
         self._plan_audit(now)
+        self._note_unsaved(now, changed)
 
     def saved(self) -> None:
         self._saved, self._first_unsaved = True, None
+
+    def _note_unsaved(self, now: float, changed: bool) -> None:
+        if changed or not self._saved:
+            self._last_unsaved = now
+            if self._first_unsaved is None:
+                self._first_unsaved = now
 
     def _plan_audit(self, now: float) -> None:
         self._audit = now + self.pace.audit if self.pace.audit else None

@@ -112,7 +112,8 @@ class Enforcer:
                 steps = diff(whole, found or self.kernel.read())
             self._sure = False
             leftover = self.kernel.apply(steps)
-            self._leftover = leftover if steps else self._leftover
+            # Where all was read, and nothing is to be done, nothing is left over.
+            self._leftover = leftover if steps or whole is not None else self._leftover
         except (KernelError, MalformedKernelData):
             self._sure = False
             raise

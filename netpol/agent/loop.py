@@ -284,7 +284,7 @@ class Loop:
         ended = self._clock()
         self.tally.audits.observe(ended - began)
         self.tally.system_calls += report.system_calls
-        self.agenda.audited(ended)
+        self.agenda.audited(ended, bool(report.steps))
         if drift:
             self.tally.drift.update(drift.kinds())
             self._listener.drifted(drift, report)

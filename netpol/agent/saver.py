@@ -1,4 +1,7 @@
-"""Saves the last written state from a thread of its own: a disk that is slow, or full, never holds up the kernel."""
+"""Saves the last written state from a thread of its own: a disk that is slow, or full, never holds up the kernel.
+
+What cannot be saved is tried again after a while, for the next change may be days away.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,14 @@ from pathlib import Path
 from netpol.agent.saved import SavedStateError, save
 from netpol.rules.ruleset import Ruleset
 
+AGAIN = 10.0  # seconds
+
 
 class Saver:
-    """Writes what it is given to a file. `complain` is told, by the saver's thread, why it could not; the next state is tried again."""
+    """Writes what it is given to a file. `complain` is told once, by the saver's thread, why it could not, until it could."""
 
-    def __init__(self, path: Path, complain: Callable[[SavedStateError], None]) -> None:
-        self._path, self._complain = path, complain
+    def __init__(self, path: Path, complain: Callable[[SavedStateError], None], again: float = AGAIN) -> None:
+        self._path, self._complain, self._again = path, complain, again
         self._given: queue.SimpleQueue[Ruleset | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="saver", daemon=True)
         self._thread.start()
@@ -30,15 +35,28 @@ class Saver:
         self._thread.join(timeout)
 
     def _run(self) -> None:
+        state: Ruleset | None = None  # what is not saved yet
+        told = ""
         while True:
-            waiting = [self._given.get()]
-            while not self._given.empty():
-                waiting.append(self._given.get())
-            states = [ruleset for ruleset in waiting if ruleset is not None]
-            if states:
-                try:
-                    save(self._path, states[-1])
-                except SavedStateError as error:
+            waiting = self._next(None if state is None else self._again)
+            state = next((ruleset for ruleset in reversed(waiting) if ruleset is not None), state)
+            try:
+                if state is not None:
+                    save(self._path, state)
+                state, told = None, ""
+            except SavedStateError as error:
+                if str(error) != told:
                     self._complain(error)
+                told = str(error)
             if None in waiting:
                 return
+
+    def _next(self, timeout: float | None) -> list[Ruleset | None]:
+        """All that waits, and at least one, or nothing when it is time to try again."""
+        try:
+            waiting = [self._given.get(timeout=timeout)]
+        except queue.Empty:
+            return []
+        while not self._given.empty():
+            waiting.append(self._given.get())
+        return waiting

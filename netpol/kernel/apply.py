@@ -2,8 +2,8 @@
 
 Steps are done in their order; neighbouring changes of sets travel together in one send, but nothing together with growth. A step that
 fails raises and leaves those before it in force; the caller reads back what there is and plans anew. Two things are no failures: a set
-that is destroyed last and that somebody else uses is told, and a set that is full is exchanged for a larger one. One of which most
-members leave is exchanged for what is left. Chains are encoded once and kept as long as they are wanted.
+that is destroyed last and that somebody else uses is told, or that he has destroyed is gone, and a set that is full is exchanged for a
+larger one. One of which most members leave is exchanged for what is left. Chains are encoded once and kept as long as they are wanted.
 
 Looking whether somebody else changed something comes in three depths, each of which is taken only where the one before gives cause:
 - `touched`: what the kernel says about each table in one call, and about few sets by their headers. Right whenever it says yes; it
@@ -197,7 +197,7 @@ class Kernel(Closing):
             if (error.op, error.code) == ("ipset add", HASH_FULL) and all(isinstance(step, GrowSet) for step in steps):
                 return [self._grow(step) for step in steps if isinstance(step, GrowSet)], {}
             last = {step.name for step in last_destroyed(steps)}
-            if error.op != "ipset destroy" or error.code not in (BUSY, REFERENCED) or error.object not in last:
+            if error.op != "ipset destroy" or error.code not in (BUSY, REFERENCED, errno.ENOENT) or error.object not in last:
                 raise
             left = last.intersection(self._ipset.names(ROOT))
             return [step for step in steps if not (isinstance(step, DestroySet) and step.name in left)], {}

@@ -229,6 +229,27 @@ def test_the_state_is_saved_in_quiet_and_under_steady_change() -> None:
     assert made.due(NOTHING, 206.0) == Due(1205.5, "look")
 
 
+def test_what_came_into_force_by_a_refused_try_is_saved() -> None:
+    """All of it may be done before the kernel says no: the next try finds nothing to do, and the file is old all the same."""
+    made = in_force(Pace(look=1000.0, audit=0.0))
+    made.applied(200.0, 0.0, changed=True)
+    made.saved()
+    made.refused(201.0, 201.0)
+    made.applied(202.0, 0.0, changed=False)
+    assert made.due(NOTHING, 202.0) == Due(203.0, "save")
+
+
+def test_what_an_audit_wrote_is_saved() -> None:
+    """A repair takes with it what was pending; an audit that finds nothing writes nothing."""
+    made = in_force(Pace(look=1000.0, audit=0.0))
+    made.applied(200.0, 0.0, changed=True)
+    made.saved()
+    made.audited(201.0)
+    assert not made.unsaved
+    made.audited(202.0, changed=True)
+    assert made.due(NOTHING, 202.0) == Due(203.0, "save")
+
+
 def test_the_state_is_saved_once_though_nothing_changed() -> None:
     """A process that finds all as wanted saves it: what an earlier one saved may be lost, damaged, or of another version."""
     made = agenda(Pace(look=1000.0, audit=0.0))

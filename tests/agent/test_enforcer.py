@@ -145,6 +145,31 @@ def test_a_set_that_was_left_over_goes_with_the_next_change(enforcer: Enforcer, 
     assert run("ipset", "list", "-n").split() == ["theirs"]
 
 
+@pytest.mark.parametrize("change", [False, True], ids=["an audit", "a change"])
+def test_a_set_that_was_left_over_is_destroyed_by_who_used_it(enforcer: Enforcer, in_use: tuple[str, list[str]], change: bool) -> None:
+    """It is gone as it should be: the next audit finds nothing amiss, and so the one after the next change."""
+    name, let_go = in_use
+    assert enforcer.enforce().leftover == (name,)
+    run(*let_go)
+    run("ipset", "destroy", name)
+    if change:
+        enforcer.put(Policy("x", "other", WEB, (), None))
+        report = enforcer.enforce()
+        assert (report.leftover, len(report.steps) > 1) == ((), True)
+    for _ in range(2):
+        assert (enforcer.audit()[0], enforcer.audit()[1].leftover) == (NO_DRIFT, ())
+
+
+def test_nothing_is_left_over_once_all_was_read_and_is_as_wanted(enforcer: Enforcer, in_use: tuple[str, list[str]]) -> None:
+    """A reading that finds it gone forgets it."""
+    name, let_go = in_use
+    assert enforcer.enforce().leftover == (name,)
+    run(*let_go)
+    run("ipset", "destroy", name)
+    report = enforcer.adopt()
+    assert (report.steps, report.leftover) == ((), ())
+
+
 def test_a_set_that_was_left_over_is_wanted_again(enforcer: Enforcer, kernel: Kernel, in_use: tuple[str, list[str]]) -> None:
     """It is taken as it stands and gets the members of now, in one step with no error; who follows the steps is told all, not these."""
     name, _ = in_use
