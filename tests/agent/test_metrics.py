@@ -21,7 +21,9 @@ from netpol.kernel.apply import Kernel
 from netpol.kube.events import Event, Gone, Put, Synced
 from netpol.kube.reflector import POLICIES, Reflector
 from netpol.lab import Host, Lab, Probe
-from netpol.model import EVERYTHING, TCP, Namespace, Node, Pod, Policy
+from netpol.model import EVERYTHING, TCP, Namespace, Node, Pod, Policy, parse_address, parse_network
+from netpol.rules.compile import Settings
+from tests.agent.stage import OBJECTS
 from tests.referees import run
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -231,3 +233,23 @@ def test_denied_packets_are_counted_by_side() -> None:
         assert taker.look(enforcer).denied == second
         third = denied().denied
         assert third["egress", "policy"] > second["egress", "policy"]
+
+
+def test_a_rule_that_moves_in_its_chain_is_counted_once(netns: int) -> None:
+    """Pods that come before it in the tree's first chain: what unknown addresses were denied does not grow by that."""
+    with Kernel() as kernel:
+        enforcer = Enforcer(kernel, "n", Settings(unknown_pods="deny", pod_cidrs=(parse_network("10.0.0.0/24"),)))
+        enforcer.put(*OBJECTS)
+        enforcer.enforce()
+        taker = CensusTaker()
+        taker.look(enforcer)
+        for place in ("1", "4"):
+            rules = run("iptables-legacy", "-w", "-t", "mangle", "-S", "NETPOL-INGRESS").splitlines()
+            last = len(rules) - 1
+            counted = ("-d", "10.0.0.0/24", "-g", "NETPOL-DENY", "-c", f"{place}000", "60000")
+            run("iptables-legacy", "-w", "-t", "mangle", "-R", "NETPOL-INGRESS", str(last), *counted)
+            assert taker.look(enforcer).denied["ingress", "unknown_pod"] == int(place) * 1000
+            enforcer.put(Pod("x", f"p{place}", (), "n", (parse_address(f"10.0.0.{place}0"),)))
+            enforcer.enforce()
+            assert run("iptables-legacy", "-w", "-t", "mangle", "-S", "NETPOL-INGRESS").splitlines()[last] != rules[last]
+            assert taker.look(enforcer).denied["ingress", "unknown_pod"] == int(place) * 1000
