@@ -5,8 +5,10 @@ What moves is the state of `tests.test_hitless_packets`; its senders make a flow
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from typing import Any
 
 import pytest
@@ -15,10 +17,13 @@ from msgspec.structs import replace
 from netpol.agent.cutter import Cutter
 from netpol.agent.enforcer import Enforcer, Report
 from netpol.agent.enforcer import clean as remove
+from netpol.errors import KernelError
 from netpol.kernel.apply import Kernel
+from netpol.kernel.xtables import TableSocket
 from netpol.lab import Host, Lab
 from netpol.model import TCP, UDP, Namespace, NumberedPort, Object, Policy, PolicyRule
 from netpol.rules.compile import Settings
+from netpol.rules.diff import diff
 from netpol.rules.flows import unpack
 from netpol.rules.ruleset import ReplaceTable
 from tests.flows import BASE, BIT, CLIENT, FRIENDS_ONLY, NOBODY, PODS, SERVER, SERVER6, World, guard, wait_for
@@ -154,6 +159,23 @@ def test_cleaning_up_gives_back_what_was_cut() -> None:
         clean(world)
 
 
+@pytest.mark.parametrize("rule", ["0x5 -j RETURN", "0x40/0x40 -j RETURN", "0x30/0x30 -g NETPOL-DENY", "0/0x8 -g NETPOL-DENY"])
+def test_others_marks_are_no_cut_bits(rule: str) -> None:
+    """A rule about marks that somebody put into a chain of ours while no agent ran: neither a start nor cleaning up touches his marks."""
+    with flows() as world:
+        flow = world.tcp()
+        world.put(NOBODY)
+        world.tool("conntrack", "-U", "-s", "10.244.0.20", "-m", "0x7d")
+        world.tool("iptables-legacy", "-w", "-t", "mangle", "-I", "NETPOL", "-m", "connmark", "--mark", *rule.split())
+        with world.lab.entered():
+            restart(Settings(), [*BASE, NOBODY])
+        assert [entry.mark for entry in world.entries(TCP)] == [0x7d]
+        world.tool("iptables-legacy", "-w", "-t", "mangle", "-I", "NETPOL", "-m", "connmark", "--mark", *rule.split())
+        clean(world)
+        assert [entry.mark for entry in world.entries(TCP)] == [0x7d]
+        world.assert_alive(flow)
+
+
 # -- a first install ---------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +228,35 @@ def test_without_a_grace_they_are_lost() -> None:
         flow = world.tcp()
         assert enforced(world, install(world, 0.0, guard("client"), guard("server", CLIENT))).grace == 0
         world.assert_cut(flow, flow[1].say)
+
+
+@pytest.mark.parametrize("at", [1, 2], ids=["one gate", "both gates"])
+def test_a_try_that_fails_does_not_take_the_grace_away(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """One gate is in, or both, when the kernel says no: the next try still has only gates, and its grace; then all is in force."""
+    with ExitStack() as stack:
+        world = untracked(stack)
+        enforcer = install(world, 5.0, NOBODY)
+        write, writes = TableSocket.write, count(1)
+
+        def refusing(self: TableSocket, *arguments: Any, **options: Any) -> Any:
+            number = next(writes)
+            done = write(self, *arguments, **options)
+            if number == at:
+                raise KernelError(errno.ENOMEM, "iptables replace", "mangle", "no memory")
+            return done
+
+        monkeypatch.setattr(TableSocket, "write", refusing)
+        with pytest.raises(KernelError, match="no memory"):
+            enforced(world, enforcer)
+        report = enforced(world, enforcer)
+        assert report.grace == 5.0
+        assert report.whole is not None
+        assert {family: len(chains) for family, chains in report.whole.chains.items()} == {4: 3, 6: 3}
+        with world.lab.entered():
+            assert world.kernel.read() == report.whole
+        assert enforced(world, enforcer).grace == 0
+        with world.lab.entered():
+            assert diff(enforcer.state.wanted(), world.kernel.read()) == ()
 
 
 def test_when_there_is_a_grace() -> None:

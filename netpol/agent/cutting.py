@@ -12,6 +12,8 @@ When it sweeps (`Ration`)
 - Once everything when it begins, and whenever nobody can say whose flows a change concerns.
 - After a failure, again: soon at first, then less often. An error is told once, until it is another one.
 
+After a change that failed on its way nobody knows what is in force: nothing is swept until all of it is known again (`doubted`).
+
 A change that comes while a sweep runs may find flows marked by the state before; it is followed by a sweep of its own within a `PERIOD`.
 
 With `cut` off nothing is ever marked, and marks that are there are taken away once.
@@ -141,6 +143,11 @@ class Sweeper:
         if self._cut and not is_idle:
             self._ration.tell(report.touched)
 
+    def doubt(self) -> None:
+        """Nobody knows what is in force, until a report says all of it: who judged by what was would cut flows that are allowed."""
+        if self._cut:
+            self._replay = None
+
     def turn(self) -> float | None:
         """Sweeps, if it is time to; then the time at which it should be called again, None while nothing is to be done."""
         now = self._clock()
@@ -192,7 +199,7 @@ class Cutting:
         self._clock, self._wait = clock, wait
         self._sweeper = Sweeper(lambda: Cutter(bit), clock, swept, failed, cut)
         self._wake = threading.Condition(threading.Lock())
-        self._told: deque[enforcer.Report] = deque()
+        self._told: deque[enforcer.Report | None] = deque()  # None: in doubt
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="cutting", daemon=True)
         self._thread.start()
@@ -205,6 +212,13 @@ class Cutting:
 
     def changed(self, report: enforcer.Report) -> None:
         """This was enforced, by `Enforcer.enforce`, `adopt` or `audit`: each report is to be given, in their order. Waits for nothing."""
+        self._tell(report)
+
+    def doubted(self) -> None:
+        """An enforcement, or an audit, failed: a part of it may be in force. Waits for nothing."""
+        self._tell(None)
+
+    def _tell(self, report: enforcer.Report | None) -> None:
         with self._wake:
             self._told.append(report)
             self._wake.notify()
@@ -227,5 +241,8 @@ class Cutting:
                         return
                     told, self._told = self._told, deque()
                 for report in told:
-                    sweeper.follow(report)
+                    if report is None:
+                        sweeper.doubt()
+                    else:
+                        sweeper.follow(report)
                 due = sweeper.turn()

@@ -86,6 +86,7 @@ def run(options: Options, ends: Ends) -> None:
             notifier,
             tally,
             changed=lambda report: cutting.changed(report),
+            doubted=lambda: cutting.doubted(),
             keep=lambda: saver.give(enforcer.state.wanted()) if saver is not None else None,
             announce=lambda put: announcer.tell(put) if announcer is not None else None,
         )

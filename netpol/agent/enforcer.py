@@ -1,7 +1,7 @@
 """One node, without threads or clocks: the cluster it follows, the kernel it writes, and what became of the two.
 
 `enforce` brings pending changes into the kernel. After a step has failed nobody knows exactly what the kernel holds: the next
-`enforce` then reads everything back and plans from there, as `adopt` does at a start. Rules of before stay in force meanwhile.
+`enforce` then reads everything back and plans from there, as `adopt` does at a start. What is in force stays so meanwhile.
 The first enforcement also takes over what a predecessor left in another form (`netpol.agent.takeover`).
 """
 
@@ -18,7 +18,7 @@ from netpol.agent.takeover import forget_marks, gate_bits, take_over
 from netpol.errors import KernelError, MalformedKernelData
 from netpol.kernel.apply import Kernel
 from netpol.kernel.ipset_errors import FIND_TYPE
-from netpol.model import Address, Object, Pod, Policy
+from netpol.model import Address, Family, Object, Pod, Policy
 from netpol.policy.cluster import Cluster
 from netpol.rules.compile import NodeState, Settings
 from netpol.rules.diff import diff
@@ -62,6 +62,7 @@ class Enforcer:
         """What the last audit found."""
         self._sure = self._taken_over = False
         self._grace = grace
+        self._learning: set[Family] = set()  # families that were found to need it, by tries of which none succeeded
         self._leftover: tuple[str, ...] = ()
 
     def put(self, *objects: Object) -> None:
@@ -134,7 +135,9 @@ class Enforcer:
 
     def _take_over(self) -> Report:
         before, wanted = self.kernel.calls, self.state.wanted()
-        taken = take_over(self.kernel, wanted, self.state.settings, learn=self._grace > 0)
+        taken = take_over(self.kernel, wanted, self.state.settings, self._learning if self._grace else None)
+        # What was reported is done: the next time is after the grace.
+        self._learning = set()
         calls = self.kernel.calls - before + taken.calls
         if taken.learning:
             return Report(taken.steps, calls, taken.ruleset, touched=None, grace=self._grace, leftover=taken.leftover)

@@ -11,7 +11,8 @@ flows that it had cut: it means nothing any more.
 A first install. Where nothing tracks connections, a packet of a running flow looks like a new flow's; one of a server would be denied
 although its client may call. So the gate goes in alone, which makes the kernel track, and what is to be denied follows after a grace.
 A node counts as one that tracks nothing while the connection tracking table has no entry of a family: either nothing tracks it, or
-nothing runs that could be lost. It is asked for each family, only where nothing of ours was in force and something is to be denied.
+nothing runs that could be lost. It is asked for each family, only where nothing of ours was in force and something is to be denied. A
+try that fails on its way has put a gate there: what it found holds for the next ones.
 TCP flows that rest during the grace are met in their middle when they wake up, and judged by whoever speaks first then.
 """
 
@@ -31,7 +32,7 @@ from netpol.rules.compile import Settings
 from netpol.rules.compile.skeleton import gate
 from netpol.rules.diff import diff
 from netpol.rules.flows import pack, unpack
-from netpol.rules.ruleset import DENY, Connmark, OpaqueTarget, ReplaceTable, Ruleset, Step, TableName
+from netpol.rules.ruleset import DENY, Connmark, Goto, OpaqueTarget, ReplaceTable, Ruleset, Step, TableName
 
 OTHER: Mapping[TableName, TableName] = {"mangle": "filter", "filter": "mangle"}
 
@@ -49,8 +50,12 @@ class Taken(Struct, frozen=True):
     leftover: tuple[str, ...] = ()
 
 
-def take_over(kernel: Kernel, wanted: Ruleset, settings: Settings, learn: bool, open: Callable[[TableName], Kernel] = Kernel) -> Taken:
-    """Makes the kernel hold what is wanted, whatever it held; with `learn` only the gate, where the node tracks nothing yet.
+def take_over(
+    kernel: Kernel, wanted: Ruleset, settings: Settings, learning: set[Family] | None, open: Callable[[TableName], Kernel] = Kernel
+) -> Taken:
+    """Makes the kernel hold what is wanted, whatever it held; but only the gate, of families for which the node tracks nothing yet.
+
+    learning -- those families, as tries found that failed since; this one adds what it finds. None: there is no grace.
 
     KernelError names what failed; the steps before it are in force, and the next call goes on from there.
     """
@@ -58,8 +63,12 @@ def take_over(kernel: Kernel, wanted: Ruleset, settings: Settings, learn: bool, 
     with open(OTHER[kernel.table]) as other:
         left = _left(other)
         bits = (gate_bits(found) | gate_bits(left)) & ~settings.cut_bit
-        learning, calls = _untracked(wanted, settings, found, left) if learn else (frozenset[Family](), 0)
-        wanted = _gates(wanted, settings, learning)
+        calls = 0
+        if learning is not None:
+            untracked, calls = _untracked(wanted, settings, found, left)
+            learning |= untracked
+        learners = frozenset(learning or ())
+        wanted = _gates(wanted, settings, learners)
         with _both_bits(bits, settings.cut_bit):
             moved = _move(kernel, other, wanted, found, left)
             if moved:
@@ -72,7 +81,7 @@ def take_over(kernel: Kernel, wanted: Ruleset, settings: Settings, learn: bool, 
             gone = tuple(ReplaceTable(family, other.table, {}, False) for family in sorted(left.chains))
             other.apply(gone)
             leftover = kernel.apply(last)
-        return Taken((*moved, *first, *gone, *last), wanted, other.calls + calls, learning, leftover)
+        return Taken((*moved, *first, *gone, *last), wanted, other.calls + calls, learners, leftover)
 
 
 # -- another table -----------------------------------------------------------------------------------------------------
@@ -109,9 +118,10 @@ def gate_bits(found: Ruleset) -> int:
     """The bits of connmarks that our gates look at."""
     bits = 0
     for chains in found.chains.values():
-        # Of whatever version they are: nothing else of ours looks at connmarks.
-        for match in (match for chain in chains.values() for rule in chain.rules for match in rule.matches):
-            bits |= match.mask if isinstance(match, Connmark) else 0
+        # Every version denies them by one bit, in whatever chain. What somebody else put there may be about any mark.
+        gates = [rule for chain in chains.values() for rule in chain.rules if rule.target == Goto(DENY)]
+        for match in (match for rule in gates for match in rule.matches if isinstance(match, Connmark) and not match.invert):
+            bits |= match.mask if match.mark == match.mask and match.mask.bit_count() == 1 else 0
     return bits
 
 

@@ -32,7 +32,8 @@ log = logging.getLogger("netpol")
 class Voice(Listener, sources.Listener):
     """See the module. Each method is called by one thread only, as its section says.
 
-    changed -- what follows each change in force; keep -- has the state saved; announce -- told of objects that cannot be understood.
+    changed -- what follows each change in force; doubted -- told when one failed on its way; keep -- has the state saved; announce -- told
+    of objects that cannot be understood.
     """
 
     def __init__(
@@ -41,12 +42,13 @@ class Voice(Listener, sources.Listener):
         tally: Tally,
         *,
         changed: Callable[[Report], None],
+        doubted: Callable[[], None],
         keep: Callable[[], None],
         announce: Callable[[Put], None],
     ) -> None:
         self.standing: Standing | None = None
         self._notifier, self._tally = notifier, tally
-        self._changed, self._keep, self._announce = changed, keep, announce
+        self._changed, self._doubted, self._keep, self._announce = changed, doubted, keep, announce
         self._in_force = False
         self._leftover: tuple[str, ...] = ()
 
@@ -72,9 +74,10 @@ class Voice(Listener, sources.Listener):
 
     def refused(self, error: Refusal) -> None:
         self._in_force = False
+        self._doubted()
         if self.standing is not None:
             self.standing.refusal = str(error)
-        log.error("%s; the rules of before stay in force, and it is tried again", error)
+        log.error("%s; what of it came into force stays so, and it is tried again", error)
 
     def drifted(self, drift: Drift, report: Report) -> None:
         self._changed(report)

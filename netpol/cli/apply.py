@@ -98,6 +98,7 @@ def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str],
                 tell(_told(report))
 
         def refused(self, error: NetpolError) -> None:
+            cutting.doubted()
             complain(error)
 
         def drifted(self, drift: Drift, report: Report) -> None:

@@ -15,9 +15,13 @@ from netpol.agent import cutter
 from netpol.agent.cutter import Cutter
 from netpol.agent.cutting import BURST, CHEAP, Cutting, Ration, Sweeper, Touched
 from netpol.agent.enforcer import Report
+from netpol.agent.notify import Notifier
+from netpol.agent.tally import Tally
+from netpol.agent.voice import Voice
 from netpol.errors import KernelError
 from netpol.rules.compile import Settings
 from netpol.rules.ruleset import GrowSet, Ruleset
+from tests.agent.process import until
 
 A, B, C = (frozenset({bytes((10, 0, 0, i))}) for i in (1, 2, 3))
 BIT = Settings().cut_bit
@@ -289,3 +293,64 @@ def test_the_thread_ends(netns: int, monkeypatch: pytest.MonkeyPatch) -> None:
         cutting.changed(whole())
         assert waiting.wait(20)
     assert waits[-1] == 1.0
+
+
+def test_in_doubt_nothing_is_swept(stack: ExitStack) -> None:
+    """Neither what is due already nor what is told of one step; the next report of all is followed by a sweep of everything."""
+    bench = Bench(stack)
+    bench.sweeper.follow(whole())
+    assert (bench.turn(), len(bench.reports)) == (51.0, 1)
+    bench.sweeper.doubt()
+    bench.sweeper.follow(Report((), 0, None, frozenset(), A))
+    assert (bench.turn(5), len(bench.reports)) == (None, 1)
+    bench.sweeper.follow(whole())
+    assert (bench.turn(), len(bench.reports)) == (56.0, 2)
+
+
+def test_switched_off_no_doubt_has_marks_forgotten_again(stack: ExitStack) -> None:
+    """What nobody marks needs no other look."""
+    bench = Bench(stack, cut=False)
+    bench.sweeper.follow(whole())
+    assert (bench.turn(), bench.turn(1)) == (51.0, None)
+    bench.sweeper.doubt()
+    bench.sweeper.follow(whole())
+    assert (bench.turn(), len(bench.reports)) == (None, 2)
+
+
+def test_the_thread_is_told_of_a_doubt(netns: int) -> None:
+    """What it hears between a doubt and a report of all brings no sweep; it waits for more."""
+    swept: list[cutter.Report] = []
+    waits: list[float | None] = []
+
+    def wait(condition: threading.Condition, seconds: float | None) -> object:
+        waits.append(seconds)
+        return condition.wait(seconds)
+
+    with Cutting(BIT, swept=lambda report, seconds: swept.append(report), wait=wait) as cutting:
+        cutting.changed(whole())
+        until(lambda: len(swept) == 1 and waits[-1:] == [None])
+        before = len(waits)
+        cutting.doubted()
+        until(lambda: len(waits) == before + 1)
+        cutting.changed(Report((), 0, None, frozenset(), A))
+        until(lambda: len(waits) == before + 2)
+        assert (len(swept), waits[-1]) == (1, None)
+        cutting.changed(whole())
+        until(lambda: len(swept) == 2)
+
+
+def test_a_refusal_is_a_doubt() -> None:
+    """Whoever is told by the loop that the kernel refused tells who cuts, each time."""
+    told: list[str] = []
+    voice = Voice(
+        Notifier({}, 1, lambda: 0.0),
+        Tally(),
+        changed=lambda report: told.append("changed"),
+        doubted=lambda: told.append("doubted"),
+        keep=lambda: None,
+        announce=lambda put: None,
+    )
+    for report in (whole(), whole()):
+        voice.applied(report)
+        voice.refused(KernelError(errno.ENOMEM, "iptables replace", "mangle", "no memory"))
+    assert told == ["changed", "doubted"] * 2
