@@ -169,10 +169,10 @@ def test_others_marks_are_no_cut_bits(rule: str) -> None:
         world.tool("iptables-legacy", "-w", "-t", "mangle", "-I", "NETPOL", "-m", "connmark", "--mark", *rule.split())
         with world.lab.entered():
             restart(Settings(), [*BASE, NOBODY])
-        assert [entry.mark for entry in world.entries(TCP)] == [0x7d]
+        assert [entry.mark for entry in world.entries(TCP)] == [0x7D]
         world.tool("iptables-legacy", "-w", "-t", "mangle", "-I", "NETPOL", "-m", "connmark", "--mark", *rule.split())
         clean(world)
-        assert [entry.mark for entry in world.entries(TCP)] == [0x7d]
+        assert [entry.mark for entry in world.entries(TCP)] == [0x7D]
         world.assert_alive(flow)
 
 

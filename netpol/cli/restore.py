@@ -11,6 +11,7 @@ from netpol.cli.counted import counted
 
 if TYPE_CHECKING:
     from netpol.rules.compile import Settings
+    from netpol.rules.ruleset import Ruleset
 
 
 @click.command()
@@ -24,34 +25,59 @@ def restore(state: str, boot: str, cidrs: tuple[str, ...], settings: Settings) -
     """Load the saved state into this host's kernel, without a cluster; the agent adopts it when it comes.
 
     With no saved state, `--boot=open` programs nothing, and `--boot=closed` denies what is forwarded from and to the pod ranges, as the
-    options for rules say; a saved state brings its own. One that is damaged, or of another version, is refused by name: then `--boot=open`
-    programs nothing and exits with 1, and `--boot=closed` closes.
+    options for rules say; a saved state brings its own. One that is damaged, or of another version, is refused by name, and so is one that
+    the kernel does not take: then `--boot=open` exits with 1, and `--boot=closed` closes.
     """
     from pathlib import Path
 
     from netpol.agent.saved import SavedStateError, load
     from netpol.cli.files import parse_ranges
-    from netpol.kernel.apply import Kernel
+    from netpol.errors import KernelError, MalformedKernelData
     from netpol.rules.compile.skeleton import closed
-    from netpol.rules.diff import diff
 
     ranges = parse_ranges(cidrs)
     try:
         wanted = load(Path(state))
-    except SavedStateError as error:
+        if wanted is not None:
+            _put_back(wanted)
+            return
+    except (SavedStateError, KernelError, MalformedKernelData) as error:
         if boot == "open":
             raise
         click.echo(f"netpol: {error}; closed instead", err=True)
-        wanted = None
-    if wanted is None and boot == "closed":
-        if not ranges:
-            raise click.UsageError("--boot=closed needs the ranges to deny: --pod-cidr")
-        wanted = closed(settings, tuple(ranges))
-    if wanted is None:
+    if boot == "open":
         click.echo(f"{state}: no state was saved; nothing to do")
         return
+    if not ranges:
+        raise click.UsageError("--boot=closed needs the ranges to deny: --pod-cidr")
+    _put_back(closed(settings, tuple(ranges)))
+
+
+def _put_back(wanted: Ruleset) -> None:
+    """Makes the kernel hold it, and tells."""
+    from netpol.errors import KernelError
+    from netpol.kernel.ipset_errors import FIND_TYPE
+    from netpol.rules.compile.front import without_fronts
+    from netpol.rules.ruleset import is_front
+
+    try:
+        steps = _apply(wanted)
+    except KernelError as error:
+        if error.code != FIND_TYPE or not is_front(error.object):
+            raise
+        # The kernel lacks a set type that only saves time.
+        wanted = without_fronts(wanted)
+        steps = _apply(wanted)
+    chains = counted(sum(map(len, wanted.chains.values())), "chain")
+    click.echo(f"restored {chains} and {counted(len(wanted.sets), 'set')} in {counted(steps, 'step')}")
+
+
+def _apply(wanted: Ruleset) -> int:
+    """How many steps it took."""
+    from netpol.kernel.apply import Kernel
+    from netpol.rules.diff import diff
+
     with Kernel(wanted.table) as kernel:
         steps = diff(wanted, kernel.read())
         kernel.apply(steps)
-    chains = counted(sum(map(len, wanted.chains.values())), "chain")
-    click.echo(f"restored {chains} and {counted(len(wanted.sets), 'set')} in {counted(len(steps), 'step')}")
+    return len(steps)

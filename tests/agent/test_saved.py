@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 
 from netpol.agent.saved import FORMAT, SavedStateError, load, save
 from netpol.cli.main import main
+from netpol.kernel import ipset
+from netpol.kernel.apply import Kernel
 from netpol.model import Object, parse_address
-from netpol.rules.compile import compiled
+from netpol.rules.compile import Settings, compiled
 from netpol.rules.interpret import Packet, interpret
-from netpol.rules.ruleset import Ruleset
+from netpol.rules.ruleset import Ruleset, is_front
 from netpol.rules.text import ipset_save, iptables_save
 from tests import clusters
+from tests.agent.stage import OBJECTS
 from tests.referees import run
 
 STATES = Path(__file__).parent / "states"
@@ -127,6 +130,37 @@ def test_a_state_that_cannot_be_used(tmp_path: Path, content: bytes) -> None:
     result = netpol("restore", "--state", str(path), "--boot", "closed", "--pod-cidr", "10.0.0.0/8")
     assert (result.exit_code, str(path) in result.stderr) == (0, True)
     assert "-A NETPOL-INGRESS -d 10.0.0.0/8 -g NETPOL-DENY" in run("iptables-legacy-save", "-t", "mangle")
+
+
+@pytest.mark.usefixtures("netns")
+def test_a_state_that_the_kernel_refuses(tmp_path: Path) -> None:
+    """A set of another type that somebody uses is in the way: named; open exits 1, closed closes, in its own table, and is no failure."""
+    path = str(tmp_path / "state")
+    assert netpol("apply", "-f", EXAMPLE, "--state", path, "--table", "filter").exit_code == 0
+    name = next(line.split()[1] for line in run("ipset", "save").splitlines() if line.startswith("create NETPOL4"))
+    assert netpol("cleanup").exit_code == 0
+    run("ipset", "create", name, "list:set")
+    run("iptables-legacy", "-w", "-A", "INPUT", "-m", "set", "--match-set", name, "src", "-j", "ACCEPT")
+    result = netpol("restore", "--state", path)
+    assert (result.exit_code, name in result.stderr) == (1, True)
+    assert "NETPOL-DENY" not in run("iptables-legacy-save")
+    result = netpol("restore", "--state", path, "--boot", "closed", "--pod-cidr", "10.0.0.0/8")
+    assert (result.exit_code, name in result.stderr) == (0, True)
+    assert "-A NETPOL-INGRESS -d 10.0.0.0/8 -g NETPOL-DENY" in run("iptables-legacy-save", "-t", "mangle")
+
+
+@pytest.mark.usefixtures("netns")
+def test_a_state_with_a_bitmap_on_a_kernel_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The set that only saves time is left out, and all else is put back: each packet of the tree's pods is judged as it was."""
+    cluster = clusters.build(OBJECTS)
+    wanted = compiled(cluster, "n", Settings(front_from=1))
+    assert any(is_front(name) for name in wanted.sets)
+    save(tmp_path / "state", wanted)
+    monkeypatch.setitem(ipset._REVISIONS, "bitmap:ip", 99)
+    result = netpol("restore", "--state", str(tmp_path / "state"))
+    assert (result.exit_code, result.stderr) == (0, "")
+    with Kernel() as kernel:
+        assert kernel.read() == compiled(cluster, "n", Settings(front_from=0))
 
 
 @pytest.mark.usefixtures("netns")

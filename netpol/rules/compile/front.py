@@ -18,8 +18,10 @@ from collections.abc import Collection
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from netpol.model import Address, Direction, Family, Network, network
-from netpol.rules.ruleset import front_name
+from netpol.rules.ruleset import NEW, Chain, Rule, Ruleset, SetMatch, front_name, is_front
 from netpol.rules.sets import Set
 
 RANGE = 16  # bits: the longest prefix that as many addresses as a bitmap can have
@@ -56,3 +58,16 @@ def changed(now: Front | None, before: Front | None) -> tuple[Front | None, Fron
     if now is None and before is not None:
         return None, before._replace(leaves=frozenset())
     return now, before
+
+
+def without_fronts(ruleset: Ruleset) -> Ruleset:
+    """What decides the same where the kernel has no such sets."""
+    chains = {
+        family: {name: Chain(name, map(_unasked, chain.rules)) if name == NEW else chain for name, chain in found.items()}
+        for family, found in ruleset.chains.items()
+    }
+    return replace(ruleset, chains=chains, sets={name: found for name, found in ruleset.sets.items() if not is_front(name)})
+
+
+def _unasked(rule: Rule) -> Rule:
+    return replace(rule, matches=tuple(match for match in rule.matches if not (isinstance(match, SetMatch) and is_front(match.name))))
