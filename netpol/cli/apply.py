@@ -46,8 +46,10 @@ def apply(
     from netpol.cli import isolation
     from netpol.cli.files import node_name
     from netpol.kernel.apply import Kernel
-    from netpol.kube.manifests import load
+    from netpol.kube.manifests import STANDARD_INPUT, load
 
+    if watch and STANDARD_INPUT in files:
+        raise click.UsageError("--watch follows files, and standard input is none: it could be read once only")
     objects = load(files)
     with Kernel(settings.table) as kernel:
         enforcer = Enforcer(kernel, node_name(objects, node), settings, grace)

@@ -150,6 +150,17 @@ def test_files_are_followed_until_a_signal(tmp_path: Path, stop: signal.Signals)
         process.communicate()
 
 
+def test_standard_input_cannot_be_followed() -> None:
+    """Read a second time it holds nothing, and all policies would go; once is right."""
+    text = f"{PODS}---\n{POLICY % 'a'}"
+    command = [sys.executable, "-m", "netpol.cli.main", "apply", "-f", "-", "--node", "n"]
+    refused = subprocess.run([*command, "--watch"], input=text, capture_output=True, text=True, timeout=20)
+    assert (refused.returncode, "standard input is none" in refused.stderr) == (2, True)
+    assert "NETPOL" not in rules()
+    subprocess.run(command, input=text, text=True, check=True, timeout=20)
+    assert "-d 10.0.0.1/32" in rules()
+
+
 @contextmanager
 def following(folder: Path, stdout: int | IO[bytes], stderr: int | IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """`netpol apply --watch` of a file in the folder, which writes there; it holds pods and, later, a policy."""
