@@ -72,6 +72,15 @@ def test_the_state_is_one_file_for_all() -> None:
     assert settings(RESTORE)["RequiresMountsFor"] == [str(Path(STATE).parent)]
 
 
+def test_the_documented_way_out_takes_all_of_them() -> None:
+    """Each unit is disabled, on both pages; the state that `netpol restore` would bring back goes."""
+    for page in ("deploy.md", "operations.md"):
+        text = (ROOT / "docs" / page).read_text()
+        named = re.findall(r"systemctl disable --now ([\w. -]+)", text)
+        assert [{name.removesuffix(".service") for name in line.split()} for line in named] == [{AGENT.stem, RESTORE.stem}]
+        assert f"rm -r {Path(STATE).parent}" in text
+
+
 def test_restore_comes_before_whatever_starts_pods() -> None:
     """Whoever wants it also waits for it, and those that load whole tables at boot come first."""
     made = settings(RESTORE)
