@@ -179,3 +179,12 @@ def test_it_may_little_and_stays_where_it_is_needed() -> None:
     assert made["resources"]["limits"].keys() == {"memory"}
     # More than the two seconds in which it ends.
     assert spec["terminationGracePeriodSeconds"] > END
+
+
+def test_the_documentation_names_a_node_s_pod_by_its_label() -> None:
+    """`ds/netpol` would be the pod of any node."""
+    pages = "".join(page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+    assert not re.search(r"(exec|logs) (ds|daemonset)/netpol", pages)
+    labels = of_kind("DaemonSet", kustomize(DEPLOY))["spec"]["template"]["metadata"]["labels"].items()
+    selectors = set(re.findall(r"kubectl .*\b(?:get pods|logs) -l (\S+)", pages))
+    assert selectors == {f"{name}={value}" for name, value in labels}
