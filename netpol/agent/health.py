@@ -55,7 +55,8 @@ class Health:
                 server = _Server(self._host, self._port, self._pages, self._complain)
             except OSError as error:
                 if not told:
-                    self._complain(f"cannot listen on {self._host} port {self._port}, and tries again: {error.strerror or error}")
+                    host = self._host or "every address"
+                    self._complain(f"cannot listen on {host} port {self._port}, and tries again: {error.strerror or error}")
                 told = True
                 self._stopping.wait(AGAIN)
                 continue
@@ -75,14 +76,19 @@ class _Server(HTTPServer):
     def __init__(self, host: str, port: int, pages: Mapping[str, Callable[[], Page]], complain: Callable[[str], None]) -> None:
         self.pages, self.complain = pages, complain
         self._places = threading.BoundedSemaphore(MOST)
-        # What the name means, and so which family it is of; "" is every address.
-        info = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        # "" is every address: of both families where the kernel has both.
+        every = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
+        # What the name means, and so which family it is of.
+        info = socket.getaddrinfo(host or every, port, type=socket.SOCK_STREAM)[0]
         self.address_family = info[0]
         super().__init__((str(info[4][0]), int(info[4][1])), _Handler)
 
     def server_bind(self) -> None:
         # As the base class, without its look-up of our own name, which may ask a name server and wait for it.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if self.address_family == socket.AF_INET6:
+            # "::" is IPv4's addresses too, whatever net.ipv6.bindv6only says.
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import http.client
 import os
@@ -9,11 +10,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from netpol.agent import health
 from netpol.agent.health import Health, Page
+from netpol.kernel import namespaces
+from tests.conftest import raise_loopback
 
 
 def until(holds: Callable[[], object]) -> None:
@@ -163,3 +167,43 @@ def test_ipv6() -> None:
     assert scene.start()[0] == "::1"
     assert scene.ask("/fine")[0] == 200
     scene.health.stop()
+
+
+def reached(port: int) -> list[str]:
+    """The loopback addresses at which somebody answers there."""
+    found = []
+    for host in ("127.0.0.1", "::1"):
+        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=20):
+            found.append(host)
+    return found
+
+
+def without_ipv6() -> None:
+    """As `sysctl net.ipv6.conf.all.disable_ipv6=1` leaves the calling thread's namespace: a family without addresses."""
+    Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "families", "hosts"),
+    [
+        pytest.param(lambda: None, True, ["127.0.0.1", "::1"], id="both families"),
+        pytest.param(without_ipv6, True, ["127.0.0.1"], id="IPv6 is switched off"),
+        pytest.param(lambda: None, False, ["127.0.0.1"], id="a kernel without IPv6"),
+        pytest.param(lambda: Path("/proc/sys/net/ipv6/bindv6only").write_text("1"), True, ["127.0.0.1", "::1"], id="bindv6only"),
+    ],
+)
+def test_no_host_is_every_address(monkeypatch: pytest.MonkeyPatch, prepare: Callable[[], object], families: bool, hosts: list[str]) -> None:
+    """Of both families; of IPv4 alone where there is nothing else."""
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: families)
+    scene = Scene(host="")
+    space = namespaces.create()
+    try:
+        with namespaces.entered(space):
+            raise_loopback()
+            prepare()
+            # Its thread begins where this one is.
+            _, port = scene.start()
+            assert reached(port) == hosts
+    finally:
+        scene.health.stop()
+        os.close(space)
