@@ -5,8 +5,8 @@ JSON that an API server would hand out and goes through `netpol.policy.decode`, 
 
 Invariants
 - Nothing is dropped in silence where policy could change: a key that is given twice (YAML would keep the last one), a field of a
-  policy's spec that does not exist, the same object twice, a policy of an API that netpol does not enforce are all errors. Other
-  kinds of objects are skipped.
+  policy, of its metadata or of its spec that does not exist, the same object twice, a policy of an API that netpol does not enforce,
+  a kind that is nearly NetworkPolicy are all errors. Other kinds of objects are skipped.
 - All errors of all files come together, as one `InvalidManifests`; then nothing of them is used. No input raises anything else.
 - What the API server would have filled in is filled in: the namespace "default", and each namespace's own label
   kubernetes.io/metadata.name. A namespace that is only named by an object exists with that label alone.
@@ -30,11 +30,19 @@ from netpol.policy.decode import Decoded, decode_namespace, decode_node, decode_
 
 SUFFIXES = (".yaml", ".yml", ".json")
 STANDARD_INPUT = "-"
-NETWORKING = "networking.k8s.io/v1"
+GROUP = "networking.k8s.io/"
+NETWORKING = f"{GROUP}v1"
 NAME_LABEL = "kubernetes.io/metadata.name"
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 TICK = 50_000_000  # nanoseconds: no file system's clock is coarser here
-POLICY_FIELDS = frozenset({"podSelector", "policyTypes", "ingress", "egress"})
+# By the path of what they are fields of. Those of metadata are ObjectMeta's, with what older API servers wrote.
+POLICY_FIELDS = {
+    "": {"apiVersion", "kind", "metadata", "spec", "status"},
+    "metadata": {"name", "generateName", "namespace", "selfLink", "uid", "resourceVersion", "generation", "creationTimestamp"}
+    | {"deletionTimestamp", "deletionGracePeriodSeconds", "labels", "annotations", "ownerReferences", "finalizers", "managedFields"}
+    | {"clusterName"},
+    "spec": {"podSelector", "policyTypes", "ingress", "egress"},
+}
 
 DECODERS: dict[tuple[str, str], Callable[[bytes], Decoded[Any]]] = {
     ("v1", "Pod"): decode_pod,
@@ -117,6 +125,8 @@ class _Found:
         elif kind.endswith("NetworkPolicy"):
             reason = f"{version!r} would not be enforced: netpol enforces NetworkPolicy of {NETWORKING}"
             self.errors.append(part.error(f"{kind} in the {part.title}", "apiVersion", reason))
+        elif version.startswith(GROUP) and kind.lower().startswith("networkpolic"):
+            self.errors.append(part.error(part.title, "kind", f"{kind!r} is no kind of {version}: is NetworkPolicy meant?"))
 
     def add_items(self, part: _Part, version: str, kind: str) -> None:
         """The items of a typed list may leave out what the list says: an API server's do. `kind` is "" for a plain List."""
@@ -175,10 +185,13 @@ def _objection(name: object) -> str:
 
 
 def _unknown_fields(value: dict[str, Any], kind: str) -> Iterator[tuple[str, str]]:
-    """Fields of a policy's spec that do not exist, as (field, reason): "egres" would isolate nothing."""
-    spec = value.get("spec")
-    if kind == "NetworkPolicy" and isinstance(spec, dict):
-        yield from (("spec", f"a NetworkPolicy has no field {field!r} there") for field in sorted(spec.keys() - POLICY_FIELDS))
+    """Fields of a policy that do not exist, as (path of what has them, reason): "egres" would isolate nothing, "namespce" elsewhere."""
+    if kind != "NetworkPolicy":
+        return
+    for path, fields in POLICY_FIELDS.items():
+        found = value.get(path) if path else value
+        if isinstance(found, dict):
+            yield from ((path, f"a NetworkPolicy has no field {field!r} there") for field in sorted(found.keys() - fields))
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

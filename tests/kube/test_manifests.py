@@ -129,6 +129,20 @@ spec:
     )
 
 
+def test_what_an_api_server_adds_to_a_policy_is_no_error(write: Write) -> None:
+    """Every field of metadata that one has ever handed out, and a status; other kinds of the group are skipped."""
+    given = (
+        "generateName selfLink uid resourceVersion generation creationTimestamp deletionTimestamp deletionGracePeriodSeconds"
+        " labels annotations ownerReferences finalizers managedFields clusterName"
+    )
+    path = write(
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p, namespace: n, "
+        + ", ".join(f"{field}: null" for field in given.split())
+        + "}, spec: {podSelector: {}}, status: {}}\n---\n{apiVersion: networking.k8s.io/v1, kind: Ingress, metadata: {name: i}}"
+    )
+    assert without_namespaces(load([path])) == [Policy("n", "p", EVERYTHING, (), None)]
+
+
 def test_directories_are_read_sorted_and_deep(write: Write, tmp_path: Path) -> None:
     """All .yaml, .yml and .json files below a directory, in one order; nothing hidden, and no other file."""
     write(POD % "c", "z.yaml")
@@ -283,6 +297,24 @@ HERE = "m.yaml: document at line 1: "
             POLICY % "{podSelector: {}, egres: [], ingress: []}",
             "m.yaml: NetworkPolicy default/p: spec: a NetworkPolicy has no field 'egres' there",
             id="a field of the spec that does not exist",
+        ),
+        pytest.param(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespce: x}\nspec: {podSelector: {}}",
+            "m.yaml: NetworkPolicy default/p: metadata: a NetworkPolicy has no field 'namespce' there",
+            id="a field of the metadata that does not exist",
+        ),
+        pytest.param(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nSpec: {podSelector: {}}",
+            "m.yaml: NetworkPolicy default/p: a NetworkPolicy has no field 'Spec' there",
+            id="a field of the policy that does not exist",
+        ),
+        *(
+            pytest.param(
+                f"apiVersion: networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: p}}",
+                HERE + f"kind: {kind!r} is no kind of networking.k8s.io/v1: is NetworkPolicy meant?",
+                id=f"the kind {kind}",
+            )
+            for kind in ("Networkpolicy", "NetworkPolicies", "networkpolicy", "NetworkPolicyy")
         ),
         pytest.param(
             POLICY % "{podSelector: {}, ingress: [{ports: [{port: .inf}]}]}",
