@@ -23,7 +23,9 @@ DECODERS: dict[str, Callable[[bytes], Decoded[Any]]] = {
     "Node": decode_node,
     "NetworkPolicy": decode_policy,
 }
-FIELD = re.compile(r"(\w+(\[(\d+|\*)\])*(\.\w+(\[(\d+|\*)\])*)*)?")
+# What stands in brackets: a place in a list, a label's key, or * for any key.
+STEP = r"\w+(\[(\d+|\*|[A-Za-z0-9][-A-Za-z0-9_./]*)\])*"
+FIELD = re.compile(rf"({STEP}(\.{STEP})*)?")
 _SEEDS = tuple(as_json(value) for value in OBJECTS)
 
 INPUTS = damaged_objects().map(as_json) | damaged_bytes(_SEEDS)
