@@ -74,6 +74,8 @@ QUALIFIED_NAME = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9
 LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 # What msgspec raises for bytes that are not the JSON asked for: broken UTF-8 and bottomless nesting come as Python's own errors.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+# A field, or the place in a list, of a path as msgspec writes it.
+STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
 PORT_NAME = re.compile(r"(?=.*[a-z])(?!.*--)[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?")
 
 
@@ -94,21 +96,40 @@ class _Invalid(Exception):
         self.path, self.reason = path, reason
 
 
-def _split_message(error: Exception) -> tuple[str, str]:
-    """msgspec's "Expected `int`, got `str` - at `$.a[0]`" as (".a[0]", reason)."""
+def _split_message(error: Exception, data: bytes | Raw) -> tuple[str, str]:
+    """msgspec's "Expected `int`, got `str` - at `$.a[0]`" about this JSON as (".a[0]", reason)."""
     # From the end: the name of an unknown field stands before it, in backquotes, and may be anything.
     text = str(error)
     reason, found, path = text.rpartition(" - at `$")
     if not found or (reason.startswith("Object contains unknown field") and not reason.endswith("`")):
         return "", text
-    return path.removesuffix("`").replace("[...]", "[*]"), reason
+    return _with_key(path.removesuffix("`"), data), reason
+
+
+def _with_key(path: str, data: bytes | Raw) -> str:
+    """The path with a key for msgspec's `[...]`, which is the value of any key: the first one whose value is no text, as all are to be.
+
+    It is `[*]` where there is none to be found (keys that are given twice hide others, and msgspec reads no further than to the error), and
+    where it is no label's key: any other text could pass for a path.
+    """
+    above, found, below = path.partition("[...]")
+    if not found:
+        return path
+    try:
+        value: Any = msgspec.json.decode(data)
+        for field, index in STEP.findall(above):
+            value = value[field or int(index)]
+        key = next(key for key, item in value.items() if not isinstance(item, str))
+    except (*UNREADABLE, LookupError, TypeError, AttributeError, StopIteration):
+        key = ""
+    return f"{above}[{key if QUALIFIED_NAME.fullmatch(key) else '*'}]{below}"
 
 
 def _read(data: bytes | Raw, kind: type[T], path: str) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except UNREADABLE as error:
-        below, reason = _split_message(error)
+        below, reason = _split_message(error, data)
         raise _Invalid(path + below, reason) from None
 
 
@@ -275,7 +296,7 @@ def _decode(data: bytes, kind: str, build: Callable[[Report], T]) -> Decoded[T]:
     try:
         value = build(lambda field, reason: reports.append((field, reason)))
     except UNREADABLE as error:
-        path, reason = _split_message(error)
+        path, reason = _split_message(error, data)
         reports.append((path.removeprefix("."), reason))
     if not reports:
         return Decoded(value)
@@ -284,7 +305,7 @@ def _decode(data: bytes, kind: str, build: Callable[[Report], T]) -> Decoded[T]:
         meta = msgspec.json.decode(data, type=WireNamed).metadata
         title = f"{kind} {meta.namespace}/{meta.name}" if meta.namespace else f"{kind} {meta.name}"
     except UNREADABLE as error:
-        path, reason = _split_message(error)
+        path, reason = _split_message(error, data)
         reports = [(path.removeprefix("."), reason)]
     return Decoded(value, tuple(InvalidObject(title, *report) for report in reports))
 

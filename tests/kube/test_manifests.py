@@ -323,7 +323,7 @@ HERE = "m.yaml: document at line 1: "
         ),
         pytest.param(
             "apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {on: yes}}",
-            "m.yaml: Pod default/a: metadata.labels[*]: Expected `str`, got `bool`",
+            "m.yaml: Pod default/a: metadata.labels[on]: Expected `str`, got `bool`",
             id="a label that is no text",
         ),
         pytest.param(

@@ -416,10 +416,10 @@ def test_an_object_that_cannot_be_read_stops_nothing(server: FakeServer, heard: 
     server.answer(PATH, START, LOOK, watch(broken, nameless, half, modified(pod("b", 12))), LOOK, status(410), again)
     heard.wait(*HEARD, "+h", "+b", "-b", "-h", "synced")
     assert heard.errors == [
-        "Pod default/a: metadata.labels[*]: Expected `str`, got `int`",
+        "Pod default/a: metadata.labels[app]: Expected `str`, got `int`",
         "Pod: metadata.name: Expected `str`, got `int`",
         "Pod: metadata.name: a deleted object cannot be told by its name",
-        "Pod default/a: metadata.labels[*]: Expected `str`, got `int`",
+        "Pod default/a: metadata.labels[app]: Expected `str`, got `int`",
     ]
     (put,) = [event for event in heard.events if isinstance(event, Put) and event.object == Pod("default", "h")]
     assert [str(one) for one in put.errors] == ["Pod default/h: status.podIP: '10.0.0.256' is not an IP address"]

@@ -227,7 +227,7 @@ NOT_A_SELECTOR = "Object contains unknown field `x`"
         ),
         pytest.param(
             {"from": [{"podSelector": {"matchLabels": {"a": 1}}}]},
-            ".from[0].podSelector.matchLabels[*]: Expected `str`, got `int`",
+            ".from[0].podSelector.matchLabels[a]: Expected `str`, got `int`",
             id="a label that is a number",
         ),
         pytest.param(

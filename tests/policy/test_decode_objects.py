@@ -49,6 +49,23 @@ def test_an_object_without_a_name(data: bytes, expected: str) -> None:
         assert [str(error) for error in decoded.errors] == [kind + expected]
 
 
+@pytest.mark.parametrize(
+    ("labels", "field"),
+    [
+        pytest.param(b'{"a": "x", "b/c.d": 1, "e": 2}', "[b/c.d]", id="the first that is no text"),
+        pytest.param(b'{"x]: spec[0": 1}', "[*]", id="no label's key"),
+        pytest.param(b'{"a": 1, "a": "x"}', "[*]", id="hidden by a second of its name"),
+        pytest.param(b'{"a": 1}, "matchLabels": 5', "[*]", id="in a mapping that is hidden"),
+        pytest.param(b'{"a": 1, "b": "\xff"}', "[*]", id="beside what cannot be read"),
+    ],
+)
+def test_the_key_of_a_value_that_is_no_text(labels: bytes, field: str) -> None:
+    """It is named where it can be told."""
+    data = b'{"metadata": {"name": "p"}, "spec": {"podSelector": {"matchLabels": %s}}}' % labels
+    errors = [str(error) for error in decode_policy(data).errors]
+    assert errors == [f"NetworkPolicy p: spec.podSelector.matchLabels{field}: Expected `str`, got `int`"]
+
+
 def test_what_an_error_says_can_be_printed_and_is_short() -> None:
     """No name or value moves a terminal's cursor, begins a line of a log, or fills it; a field's name does not pass for its path."""
     odd = {"\x1b[2J - at `$.spec": 1}
@@ -199,7 +216,7 @@ def test_pods(parts: dict[str, object], value: Pod) -> None:
 
 def test_a_pod_that_cannot_be_read_is_named() -> None:
     """There is no value, but the error says whose it is."""
-    assert pod(metadata={"namespace": "ns", "name": "p", "labels": {"a": 1}}) == (None, ["metadata.labels[*]: Expected `str`, got `int`"])
+    assert pod(metadata={"namespace": "ns", "name": "p", "labels": {"a": 1}}) == (None, ["metadata.labels[a]: Expected `str`, got `int`"])
     assert pod(spec={"containers": [{"ports": [{}]}]}) == (
         None,
         ["spec.containers[0].ports[0]: Object missing required field `containerPort`"],
