@@ -23,15 +23,23 @@ _REASONS = {
 }
 
 
+def _pod(ctx: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
+    """A pod's name with its namespace; a name alone would be found nowhere, and say nothing."""
+    if name is not None and not all(name.partition("/")):
+        raise click.BadParameter(f"{name!r} is not NAMESPACE/NAME")
+    return name
+
+
 @click.command()
 @click.argument("file", envvar="NETPOL_DROP_LOG", default=FILE)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, also when the agent begins a new file, until it is interrupted.")
 @click.option("-n", "--namespace", default=None, metavar="NAME", help="Only flows that begin or end in this namespace.")
-@click.option("--pod", default=None, metavar="NAMESPACE/NAME", help="Only flows that begin or end at this pod.")
+@click.option("--pod", default=None, metavar="NAMESPACE/NAME", callback=_pod, help="Only flows that begin or end at this pod.")
 def drops(file: str, follow: bool, namespace: str | None, pod: str | None) -> None:
     """Print the drop log FILE that `netpol agent --drop-log FILE` writes, a line for each denied flow. - is standard input.
 
-    FILE is $NETPOL_DROP_LOG or /var/log/netpol/drops.json where it is not given. docs/drops.md explains the lines.
+    FILE is $NETPOL_DROP_LOG or /var/log/netpol/drops.json where it is not given. Lines of the agent's own log among them are passed over
+    where they are JSON (--log-format json). docs/drops.md explains the lines.
     """
     import msgspec
 
@@ -40,6 +48,8 @@ def drops(file: str, follow: bool, namespace: str | None, pod: str | None) -> No
         for raw in _lines(file, follow):
             try:
                 line = msgspec.json.decode(raw, type=dict[str, Any])
+                if "level" in line and "logger" in line:
+                    continue  # the agent's own log, where one file has both
                 words = describe(line)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
                 unreadable += 1

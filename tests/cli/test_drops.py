@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from netpol.agent.logs import Lines
 from netpol.cli.drops import describe
 from netpol.cli.main import main
 from tests.agent.process import ROOT, until
@@ -91,6 +93,25 @@ def test_lines_that_are_none(tmp_path: Path) -> None:
     file.write_bytes(b'noise\n[]\n{}\n{"time":1}\n\xff\n' + LINE + LINE[:20])
     done = CliRunner().invoke(main, ["drops", str(file)])
     assert (done.stdout, done.stderr) == (WORDS, "5 lines are none of a drop log\n")
+
+
+def test_lines_of_the_agent_s_log(tmp_path: Path) -> None:
+    """They are passed over without a word, where a container's log has both."""
+    file = tmp_path / "log"
+    record = logging.LogRecord("netpol", logging.WARNING, __file__, 0, "not in force: %s", ("x",), None)
+    file.write_bytes(Lines("json").format(record).encode() + b"\n" + LINE)
+    done = CliRunner().invoke(main, ["drops", str(file)])
+    assert (done.stdout, done.stderr) == (WORDS, "")
+
+
+@pytest.mark.parametrize("pod", ["web", "/web", "x/", ""])
+def test_a_pod_without_its_namespace(tmp_path: Path, pod: str) -> None:
+    """It would be found nowhere: that is said, and nothing is printed."""
+    file = tmp_path / "log"
+    file.write_bytes(LINE)
+    done = CliRunner().invoke(main, ["drops", str(file), "--pod", pod])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert f"{pod!r} is not NAMESPACE/NAME" in done.stderr
 
 
 def test_what_moves_a_cursor(tmp_path: Path) -> None:

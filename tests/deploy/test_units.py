@@ -11,6 +11,7 @@ import pytest
 
 from netpol.agent.standing import DEAD
 from netpol.cli.agent import agent
+from netpol.cli.drops import FILE
 from netpol.cli.options import STATE
 from netpol.cli.restore import restore
 from tests.deploy.manifests import DEPLOY, ROOT, read, understood
@@ -79,6 +80,13 @@ def test_the_documented_way_out_takes_all_of_them() -> None:
         named = re.findall(r"systemctl disable --now ([\w. -]+)", text)
         assert [{name.removesuffix(".service") for name in line.split()} for line in named] == [{AGENT.stem, RESTORE.stem}]
         assert f"rm -r {Path(STATE).parent}" in text
+
+
+def test_the_drop_log_is_one_file_for_all() -> None:
+    """What is suggested is what `netpol drops` reads, in the folder that the unit makes."""
+    for text in (AGENT.read_text(), (ROOT / "docs" / "deploy.md").read_text()):
+        assert re.findall(r"NETPOL_DROP_LOG=([\w./]*\w)", text) == [FILE]
+    assert [f"/var/log/{name}" for name in settings(AGENT)["LogsDirectory"]] == [str(Path(FILE).parent)]
 
 
 def test_restore_comes_before_whatever_starts_pods() -> None:
