@@ -21,12 +21,17 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 
 
-def _check(code: int, op: str, object: str) -> None:
+def _check(code: int, op: str, object: str, user: int | None = None) -> None:
+    """KernelError for what the kernel refused. user -- who asked for it, where that is not who we are by now."""
     if code == 0:
         return
     reason = os.strerror(-code)
-    if code in (-1, -13):
-        raise NotPermitted(-code, op, object, f"{reason}: run as root, or let this user make user namespaces")
+    if code in (-errno.EPERM, -errno.EACCES):
+        is_root = (os.geteuid() if user is None else user) == 0
+        advice = (
+            "CAP_SYS_ADMIN is missing (in a container: --privileged)" if is_root else "run as root, or let this user make user namespaces"
+        )
+        raise NotPermitted(-code, op, object, f"{reason}: {advice}")
     raise KernelError(-code, op, object, reason)
 
 
@@ -95,12 +100,12 @@ def enter_private_world() -> None:
     of /proc/net belong to nobody and cannot be read.
     """
     uid, gid = os.getuid(), os.getgid()
-    _check(lib.np_sys_unshare(CLONE_NEWUSER), "unshare", "user namespace")
+    _check(lib.np_sys_unshare(CLONE_NEWUSER), "unshare", "user namespace", uid)
     for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
         try:
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
         except OSError as error:
             # Some systems let everyone make a user namespace and then nobody use it.
-            _check(-(error.errno or errno.EPERM), "write", f"{name} of the user namespace")
-    _check(lib.np_sys_unshare(CLONE_NEWNET), "unshare", "network namespace")
+            _check(-(error.errno or errno.EPERM), "write", f"{name} of the user namespace", uid)
+    _check(lib.np_sys_unshare(CLONE_NEWNET), "unshare", "network namespace", uid)

@@ -43,7 +43,8 @@ def netlink() -> socket.socket:
 
 def _refusal(code: int, what: str) -> LabError:
     if code in (errno.EPERM, errno.EACCES):
-        return LabError(f"{what}: {os.strerror(code)}: run as root, or call become_private first")
+        advice = "run as root" if os.geteuid() else "CAP_NET_ADMIN is missing (in a container: --privileged)"
+        return LabError(f"{what}: {os.strerror(code)}: {advice}")
     if code == errno.EOPNOTSUPP and "cable" in what:
         return LabError(f"{what}: this kernel has no veth devices: `modprobe veth`, or build with CONFIG_VETH")
     return LabError(f"{what}: {os.strerror(code)}")

@@ -131,7 +131,7 @@ class Lab:
             try:
                 self._build(stack)
             except KernelError as error:
-                raise LabError(f"{error}. A user other than root calls become_private first") from error
+                raise LabError(str(error)) from error
             except OSError as error:
                 advice = ": raise the limit (`ulimit -n`)" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
                 raise LabError(f"cannot build the lab: {error.strerror or error}{advice}") from error

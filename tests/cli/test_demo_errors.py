@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 
 from netpol.kernel import namespaces
 from netpol.lab import Lab
-from tests.cli.demos import after_programming, data, demo, flows, manifests
+from tests.cli.demos import ROOT, after_programming, data, demo, flows, manifests
 from tests.referees import require, run
 
 LOOPBACK = "{apiVersion: v1, kind: Pod, metadata: {name: odd}, status: {podIP: 127.0.0.1}}"
@@ -147,3 +149,12 @@ def test_a_broken_lab_is_not_taken_for_a_policy(monkeypatch: pytest.MonkeyPatch)
     result = demo()
     assert (result.exit_code, result.stdout) == (1, "")
     assert "before any rule" in result.stderr
+
+
+def test_root_without_its_powers() -> None:
+    """As in a container: root is not told to be root, nor what is for whoever calls the lab from Python."""
+    require("setpriv")
+    before = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all")
+    done = subprocess.run([*before, sys.executable, "-m", "netpol.cli.main", "demo"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    words = "unshare network namespace: Operation not permitted: CAP_SYS_ADMIN is missing (in a container: --privileged)"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"netpol: {words}\n")

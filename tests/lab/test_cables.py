@@ -1,5 +1,7 @@
 """Messages to the kernel's route netlink, and what it says when it refuses one."""
 
+import errno
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from netpol.errors import LabError
+from netpol.lab import cables
 from netpol.lab.cables import LOOPBACK, Wiring, acknowledgements, netlink
 from netpol.model import parse_address
 
@@ -32,6 +35,16 @@ def test_the_first_refusal_is_named_and_the_rest_is_done(netns: int, wiring: Wir
         with pytest.raises(LabError, match=r"give address 10\.0\.0\.1: File exists"):
             wiring.send(through)
     assert "10.0.0.1" in Path("/proc/thread-self/net/fib_trie").read_text()
+
+
+@pytest.mark.parametrize(("user", "advice"), [(0, r"CAP_NET_ADMIN is missing \(in a container: --privileged\)"), (1000, "run as root")])
+def test_who_may_not_is_told_what_helps(wiring: Wiring, monkeypatch: pytest.MonkeyPatch, user: int, advice: str) -> None:
+    """Root has lost a power; everybody else never had it."""
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    monkeypatch.setattr(cables, "acknowledgements", lambda data: [(number, errno.EPERM) for number, _ in acknowledgements(data)])
+    wiring.up(LOOPBACK, arp=True)
+    with netlink() as through, pytest.raises(LabError, match=f": {os.strerror(errno.EPERM)}: {advice}$"):
+        wiring.send(through)
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_a_user_without_privileges_has_a_lab() -> None:
 
 
 def test_become_private_says_what_is_wrong() -> None:
-    """A process with a thread is told to call it earlier; a lab without it names it. For root it does nothing."""
+    """A process with a thread is told to call it earlier; a lab without it what a user can do. For root it does nothing."""
     lines = child(
         WORLD
         + NOBODY
@@ -128,7 +128,7 @@ def test_become_private_says_what_is_wrong() -> None:
         # This run is in a private world of one user already, so the child is root there.
         assert lines == ["nothing", "nothing"]
     else:
-        assert "become_private" in lines[0]
+        assert lines[0] == (f"unshare network namespace: {os.strerror(errno.EPERM)}: run as root, or let this user make user namespaces")
         assert "before the first one starts" in lines[1]
 
 
