@@ -4,12 +4,14 @@ Why a table: `netpol --help` must list every command without importing one of th
 a client of the API server). A row is name -> (module, one line of help); the module holds a click command of the same name.
 
 Invariants: this module imports click and `netpol.errors` and nothing else of netpol; an error that netpol raises on purpose
-ends as words on standard error, never as a traceback: exit code 2 for input that cannot be valid, 1 for everything else.
+ends as words on standard error, never as a traceback: exit code 2 for input that cannot be valid, 1 for everything else. So does a
+disk that is full where the output goes. A reader who went away ends a command without a word, which is click's doing.
 What a command does, and its options, are its own module's business.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 from typing import Any
 
@@ -17,6 +19,8 @@ import click
 
 from netpol import __version__
 from netpol.errors import InvalidManifests, InvalidObject, NetpolError, said
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what writing to a file may come to
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "agent": ("netpol.cli.agent", "Follow an API server, and enforce its policies on this node."),
@@ -60,6 +64,11 @@ class Commands(click.Group):
         except NetpolError as error:
             click.echo(said(error), err=True)
             ctx.exit(2 if isinstance(error, (InvalidObject, InvalidManifests)) else 1)
+        except OSError as error:
+            if error.errno not in FULL or error.filename is not None:
+                raise
+            click.echo(f"netpol: the output cannot be written: {error.strerror}", err=True)
+            ctx.exit(1)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

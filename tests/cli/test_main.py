@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 import pytest
 from click.testing import CliRunner, Result
@@ -12,9 +16,17 @@ from click.testing import CliRunner, Result
 import netpol
 from netpol.cli.main import COMMANDS, main
 
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "kubernetes-docs.yaml"
 Invoke = Callable[[str], Result]
 
 OBJECT = 'InvalidObject("Pod default/web", "status.podIP", "is no address", "pods.yaml")'
+
+
+def command(*arguments: str, stdout: IO[bytes]) -> subprocess.CompletedProcess[str]:
+    """A process of its own, whose standard output is that."""
+    words = [sys.executable, "-m", "netpol.cli.main", *arguments]
+    return subprocess.run(words, cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60)
 
 
 @pytest.fixture
@@ -62,6 +74,38 @@ def test_an_error_becomes_words_and_an_exit_code(invoke: Invoke, body: str, code
 def test_an_error_that_is_not_ours_is_not_hidden(invoke: Invoke) -> None:
     """A bug in netpol keeps its traceback."""
     assert isinstance(invoke("1 / 0").exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(("render", "-f", str(EXAMPLE)), id="render"),
+        pytest.param(("matrix", "-f", str(EXAMPLE)), id="matrix"),
+        pytest.param(("matrix", "-f", str(EXAMPLE), "--json"), id="matrix --json"),
+        pytest.param(("preflight",), id="a table"),
+        pytest.param(("render", "--help"), id="help"),
+    ],
+)
+def test_a_full_disk_becomes_words(arguments: Sequence[str]) -> None:
+    """Where the output goes: exit code 1, and no traceback."""
+    with open("/dev/full", "wb") as full:
+        done = command(*arguments, stdout=full)
+    assert (done.returncode, done.stderr) == (1, f"netpol: the output cannot be written: {os.strerror(errno.ENOSPC)}\n")
+
+
+def test_a_reader_who_went_away_is_no_error() -> None:
+    """As `netpol render | head` is: not a word."""
+    end, other = os.pipe()
+    os.close(end)
+    with open(other, "wb") as closed:
+        done = command("render", "-f", str(EXAMPLE), stdout=closed)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("error", ['OSError(errno.EBADF, "x")', 'OSError(errno.ENOSPC, "x", "file")'])
+def test_another_error_of_the_system_is_not_hidden(invoke: Invoke, error: str) -> None:
+    """Of another kind, or about a file that is named: whoever opened it had to say so."""
+    assert isinstance(invoke(f"import errno; raise {error}").exception, OSError)
 
 
 def test_help_lists_a_command_whose_module_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
