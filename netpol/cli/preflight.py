@@ -51,7 +51,8 @@ def _show(checks: Sequence[Check]) -> None:
     grid = Table(box=None, show_header=False, pad_edge=False)
     grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True)
-    grid.add_column()
+    # In a narrow terminal too nothing is cut off: what is to be typed stands there.
+    grid.add_column(overflow="fold")
     for check in checks:
         grid.add_row(Text(check.level, style=colours[check.level]), check.name, Text(check.words))
     Console(highlight=False).print(grid)

@@ -17,6 +17,7 @@ import pytest
 from netpol.agent import lookout
 from netpol.agent.lookout import Lookout
 from netpol.agent.preflight import Check, obstacles, preflight
+from netpol.cli.preflight import _show
 from netpol.kernel import matches, targets
 from netpol.kernel.apply import Kernel
 from netpol.kernel.ipset_errors import translate
@@ -289,6 +290,17 @@ def test_for_people(node: int) -> None:
     assert status == 1
     assert [line.split()[0] for line in output.splitlines() if line[0] != " "].count("fail") == 1
     assert output.count("ok ") >= 11
+
+
+def test_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every letter of what is to be typed is there, on as many lines as it takes."""
+    monkeypatch.setenv("COLUMNS", "40")
+    words = "run `sysctl -w net.bridge.bridge-nf-call-iptables=1`"
+    _show([Check("capabilities", "fail", words)])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 40
+    shown = "".join("".join(lines).split())
+    assert shown.removeprefix("failcapabilities") == words.replace(" ", "")
 
 
 # -- fixture files -----------------------------------------------------------------------------------------------------
