@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from netpol.errors import InvalidManifests, InvalidObject
 from netpol.kube.documents import Unreadable, documents
-from netpol.model import Address, Family, Namespace, Network, Node, Object, Pod, Policy
+from netpol.model import DIRECTIONS, Address, Family, Namespace, Network, Node, Object, Pod, Policy, Query
 from netpol.policy.decode import Decoded, decode_namespace, decode_node, decode_pod, decode_policy
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -34,6 +34,7 @@ GROUP = "networking.k8s.io/"
 NETWORKING = f"{GROUP}v1"
 NAME_LABEL = "kubernetes.io/metadata.name"
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 TICK = 50_000_000  # nanoseconds: no file system's clock is coarser here
 # By the path of what they are fields of. Those of metadata are ObjectMeta's, with what older API servers wrote.
 POLICY_FIELDS = {
@@ -161,6 +162,8 @@ class _Found:
             self.errors.append(InvalidObject(title, "", str(error), part.source))
             return
         self.errors += [InvalidObject(title, error.field, error.reason, part.source) for error in decoded.errors]
+        if isinstance(decoded.value, Policy):
+            self.errors += [InvalidObject(title, field, reason, part.source) for field, reason in _vain_values(decoded.value)]
         if key in self.objects:
             self.errors.append(InvalidObject(title, "", f"is already in {self.objects[key][1]}", part.source))
         elif decoded.value is not None:
@@ -192,6 +195,20 @@ def _unknown_fields(value: dict[str, Any], kind: str) -> Iterator[tuple[str, str
         found = value.get(path) if path else value
         if isinstance(found, dict):
             yield from ((path, f"a NetworkPolicy has no field {field!r} there") for field in sorted(found.keys() - fields))
+
+
+def _vain_values(policy: Policy) -> Iterator[tuple[str, str]]:
+    """Values that a policy's selectors ask for and that no label can have, as (path, reason). An API server may have kept such a policy,
+    and it selects nothing by them; whoever writes one means something else."""
+    asked = [("spec.podSelector", policy.subject.pods)]
+    for direction in DIRECTIONS:
+        for i, rule in enumerate(policy.rules(direction) or ()):
+            for query in (peer for peer in rule.peers or () if isinstance(peer, Query)):
+                asked += [(f"spec.{direction}[{i}]", selector) for selector in (query.pods, query.namespaces)]
+    for path, selector in asked:
+        for value in (value for requirement in selector.requirements for value in requirement.values):
+            if not LABEL_VALUE.fullmatch(value):
+                yield path, f"a selector asks for {value!r}, a value that no label can have"
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

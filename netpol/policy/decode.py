@@ -71,7 +71,6 @@ T = TypeVar("T")
 Report = Callable[[str, str], None]
 
 QUALIFIED_NAME = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
-LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 # What msgspec raises for bytes that are not the JSON asked for: broken UTF-8 and bottomless nesting come as Python's own errors.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 # A field, or the place in a list, of a path as msgspec writes it.
@@ -177,15 +176,9 @@ def _label_key(key: str, path: str) -> str:
     return key
 
 
-def _label_value(value: str, path: str) -> str:
-    if not LABEL_VALUE.fullmatch(value):
-        raise _Invalid(path, f"{value!r} is a value that no label can have")
-    return value
-
-
 def _requirement(wire: WireRequirement, path: str) -> Requirement:
     key = _label_key(wire.key, f"{path}.key")
-    values = tuple(sorted({_label_value(value, f"{path}.values[{i}]") for i, value in enumerate(wire.values or ())}))
+    values = tuple(sorted(set(wire.values or ())))
     if wire.operator in ("In", "NotIn"):
         if not values:
             raise _Invalid(f"{path}.values", f"must not be empty for the operator {wire.operator}")
@@ -198,10 +191,7 @@ def _requirement(wire: WireRequirement, path: str) -> Requirement:
 
 
 def _selector(wire: WireSelector, path: str) -> Selector:
-    requirements = {
-        Requirement(_label_key(key, f"{path}.matchLabels"), "In", (_label_value(value, f"{path}.matchLabels[{key}]"),))
-        for key, value in (wire.matchLabels or {}).items()
-    }
+    requirements = {Requirement(_label_key(key, f"{path}.matchLabels"), "In", (value,)) for key, value in (wire.matchLabels or {}).items()}
     for i, expression in enumerate(wire.matchExpressions or ()):
         requirements.add(_requirement(expression, f"{path}.matchExpressions[{i}]"))
     return _once(Selector(tuple(sorted(requirements))))

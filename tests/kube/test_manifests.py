@@ -341,6 +341,26 @@ HERE = "m.yaml: document at line 1: "
             )
             for kind in ("ClusterNetworkPolicy", "AdminNetworkPolicy", "BaselineAdminNetworkPolicy")
         ),
+        *(
+            pytest.param(
+                "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\n"
+                f"spec: {{podSelector: {{matchLabels: {{b: '', a: {subject}}}}}, policyTypes: [Ingress],\n"
+                f"  ingress: [{{}}, {{from: [{{{peer}}}]}}]}}",
+                f"m.yaml: NetworkPolicy default/p: {path}: a selector asks for {value!r}, a value that no label can have",
+                id=f"the value {value[:8]!r}",
+            )
+            for subject, peer, path, value in (
+                ("'db '", "podSelector: {}", "spec.podSelector", "db "),
+                ("a.b-C_1", "podSelector: {matchLabels: {a: -b}}", "spec.ingress[1]", "-b"),
+                ("a", f"podSelector: {{matchLabels: {{a: {'a' * 64}}}}}", "spec.ingress[1]", "a" * 64),
+                (
+                    "a",
+                    "podSelector: {}, namespaceSelector: {matchExpressions: [{key: a, operator: NotIn, values: ['', b/c]}]}",
+                    "spec.ingress[1]",
+                    "b/c",
+                ),
+            )
+        ),
         pytest.param("a: b\nc: {d", "m.yaml: line 3: did not find expected ',' or '}'", id="broken YAML"),
         pytest.param("a: 1\nb: 2\na: 3", "m.yaml: line 3: the key 'a' is given twice in one mapping", id="a key twice"),
         pytest.param('a: 1\n"a": 3', "m.yaml: line 2: the key 'a' is given twice in one mapping", id="a key twice, once quoted"),
