@@ -6,7 +6,7 @@ import pytest
 
 from netpol.model import DIRECTIONS, Address, Direction, Family, Network, Pod, Policy, parse_address, parse_network
 from netpol.rules.compile import Settings
-from netpol.rules.compile.front import Front, changed, front, front_net
+from netpol.rules.compile.front import Front, changed, front, front_net, without_fronts
 from netpol.rules.ruleset import (
     NEW,
     CreateSet,
@@ -23,7 +23,7 @@ from netpol.rules.ruleset import (
     is_front,
 )
 from netpol.rules.sets import Set
-from tests.rules.watched import OUT, PODS, THERE, A, B, C, D, Watched, app, kinds, own, peers, pod, policy
+from tests.rules.watched import OUT, PODS, THERE, A, B, C, D, Watched, app, kinds, own, peers, pod, policy, port
 
 A6, B6 = parse_address("fd00::1"), parse_address("fd00::2")
 IN4, OUT4 = "NETPOL4-INGRESS", "NETPOL4-EGRESS"
@@ -161,6 +161,15 @@ def test_a_kernel_without_such_sets_gets_none() -> None:
     for each in (one, other):
         each.put(pod("db2", B))
     assert state.wanted() == tree.wanted()
+
+
+def test_a_whole_state_without_them() -> None:
+    """Exactly what is compiled where there are none, other sets and matches included; the empty state stays so."""
+    items = (pod("db", A, A6), pod("api", B), policy("p", "db", peers(own("api"), ports=(port(80),))), policy("q", "api", egress=()))
+    one, other = (watched(least, *items).state.wanted() for least in (1, 0))
+    assert set(fronts(one)) == {IN4, OUT4}
+    assert without_fronts(one) == other == without_fronts(other)
+    assert without_fronts(Ruleset({}, {})) == Ruleset({}, {})
 
 
 def test_while_unknown_addresses_are_denied_there_is_none() -> None:
