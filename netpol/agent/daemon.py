@@ -122,6 +122,8 @@ def run(options: Options, ends: Ends) -> None:
             sys.exit(1)
         log.info("stopped; the rules stay in force")
         if not ended:
+            # An exec plugin that hangs is not to outlive us.
+            sources.stop(ENDING)
             leave()
 
 

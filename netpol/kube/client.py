@@ -11,8 +11,10 @@ Invariants
 - Credentials are as fresh as they can be: token files are read for each request, exec plugins run again when what they gave runs out,
   and all of the configuration is loaded anew after an answer 401 or a failed TLS handshake.
 - Nothing is retried or redirected here, and every wait for the network has an end.
-- `close` may be called from any thread and wakes whoever waits for an answer; from then on every request is an `ApiError`. A name
-  look-up, a connection attempt (`CONNECT` seconds) or an exec plugin under way are not woken; nothing is asked after them.
+- Who waited for the configuration while it could not be loaded is told the same, and does not have it loaded once more: an exec plugin
+  that hangs holds up everybody as long as it holds up one.
+- `close` may be called from any thread, wakes whoever waits for an answer and ends an exec plugin; from then on every request is an
+  `ApiError`. A name look-up or a connection attempt (`CONNECT` seconds) under way are not woken; nothing is asked after them.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import http.client
 import os
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -35,6 +38,7 @@ from netpol import __version__
 from netpol.errors import ApiError, Cut, Silence
 from netpol.kube.buffer import Buffer
 from netpol.kube.later import put_off
+from netpol.kube.plugin import Plugin
 
 # What the package imports besides what we need of it: for models and other uses of it, and for the renewal of OpenID Connect tokens.
 with put_off(
@@ -102,7 +106,8 @@ class Credentials(NamedTuple):
     expires: datetime | None = None
 
 
-Load = Callable[[], Credentials]
+# Who loads it gives up when the Event is set.
+Load = Callable[[threading.Event], Credentials]
 
 
 def configured(kubeconfig: str | None = None, context: str | None = None, environ: Mapping[str, str] = os.environ) -> Load:
@@ -112,8 +117,8 @@ def configured(kubeconfig: str | None = None, context: str | None = None, enviro
     """
     paths = kubeconfig or environ.get("KUBECONFIG")
     if not paths and context is None and environ.get(SERVICE_HOST_ENV_NAME):
-        return lambda: _in_cluster(environ)
-    return lambda: _from_kubeconfig(paths or "~/.kube/config", context)
+        return lambda _: _in_cluster(environ)
+    return lambda closing: _from_kubeconfig(paths or "~/.kube/config", context, closing)
 
 
 def _in_cluster(environ: Mapping[str, str]) -> Credentials:
@@ -124,7 +129,7 @@ def _in_cluster(environ: Mapping[str, str]) -> Credentials:
     return Credentials(configuration, SERVICE_TOKEN_FILENAME)
 
 
-def _from_kubeconfig(paths: str, context: str | None) -> Credentials:
+def _from_kubeconfig(paths: str, context: str | None, closing: threading.Event) -> Credentials:
     config = KubeConfigMerger(paths).config
     if config is None:
         raise ConfigException(f"there is no such file: {paths}")
@@ -143,18 +148,18 @@ def _from_kubeconfig(paths: str, context: str | None) -> Credentials:
             token_file = os.path.join(folder, details.value.pop("tokenFile"))
             details.value["token"] = _read_token(token_file)
         elif details.safe_get("exec") and not details.safe_get("token"):
-            expires = _run_plugin(details, folder, config["clusters"].get_with_name(names["cluster"])["cluster"])
+            expires = _run_plugin(details, folder, config["clusters"].get_with_name(names["cluster"])["cluster"], closing)
     configuration = Configuration()
     loader.load_and_set(configuration)
     return Credentials(configuration, token_file, expires)
 
 
-def _run_plugin(user: ConfigNode, folder: str, cluster: ConfigNode) -> datetime | None:
+def _run_plugin(user: ConfigNode, folder: str, cluster: ConfigNode, closing: threading.Event) -> datetime | None:
     """Puts what an exec plugin gives in the place of its mention; until when it is good, if it says so."""
-    status = ExecProvider(user["exec"], folder, cluster).run()
+    # The package reads what to run. It would run it without an end, so that is ours.
+    said = ExecProvider(user["exec"], folder, cluster)
+    status = Plugin(said.args, said.env, said.cwd, said.api_version, said.cluster.value if said.cluster else None).run(closing)
     command = user["exec"]["command"]
-    if not isinstance(status, dict):
-        raise ConfigException(f"exec: {command} gave no status")
     if status.get("token"):
         user.value["token"] = status["token"]
     elif status.get("clientCertificateData") and status.get("clientKeyData"):
@@ -304,6 +309,8 @@ class Client:
         self._load = load
         self._lock = threading.Lock()
         self._sockets = _Sockets()
+        self._closing = threading.Event()
+        self._failed: tuple[float, str] | None = None  # when the configuration could not be loaded last, and why
         self._api: ApiClient | None = None
         self._token_file: str | None = None
         self._expires: datetime | None = None
@@ -311,11 +318,13 @@ class Client:
     @property
     def server(self) -> str:
         """The address of the API server."""
+        since = time.monotonic()
         with self._lock, _configuring():
-            return str(self._ready().configuration.host)
+            return str(self._ready(since).configuration.host)
 
     def close(self) -> None:
         """Ends every request, now and from now on."""
+        self._closing.set()
         self._sockets.close()
         with suppress(AttributeError):
             self._api.close()  # type: ignore[union-attr]  # there may be none yet
@@ -354,8 +363,9 @@ class Client:
         self, method: str, path: str, query: Query, body: Mapping[str, Any] | None, headers: dict[str, str], silence: float
     ) -> Iterator[Stream]:
         headers = {"Accept": "application/json", **headers, **({"Content-Type": "application/json"} if body is not None else {})}
+        since = time.monotonic()
         with self._lock, _configuring():
-            api = self._ready()
+            api = self._ready(since)
             parameters = api.param_serialize(method, path, None, list(query), headers, body, auth_settings=["BearerToken"])
         try:
             response = api.call_api(*parameters, _request_timeout=(CONNECT, silence)).response
@@ -370,19 +380,26 @@ class Client:
         finally:
             response.close()  # where it was read to its end, its connection is back in the pool, and stays open
 
-    def _ready(self) -> ApiClient:
-        """The package's client, with credentials that are good now."""
+    def _ready(self, since: float) -> ApiClient:
+        """The package's client, with credentials that are good now, for a request of that time."""
         if self._sockets.closed:
             raise ApiError("the client is closed")
         expired = self._expires is not None and datetime.now(timezone.utc) >= self._expires - MARGIN
         if self._api is None or expired:
-            self._api = self._open()
+            if self._failed is not None and self._failed[0] >= since:
+                raise ApiError(self._failed[1])
+            try:
+                with _configuring():
+                    self._api = self._open()
+            except ApiError as error:
+                self._failed = time.monotonic(), str(error)
+                raise
         elif self._token_file is not None:
             _put_token(self._api.configuration, _read_token(self._token_file))
         return self._api
 
     def _open(self) -> ApiClient:
-        configuration, self._token_file, self._expires = self._load()
+        configuration, self._token_file, self._expires = self._load(self._closing)
         if self._token_file is not None:
             _put_token(configuration, _read_token(self._token_file))
         _check(configuration.api_key.get("BearerToken", ""))

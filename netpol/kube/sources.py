@@ -4,8 +4,8 @@ Nothing here decides anything. A thread lives until `stop`; whatever goes wrong 
 that too, with everything said again.
 
 Invariants: the sink is called from these threads, for each kind in order, and not after `stop` has returned; the events of one call
-came in one piece. `stop` returns within its patience, whatever the threads are doing: one that a name look-up or an exec plugin holds
-up is left behind, and does nothing more.
+came in one piece. `stop` returns within its patience, whatever the threads are doing: one that a name look-up holds up is left behind,
+and does nothing more.
 """
 
 from __future__ import annotations

@@ -189,6 +189,8 @@ def test_an_answer_401_loads_everything_anew(server: FakeServer, tmp_path: Path)
         pytest.param(gives("{}"), "plugin gave neither a token nor a certificate", id="gives nothing"),
         pytest.param(gives("{'clientCertificateData': 'x'}"), "gave neither", id="a certificate without its key"),
         pytest.param(gives("'x'"), "gave no status", id="text"),
+        pytest.param("print('[]')", "gave no status", id="a list"),
+        pytest.param('print(\'{"apiVersion": "v9", "kind": "ExecCredential", "status": {}}\')', "version v9", id="another version"),
         pytest.param(gives("{'token': 'a', 'expirationTimestamp': 'soon'}"), "soon", id="an expiry that is none"),
     ],
 )
