@@ -1,20 +1,22 @@
 """A small HTTP server for probes and monitoring: GET and HEAD of a few paths, one answer a connection.
 
 It never stands in the way of enforcement: an address that is taken is tried again until it is free, and reported once; at most `MOST`
-clients are served at a time, none of which may be silent for longer than `PATIENCE`; a page that cannot be made is a 500, and nothing else.
+clients are served at a time, each for `PATIENCE` at most, however it spends them; a page that cannot be made is a 500, and nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MOST = 16  # clients
-PATIENCE = 5.0  # seconds
+PATIENCE = 5.0  # seconds for a client, from its connection on
 AGAIN = 2.0  # seconds: between two tries to get an address that is taken
 TEXT = "text/plain; charset=utf-8"
 
@@ -98,7 +100,13 @@ class _Server(HTTPServer):
         if not self._places.acquire(blocking=False):
             self.shutdown_request(request)
             return
-        threading.Thread(target=self._serve, args=(request, client_address), name="client", daemon=True).start()
+        try:
+            threading.Thread(target=self._serve, args=(request, client_address), name="client", daemon=True).start()
+        except RuntimeError as error:
+            # No thread can be had: the place is for the next one.
+            self._places.release()
+            self.shutdown_request(request)
+            self.complain(f"a client cannot be served: {error}")
 
     def _serve(self, request: socket.socket, client_address: object) -> None:
         try:
@@ -110,10 +118,37 @@ class _Server(HTTPServer):
             self._places.release()
 
 
+class _Reader(io.RawIOBase):
+    """What a client sends, until its time is over: then TimeoutError. A timeout of the socket alone would begin anew with each byte."""
+
+    def __init__(self, connection: socket.socket, end: float) -> None:
+        self._connection, self._end = connection, end
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        _hurry(self._connection, self._end)
+        return self._connection.recv_into(buffer)
+
+
+def _hurry(connection: socket.socket, end: float) -> None:
+    """What the socket does next has to be done by then."""
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    connection.settimeout(left)
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = PATIENCE
     server_version, sys_version = "netpol", ""
+
+    def setup(self) -> None:
+        super().setup()
+        self._end = time.monotonic() + PATIENCE
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_Reader(self.connection, self._end))
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -124,6 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
             # Whatever went wrong with one page must not take the thread, nor the agent, with it.
             self.server.complain(f"{path} cannot be answered: {error!r}")
             page = Page(500, b"this page could not be made; the log says why\n")
+        _hurry(self.connection, self._end)
         self.send_response(page.status)
         self.send_header("Content-Type", page.type)
         self.send_header("Content-Length", str(len(page.body)))

@@ -62,6 +62,12 @@ class Scene:
         finally:
             connection.close()
 
+    def served(self) -> bool:
+        try:
+            return self.ask("/fine")[0] == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
 
 @pytest.fixture
 def scene() -> Iterator[Scene]:
@@ -113,19 +119,53 @@ def test_clients_that_speak_nonsense_or_leave(scene: Scene, bytes_sent: bytes) -
 
 def test_silent_clients_do_not_keep_others_out(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than `MOST` of them are turned away, and those that are in leave after a time."""
-    monkeypatch.setattr(health._Handler, "timeout", 0.3)
+    monkeypatch.setattr(health, "PATIENCE", 0.3)
     assert scene.health.address is not None
     silent = [socket.create_connection(scene.health.address) for _ in range(health.MOST + 4)]
-
-    def served() -> bool:
-        try:
-            return scene.ask("/fine")[0] == 200
-        except OSError:
-            return False
-
-    until(served)
+    until(scene.served)
     for client in silent:
         client.close()
+
+
+@pytest.mark.parametrize("first", [b"", b"GET /fine HTTP/1.0\r\nX: "], ids=["in the request line", "in a header"])
+def test_clients_that_drip_do_not_keep_others_out(scene: Scene, monkeypatch: pytest.MonkeyPatch, first: bytes) -> None:
+    """A byte now and then is no reason to wait longer: each has its time, and no more."""
+    monkeypatch.setattr(health, "PATIENCE", 0.5)
+    assert scene.health.address is not None
+    clients = [socket.create_connection(scene.health.address) for _ in range(health.MOST)]
+    done = threading.Event()
+
+    def drip() -> None:
+        for client in clients:
+            client.sendall(first)
+        while not done.wait(0.1):
+            for client in clients:
+                with contextlib.suppress(OSError):
+                    client.send(b"G")
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        until(scene.served)
+    finally:
+        done.set()
+        thread.join(20)
+        for client in clients:
+            client.close()
+
+
+def test_a_thread_that_cannot_be_had_is_no_place_less(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who came is turned away, and it is said; when there are threads again, everybody is served."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as short:
+        short.setattr(threading.Thread, "start", refuse)
+        for _ in range(health.MOST + 1):
+            assert not scene.served()
+    assert scene.served()
+    assert scene.complaints == ["a client cannot be served: can't start new thread"] * (health.MOST + 1)
 
 
 def test_two_clients_at_once(scene: Scene) -> None:
