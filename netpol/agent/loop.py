@@ -107,13 +107,17 @@ class Loop:
             self._bell.ring()
 
     def ask(self, question: Callable[[Enforcer], T], timeout: float) -> T | None:
-        """What the loop's thread answers to a question about the enforcer, between two tasks; None where it did not in time.
+        """What the loop's thread answers to a question about the enforcer, between two tasks; None where it did not in time: then it is
+        not asked any more.
 
         An error of netpol is raised here, and is no matter to the loop.
         """
         answers: queue.SimpleQueue[T | NetpolError] = queue.SimpleQueue()
+        is_wanted = True
 
         def answer() -> None:
+            if not is_wanted:
+                return
             try:
                 answers.put(question(self.enforcer))
             except NetpolError as error:
@@ -124,6 +128,7 @@ class Loop:
         try:
             found = answers.get(timeout=timeout)
         except queue.Empty:
+            is_wanted = False
             return None
         if isinstance(found, NetpolError):
             raise found
@@ -157,7 +162,8 @@ class Loop:
 
     def step(self) -> bool:
         """Answers what was asked and does the first task that is due; False where none is. For the thread in `run`, and for tests."""
-        while self._asked:
+        # What is asked meanwhile waits for the next step: who asks without end must not keep us from what is due.
+        for _ in range(len(self._asked)):
             self._asked.popleft()()
         now = self._clock()
         due = self._due(now)

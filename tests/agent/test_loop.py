@@ -460,6 +460,39 @@ def test_questions_are_answered_by_the_thread(running: tuple[Loop, Heard]) -> No
     assert loop.ask(lambda enforcer: 1, 20) == 1
 
 
+def test_who_asks_without_end_does_not_keep_an_event_from_being_enforced(stage: Stage) -> None:
+    """What is asked while another question is answered waits for the next step."""
+    stage.loop.hear(*WORLD, *COMPLETE)
+    askers: list[threading.Thread] = []
+    in_force: list[bool] = []
+
+    def ask() -> None:
+        askers.append(threading.Thread(target=stage.loop.ask, args=(again, 20)))
+        askers[-1].start()
+        until(lambda: bool(stage.loop._asked))
+
+    def again(enforcer: Enforcer) -> None:
+        in_force.append(stage.loop.in_force)
+        if len(askers) < 5:
+            ask()
+
+    ask()
+    stage.pass_time(1.0)
+    while stage.loop._asked:
+        stage.loop.step()
+    assert (len(in_force), in_force[0], in_force[-1]) == (5, False, True)
+    for asker in askers:
+        asker.join(20)
+
+
+def test_a_question_that_was_given_up_is_not_answered(stage: Stage) -> None:
+    """Nobody waits for it any more."""
+    asked: list[int] = []
+    assert stage.loop.ask(lambda _: asked.append(1), 0.01) is None
+    stage.loop.step()
+    assert asked == []
+
+
 def raise_it(enforcer: Enforcer) -> None:
     raise InvalidObject("a", "b", "c")
 
