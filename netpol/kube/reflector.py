@@ -17,6 +17,7 @@ Invariants
   is before ours may only lag behind: then a list of one object tells etcd's. Where a restored etcd has passed ours by then, it cannot be
   told: `etcdutl --bump-revision` is for that.
 - After a failure it waits: 0.8 to 30 s, at random, longer each time; at least as long as Retry-After says, within a limit.
+- What the last bytes said may be lost on our side until the next ones come: `restart` has all of it said again, also who is gone.
 - What cannot be read of an object is reported and never ends the stream; an object that was readable before stays as it was.
 
 Memory: of each object its namespace and name, and those are the strings of the objects that were said.
@@ -174,6 +175,7 @@ class Reflector:
         self._clock, self._random = clock, random
         self._names: _Names = {}  # of all that was said to be there
         self._seen: _Names = {}  # the same, in the present sync
+        self._leaving: list[tuple[str, str]] = []  # said to be gone by the last answer, and perhaps not heard to be
         self._continue = ""
         self._pages = 0  # of the present list
         self._is_behind = False  # whether the server's cache is before ours, so that only etcd can tell
@@ -232,7 +234,7 @@ class Reflector:
 
     def receive(self, data: bytes) -> Heard:
         """Bytes of the watch that was asked for. When `reading` is False afterwards, the rest is not wanted."""
-        heard = Heard([], [])
+        heard, self._leaving = Heard([], []), []
         self.figures.bytes += len(data)
         self.figures.last_contact = self._clock()
         try:
@@ -252,7 +254,7 @@ class Reflector:
 
     def receive_page(self, body: bytes) -> Heard:
         """The page of a list that was asked for."""
-        heard = Heard([], [])
+        heard, self._leaving = Heard([], []), []
         self.figures.bytes += len(body)
         self.figures.last_contact = self._clock()
         try:
@@ -322,7 +324,9 @@ class Reflector:
     def restart(self, message: str) -> None:
         """Something went wrong on our side, and what was heard may be lost: everything has to be said again."""
         self._fail("internal", message)
-        self.phase, self._continue = "sync", ""
+        self.phase, self._continue, self._is_behind = "sync", "", False
+        for namespace, name in self._leaving:
+            _add(self._names, namespace, name)
 
     # -- objects -------------------------------------------------------------------------------------------------------
 
@@ -334,7 +338,7 @@ class Reflector:
             if not name:
                 self._unreadable(heard, InvalidObject(kind.__name__, "metadata.name", "a deleted object cannot be told by its name"))
             elif _remove(self._names, namespace, name) | _remove(self._seen, namespace, name):
-                heard.events.append(Gone(kind, name, namespace))
+                self._gone(heard, namespace, name)
         else:
             decoded = self.resource.decode(change.object)
             if decoded.value is not None:
@@ -353,6 +357,10 @@ class Reflector:
                 heard.events.append(Put(decoded.value, decoded.errors))
         if self.phase == "watch":
             self._reached(change.version)
+
+    def _gone(self, heard: Heard, namespace: str, name: str) -> None:
+        self._leaving.append((namespace, name))
+        heard.events.append(Gone(self.resource.kind, name, namespace))
 
     def _unreadable(self, heard: Heard, *errors: InvalidObject) -> None:
         self.figures.unreadable += 1
@@ -384,7 +392,8 @@ class Reflector:
             raise MalformedAnswer("the end of all objects has no resourceVersion")
         for namespace, names in self._names.items():
             gone = names.keys() - self._seen.get(namespace, {}).keys()
-            heard.events.extend(Gone(self.resource.kind, name, namespace) for name in sorted(gone))
+            for name in sorted(gone):
+                self._gone(heard, namespace, name)
         self._names, self._seen = self._seen, {}
         heard.events.append(Synced(self.resource.kind))
         self.version = version

@@ -524,6 +524,33 @@ def test_what_is_lost_on_our_side_is_said_again() -> None:
     assert [player.next(), player.next()] == [1.6, "sync"]
 
 
+def test_who_a_full_sync_said_to_be_gone_is_said_to_be_gone_again() -> None:
+    """Where that was lost, and however often; what was heard since is not said again."""
+    player = Player().started()
+    player.reflector.receive(added(pod("b", 11), pod("c", 12)))
+    player.reflector.receive(deleted(pod("c", 13)))
+    player.refuse(410)
+    for _ in range(3):
+        assert [player.next(), player.next()][-1] == "sync"
+        heard = player.reflector.receive(START)
+        assert [event.name for event in heard.events if isinstance(event, Gone)] == ["b"]
+        player.reflector.restart("KeyError: 'x'")
+
+
+def test_a_look_after_an_error_of_ours_begins_with_the_cache() -> None:
+    """What the look before it was about to find out is over."""
+    player = Player().started()
+    player.reflector.end("cut")
+    assert player.ask() == "look"
+    player.reflector.receive_page(whole(page("9")))
+    player.reflector.restart("KeyError: 'x'")
+    assert [player.ask(), player.ask()] == [1.6, "sync"]
+    player.reflector.receive(START)
+    player.now += 1
+    player.reflector.end("cut")
+    assert player.ask() == "look"
+
+
 def test_figures() -> None:
     """What happened is counted, by reasons that are few."""
     player = Player().started()

@@ -463,6 +463,27 @@ def test_an_error_of_ours_is_a_full_sync(server: FakeServer, tmp_path: Path) -> 
         assert sources.figures["Pod"].restarts["internal"] == 1
 
 
+def test_who_was_gone_when_an_error_of_ours_came_is_not_forgotten(server: FakeServer, tmp_path: Path) -> None:
+    """What takes the events fails at a deletion: the full sync says it."""
+
+    class Clumsy(Heard):
+        failed = False
+
+        def __call__(self, *events: Event) -> None:
+            if not self.failed and any(isinstance(event, Gone) for event in events):
+                self.failed = True
+                raise KeyError("x")
+            super().__call__(*events)
+
+    listener, go = Clumsy(), threading.Event()
+    server.answer(PATH, watch(added(pod("a", 5), pod("b", 6)), bookmark("10", True), go, deleted(pod("b", 11)), threading.Event()))
+    server.answer(PATH, watch(added(pod("a", 5)), bookmark("12", True), threading.Event()))
+    with Sources(Client(configured(server.kubeconfig(tmp_path))), [Selection(PODS)], listener, listener, timing=TIMING):
+        listener.wait(*HEARD)
+        go.set()
+        listener.wait(*HEARD, "+a", "-b", "synced")
+
+
 @pytest.mark.parametrize(
     "answers",
     [
