@@ -22,7 +22,7 @@ from netpol.kube.watch import UNREADABLE
 from netpol.model import Policy
 
 if TYPE_CHECKING:  # importing it takes 0.2 s
-    from netpol.kube.client import Client
+    from netpol.kube.client import Answer, Client
 
 POLICIES = "/apis/networking.k8s.io/v1"
 EVENTS = "/api/v1"
@@ -31,7 +31,8 @@ PAUSE = 1.0  # seconds between two Events at least
 TRIES = 5
 # What an API server takes of each; a name gets a dot and the hash behind it.
 MESSAGE, NAME = 1024, 230
-CREATED, CONFLICT, NOT_FOUND = 201, 409, 404
+CREATED, CONFLICT, NOT_FOUND, FORBIDDEN = 201, 409, 404, 403
+ENDING = "NamespaceTerminating"
 
 
 class _Meta(Struct):
@@ -44,6 +45,18 @@ class _Item(Struct):
 
 class _Items(Struct):
     items: list[_Item] | None = None
+
+
+class _Cause(Struct):
+    reason: str = ""
+
+
+class _Details(Struct):
+    causes: list[_Cause] | None = None
+
+
+class _Status(Struct):
+    details: _Details | None = None
 
 
 class Announcer:
@@ -116,8 +129,20 @@ class Announcer:
             )
         except (ApiError, *UNREADABLE) as error:
             return str(error)
-        # A namespace that ends takes no Events any more.
-        return None if answer.code in (200, CREATED, CONFLICT, NOT_FOUND) else f"HTTP status {answer.code}"
+        if answer.code in (200, CREATED, CONFLICT, NOT_FOUND) or _tells_of_an_end(answer):
+            return None
+        return f"HTTP status {answer.code}"
+
+
+def _tells_of_an_end(answer: Answer) -> bool:
+    """Whether the namespace is being deleted: it takes no Events any more. Any other 403 is a right that is missing."""
+    if answer.code != FORBIDDEN:
+        return False
+    try:
+        details = msgspec.json.decode(answer.body, type=_Status).details
+    except UNREADABLE:
+        return False
+    return details is not None and any(cause.reason == ENDING for cause in details.causes or ())
 
 
 def event(namespace: str, name: str, uid: str, errors: tuple[InvalidObject, ...], now: datetime) -> dict[str, object]:

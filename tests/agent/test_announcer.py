@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -98,6 +99,21 @@ def test_what_is_gone_or_no_policy_is_not_announced(scene: Scene) -> None:
     assert scene.complaints == []
 
 
+def test_a_namespace_that_ends_takes_no_events(scene: Scene) -> None:
+    """The server says so with a 403, and there is nothing to tell."""
+    scene.api.apply(namespace("ending"))
+    scene.api.create("networkpolicies", policy("ending", "bad", SPEC))
+    scene.api.delete("namespaces", "ending")
+    announcer = scene.announcer()
+    announcer.tell(Put(Policy("ending", "bad", EVERYTHING, (), None), (BROKEN,)))
+    until(lambda: not announcer._waiting)
+    announcer.close(20)
+    # What a cluster's controllers do: nothing of it is to stay.
+    scene.api.delete("networkpolicies", "bad", "ending")
+    scene.api.request("PUT", f"{path('namespaces')}/ending/finalize", namespace("ending"))
+    assert scene.complaints == []
+
+
 class Heard:
     """What an announcer complains of, and a way to wait for the next of it."""
 
@@ -129,6 +145,34 @@ def test_a_right_that_is_missing_is_said_once(tmp_path: Path) -> None:
             f"an Event on NetworkPolicy {WHERE}/{name} could not be written: HTTP status 403 for the policy" for name in ("bad", "worse")
         ]
         assert len(server.asked) == 2 * TRIES
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        pytest.param({"details": {"causes": [{"reason": "Other"}, {"reason": "NamespaceTerminating"}]}}, False, id="the namespace ends"),
+        pytest.param({"details": {"causes": [{"reason": "Other"}]}}, True, id="another cause"),
+        pytest.param({"details": {}}, True, id="no cause"),
+        pytest.param({"message": "NamespaceTerminating"}, True, id="a right that is missing"),
+        pytest.param({"details": [1]}, True, id="no status"),
+    ],
+)
+def test_a_refused_event_is_a_failure_unless_the_namespace_ends(tmp_path: Path, body: Json, said: bool) -> None:
+    """One try where it ends; else all of them, and an error."""
+    tries = TRIES if said else 1
+    with FakeServer() as server:
+        found = bare(200, b'{"items": [{"metadata": {"uid": "u"}}]}')
+        server.answer(f"/apis/networking.k8s.io/v1/namespaces/{WHERE}/networkpolicies", *[found] * tries)
+        server.answer(f"/api/v1/namespaces/{WHERE}/events", *[bare(403, json.dumps(body).encode())] * tries)
+        client = Client(configured(server.kubeconfig(tmp_path)))
+        heard = Heard()
+        announcer = Announcer(client, heard.complain, pause=0.001)
+        announcer.tell(put("bad", BROKEN))
+        until(lambda: not announcer._waiting)
+        announcer.close(20)
+        client.close()
+        assert heard.complaints == [f"an Event on NetworkPolicy {WHERE}/bad could not be written: HTTP status 403"] * said
+        assert len(server.asked) == 2 * tries
 
 
 def test_an_answer_that_nests_without_end_is_a_failure(tmp_path: Path) -> None:
