@@ -9,12 +9,14 @@ Lines end in a file that is never longer than `MOST`: then it becomes FILE.1, an
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -76,7 +78,8 @@ class Sink:
         self._path, self._most = path, most
 
     def write(self, lines: bytes) -> None:
-        """Whole lines, at the end. The file is opened anew each time: whoever moves it away gets a new one. OSError where it fails."""
+        """Whole lines, at the end. The file is opened anew each time: whoever moves it away gets a new one. OSError where it fails; then
+        none of them is there."""
         if self._path is None:
             sys.stdout.buffer.write(lines)
             sys.stdout.buffer.flush()
@@ -84,7 +87,13 @@ class Sink:
         if self._length() + len(lines) > self._most:
             os.replace(self._path, f"{self._path}.1")
         with open(self._path, "ab", buffering=0) as file:
-            file.write(lines)
+            begin = os.fstat(file.fileno()).st_size
+            if file.write(lines) == len(lines):
+                return
+            # A disk that is full takes what it has room for. The next line would be glued to the half of one.
+            with suppress(OSError):  # it is no regular file
+                file.truncate(begin)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def _length(self) -> int:
         assert self._path is not None
