@@ -182,18 +182,21 @@ class DropLog:
         now = (self._limiter.left_out, counts.lost, counts.unreadable)
         if now != self._said:
             left_out, lost, unreadable = (new - old for new, old in zip(now, self._said, strict=True))
-            self._said = now
-            self._write([LeftOut(_time(0), left_out, lost, unreadable)])
+            # Where it cannot be written the next such line has it.
+            if self._write([LeftOut(_time(0), left_out, lost, unreadable)]):
+                self._said = now
 
-    def _write(self, lines: Sequence[Line | LeftOut]) -> None:
+    def _write(self, lines: Sequence[Line | LeftOut]) -> bool:
+        """Whether it could be."""
         try:
             self._sink.write(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
         except OSError as error:
             self._limiter.left_out += sum(line.packets for line in lines if isinstance(line, Line))
             self._trouble(f"the drop log cannot be written: {error}; what it leaves out is counted")
-            return
+            return False
         self.lines += len(lines)
         self._told = None
+        return True
 
     def _trouble(self, words: str) -> None:
         if words != self._told:
