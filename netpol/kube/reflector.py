@@ -16,7 +16,8 @@ Invariants
   of its cache, which answers at once, also a server that has a storm of changes to take in and ended the watch for that. One whose cache
   is before ours may only lag behind: then a list of one object tells etcd's. Where a restored etcd has passed ours by then, it cannot be
   told: `etcdutl --bump-revision` is for that.
-- After a failure it waits: 0.8 to 30 s, at random, longer each time; at least as long as Retry-After says, within a limit.
+- After a failure it waits: 0.8 to 30 s, at random, longer each time; at least as long as Retry-After says, within a limit. A server that
+  has forgotten where we were (410) is well again: the waits of its outage are over, once.
 - What the last bytes said may be lost on our side until the next ones come: `restart` has all of it said again, also who is gone.
 - What cannot be read of an object is reported and never ends the stream; an object that was readable before stays as it was.
 
@@ -185,6 +186,7 @@ class Reflector:
         self._began = self._due = 0.0  # when the watch began, and when it is to end
         self._heard_any = False
         self._failures = 0
+        self._expired = False  # whether one of those failures was a 410
         self._rejections = 0
         self._wait: float | None = None
 
@@ -296,7 +298,7 @@ class Reflector:
             self._fail(ended, message or f"the watch ended after {lasted:.1f} s without an event", first=first)
         else:
             if lasted >= self._timing.steady:
-                self._failures = 0
+                self._begin_anew()
             self._rejections = 0
             if ended != "timeout":
                 self.phase = "look"
@@ -384,7 +386,7 @@ class Reflector:
         self._heard_any = True
         self._recovered()
         if self._failures and self._clock() - self._began >= self._timing.steady:
-            self._failures = 0
+            self._begin_anew()
 
     def _finish(self, version: str, heard: Heard) -> None:
         """Everything has been said."""
@@ -409,6 +411,9 @@ class Reflector:
         if code in _NOT_ACCEPTED and self._asked_protobuf:
             self._protobuf = False
         if code == GONE:
+            if not self._expired:
+                self._begin_anew()
+                self._expired = True
             self._fail("expired", message, retry_after)
             self._continue = ""
             if phase == "watch":
@@ -432,6 +437,10 @@ class Reflector:
         if self.phase == "watch":
             self.phase = "look"
         self._stop_reading(reason)
+
+    def _begin_anew(self) -> None:
+        """The next failure counts as the first."""
+        self._failures, self._expired = 0, False
 
     def _list_once(self, reason: Reason, message: str) -> None:
         """The server does not begin a watch with all objects: they are listed, at once."""

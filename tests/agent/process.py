@@ -16,7 +16,7 @@ from types import TracebackType
 
 ROOT = Path(__file__).parents[2]
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
-PATIENCE = 30.0  # seconds that anything may take on a loaded machine
+PATIENCE = 60.0  # seconds that anything may take on a loaded machine; an agent rests up to 30 between two tries
 
 
 def until(holds: Callable[[], object], what: Callable[[], object] = lambda: "") -> None:

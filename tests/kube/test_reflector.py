@@ -474,6 +474,35 @@ def test_gone_again_and_again_waits_longer_each_time() -> None:
     assert waits == [1.6, 3.2, 6.4, 12.8, 25.6]
 
 
+def test_who_is_gone_after_an_outage_does_not_wait_as_long_as_that() -> None:
+    """The server is back: all is said again soon. If it is gone once more before it was steady, the waits grow as ever."""
+    player = Player().started()
+    player.reflector.end("cut")
+    assert player.waits(8, 503)[-1] == 30.0
+    assert player.next() == "watch@10"
+    player.reflector.granted()
+    player.reflector.receive(error(410, "Expired"))
+    assert [player.next(), player.next()] == [1.6, "sync"]
+    player.reflector.receive(START)
+    player.reflector.receive(error(410, "Expired"))
+    assert [player.next(), player.next()] == [3.2, "sync"]
+    player.reflector.receive(START)
+    player.now += 10.0
+    player.reflector.receive(bookmark("11"))
+    player.reflector.end("cut")
+    assert player.waits(3, 503)[1::2] == [1.6, 3.2, 6.4]
+    assert player.next() == "watch@11"
+    player.refuse(410)
+    assert [player.next(), player.next()] == [1.6, "sync"]
+    player.reflector.receive(START)
+    player.now += 10.0
+    player.reflector.end("timeout")
+    assert player.waits(3, 503)[1::2] == [1.6, 3.2, 6.4]
+    assert player.next() == "watch@10"
+    player.refuse(410)
+    assert [player.next(), player.next()] == [1.6, "sync"]
+
+
 def test_nothing_is_read_after_an_error() -> None:
     """What follows an ERROR event in the same bytes does not count."""
     player = Player().started()
