@@ -79,7 +79,7 @@ class Sink:
 
     def write(self, lines: bytes) -> None:
         """Whole lines, at the end. The file is opened anew each time: whoever moves it away gets a new one. OSError where it fails; then
-        none of them is there."""
+        the file has none of them."""
         if self._path is None:
             sys.stdout.buffer.write(lines)
             sys.stdout.buffer.flush()

@@ -26,9 +26,11 @@ class FileSource:
     def __init__(self, paths: Sequence[str], hear: Callable[..., None], complain: Callable[[InvalidManifests | KernelError], None]) -> None:
         self._paths, self._hear, self._complain = tuple(paths), hear, complain
         self._said: dict[_Key, Object] = {}
+        self._seen: object = None  # the stamp of what was read last
 
-    def say(self, objects: Sequence[Object]) -> None:
-        """These are all the objects that there are."""
+    def say(self, objects: Sequence[Object], seen: object) -> None:
+        """These are all the objects that there are, read when the files had this stamp."""
+        self._seen = seen
         now = {identity(item): item for item in objects}
         events: list[Event] = [Gone(kind, name, namespace) for kind, namespace, name in self._said.keys() - now.keys()]
         events += [Put(item) for key, item in now.items() if self._said.get(key) != item]
@@ -42,14 +44,13 @@ class FileSource:
         threading.Thread(target=self._follow, args=(watcher,), name="files", daemon=True).start()
 
     def _follow(self, watcher: Watcher) -> None:
-        seen: object = None
         while True:
             try:
                 watcher.refresh()
                 # What else is written in a folder, a log of ours perhaps, is no change. What changes while it is read is one.
-                before, seen = seen, stamp(self._paths)
-                if seen != before:
-                    self.say(load(self._paths))
+                before, self._seen = self._seen, stamp(self._paths)
+                if self._seen != before:
+                    self.say(load(self._paths), self._seen)
             except (InvalidManifests, KernelError) as error:
                 self._complain(error)
             watcher.wait()

@@ -46,15 +46,16 @@ def apply(
     from netpol.cli import isolation
     from netpol.cli.files import node_name
     from netpol.kernel.apply import Kernel
-    from netpol.kube.manifests import STANDARD_INPUT, load
+    from netpol.kube.manifests import STANDARD_INPUT, load, stamp
 
     if watch and STANDARD_INPUT in files:
         raise click.UsageError("--watch follows files, and standard input is none: it could be read once only")
+    read = stamp(files)
     objects = load(files)
     with Kernel(settings.table) as kernel:
         enforcer = Enforcer(kernel, node_name(objects, node), settings, grace)
         if watch:
-            _follow(enforcer, objects, files, state, cut_flows)
+            _follow(enforcer, objects, files, read, state, cut_flows)
             return
         enforcer.replace(objects)
         report = enforcer.enforce()
@@ -62,15 +63,21 @@ def apply(
             click.echo(_warning(report), err=True)
             time.sleep(report.grace)
             report = enforcer.enforce()
-        _sweep(enforcer, cut_flows)
-        click.echo(_told(report))
-        isolation.tell(enforcer.state)
-        if state is not None:
-            save(Path(state), enforcer.state.wanted())
+        try:
+            _sweep(enforcer, cut_flows)
+            click.echo(_told(report))
+            isolation.tell(enforcer.state)
+        finally:
+            # It is in force, whether or not anybody reads so.
+            if state is not None:
+                save(Path(state), enforcer.state.wanted())
 
 
-def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str], state: str | None, cut_flows: bool) -> None:
-    """Until a signal comes. Files that cannot be understood, and a kernel that refuses, are reported; what is in force stays."""
+def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str], read: object, state: str | None, cut_flows: bool) -> None:
+    """Until a signal comes. Files that cannot be understood, and a kernel that refuses, are reported; what is in force stays.
+
+    read -- the stamp of the files when they gave these objects.
+    """
     import random
     import sys
     from pathlib import Path
@@ -114,7 +121,7 @@ def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str],
     saver = Saver(Path(state), complain) if state is not None else None
     loop = Loop(enforcer, KINDS, Words(), look=enforcer.kernel.touched, rest=enforcer.kernel.rest, jitter=random.random)
     source = FileSource(files, loop.hear, complain)
-    source.say(objects)
+    source.say(objects, read)
     with Cutting(enforcer.state.settings.cut_bit, cut=cut_flows, failed=complain) as cutting:
         ended = run_until_signal(ends, loop, source.start, lambda: None)
     if saver is not None:

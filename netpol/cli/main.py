@@ -5,7 +5,7 @@ a client of the API server). A row is name -> (module, one line of help); the mo
 
 Invariants: this module imports click and `netpol.errors` and nothing else of netpol; an error that netpol raises on purpose
 ends as words on standard error, never as a traceback: exit code 2 for input that cannot be valid, 1 for everything else. So does a
-disk that is full where the output goes. A reader who went away ends a command without a word, which is click's doing.
+disk that is full where the output goes. A reader who went away ends a command without a word.
 What a command does, and its options, are its own module's business.
 """
 
@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
+import sys
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -64,11 +67,29 @@ class Commands(click.Group):
         except NetpolError as error:
             click.echo(said(error), err=True)
             ctx.exit(2 if isinstance(error, (InvalidObject, InvalidManifests)) else 1)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            try:
+                return super().main(*args, **kwargs)
+            finally:
+                # Here, and not as the interpreter ends, which could only complain.
+                if sys.stdout is not None:
+                    sys.stdout.flush()
         except OSError as error:
-            if error.errno not in FULL or error.filename is not None:
+            if error.errno not in (*FULL, errno.EPIPE) or error.filename is not None:
                 raise
-            click.echo(f"netpol: the output cannot be written: {error.strerror}", err=True)
-            ctx.exit(1)
+            with suppress(OSError):  # that may be full, too
+                if error.errno != errno.EPIPE:
+                    click.echo(f"netpol: the output cannot be written: {error.strerror}", err=True)
+            _forget_output()
+            sys.exit(1)
+
+
+def _forget_output() -> None:
+    """What is still to be written goes nowhere: the interpreter would try it again at its end."""
+    with suppress(OSError, AttributeError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -35,7 +35,8 @@ NETWORKING = f"{GROUP}v1"
 NAME_LABEL = "kubernetes.io/metadata.name"
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
-TICK = 50_000_000  # nanoseconds: no file system's clock is coarser here
+TICK = 50_000_000  # nanoseconds: the clock of a file system is not coarser
+COARSE = 2_000_000_000  # but where it has whole seconds alone, as some have
 # By the path of what they are fields of. Those of metadata are ObjectMeta's, with what older API servers wrote.
 POLICY_FIELDS = {
     "": {"apiVersion", "kind", "metadata", "spec", "status"},
@@ -235,7 +236,8 @@ def stamp(paths: Sequence[str]) -> object:
     files = [source for path in paths for source in _sources(path, errors)]
     times = [_times(source) for source in files]
     # What was written as lately as this may be written once more without another time.
-    is_fresh = max((when[-1] for when in times), default=0) > time.time_ns() - TICK
+    now = time.time_ns()
+    is_fresh = any(changed > now - (TICK if changed % 1_000_000_000 else COARSE) for *_, changed in times)
     return files, times, [str(error) for error in errors], object() if is_fresh else None
 
 

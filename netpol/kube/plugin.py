@@ -6,7 +6,8 @@ package's ways.
 
 Invariants
 - The program has a session of its own, and so a process group: when its time is over, or when nobody wants its answer any more, it and
-  its children are killed. What a program that ended by itself left running, as one that keeps credentials does, stays.
+  its children are killed. At a terminal it stays in ours, for it may ask there, and is killed alone. What a program that ended by itself
+  left running, as one that keeps credentials does, stays.
 - Nobody who holds the output open is waited for once the program has ended.
 - Only the thread in `run` waits for the program, so the group is never another's by the time that it is killed.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -51,12 +53,12 @@ class Plugin(NamedTuple):
             stderr=sys.stderr if at_terminal else subprocess.PIPE,
             cwd=self.folder,
             env={**self.environ, "KUBERNETES_EXEC_INFO": json.dumps(self._told(at_terminal))},
-            start_new_session=True,
+            start_new_session=not at_terminal,
         )
         try:
             said, complaint = self._output(process, LOGIN if at_terminal else DEADLINE, closing)
         finally:
-            _end(process)
+            _end(process, alone=at_terminal)
         if process.returncode != 0:
             words = complaint.decode(errors="replace").strip()
             raise self._failed(f"returned {process.returncode}" + (f": {words}" if words else ""))
@@ -76,12 +78,12 @@ class Plugin(NamedTuple):
         """All that it writes, when it has ended."""
         end = time.monotonic() + seconds
         while True:
-            # Asked before what it wrote is read: that is all of it, then, whoever else could write more.
+            # Asked before what it wrote is read: when nothing more waits that is all of it, whoever else could write more.
             ended = process.poll() is not None
             try:
                 said, complaint = process.communicate(timeout=GLANCE)
             except subprocess.TimeoutExpired as late:
-                if ended:
+                if ended and not _waiting(process):
                     return late.output or b"", late.stderr or b""
             else:
                 return said, complaint or b""
@@ -105,10 +107,19 @@ class Plugin(NamedTuple):
         return ApiError(f"configuration: exec: {self.command[0]} {words}")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kills the program and its children, where it has not ended, and lets go of what it wrote to."""
+def _waiting(process: subprocess.Popen[bytes]) -> bool:
+    """Whether something that was written, or the end of it, is still to be read."""
+    pipes = [pipe for pipe in (process.stdout, process.stderr) if pipe is not None and not pipe.closed]
+    return bool(select.select(pipes, [], [], 0)[0])
+
+
+def _end(process: subprocess.Popen[bytes], alone: bool) -> None:
+    """Kills the program, where it has not ended, and its children unless `alone`, and lets go of what it wrote to."""
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        if alone:
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
         # One that waits for a dead disk is not gone by that, and is not waited for.
         with suppress(subprocess.TimeoutExpired):
             process.wait(BURIAL)

@@ -233,6 +233,23 @@ def test_a_state_that_cannot_be_saved(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "-A FORWARD -j NETPOL" in rules()
 
 
+@pytest.mark.parametrize("where", ["/dev/full", "a closed pipe"])
+def test_a_state_is_saved_though_nobody_reads(tmp_path: Path, where: str) -> None:
+    """What is in force is what a boot is to bring back; the words are lost."""
+    path = tmp_path / "state"
+    reader, writer = os.pipe()
+    os.close(reader)
+    output = os.open(where, os.O_WRONLY) if where == "/dev/full" else os.dup(writer)
+    command = [sys.executable, "-m", "netpol.cli.main", "apply", "-f", str(EXAMPLE), "--state", str(path)]
+    assert subprocess.run(command, stdout=output, stderr=subprocess.DEVNULL, timeout=60).returncode == 1
+    os.close(output)
+    os.close(writer)
+    assert "nothing to change" in netpol("apply", "-f", str(EXAMPLE)).output
+    before = path.read_bytes()
+    assert netpol("apply", "-f", str(EXAMPLE), "--state", str(path)).exit_code == 0
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("by", ["option", "environment"])
 def test_options_have_variables(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A range of pods that is none is refused by the option's name, wherever it came from; good ones are programmed."""

@@ -84,21 +84,30 @@ def test_an_error_that_is_not_ours_is_not_hidden(invoke: Invoke) -> None:
         pytest.param(("matrix", "-f", str(EXAMPLE), "--json"), id="matrix --json"),
         pytest.param(("preflight",), id="a table"),
         pytest.param(("render", "--help"), id="help"),
+        pytest.param(("--help",), id="help of all"),
+        pytest.param(("--version",), id="version"),
     ],
 )
-def test_a_full_disk_becomes_words(arguments: Sequence[str]) -> None:
-    """Where the output goes: exit code 1, and no traceback."""
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_becomes_words(monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], unbuffered: str) -> None:
+    """Where the output goes: exit code 1, and no traceback, whether or not something is left to be written at the end."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     with open("/dev/full", "wb") as full:
         done = command(*arguments, stdout=full)
     assert (done.returncode, done.stderr) == (1, f"netpol: the output cannot be written: {os.strerror(errno.ENOSPC)}\n")
 
 
-def test_a_reader_who_went_away_is_no_error() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "arguments", [("render", "-f", str(EXAMPLE)), ("matrix", "-f", str(EXAMPLE)), ("--help",)], ids=lambda found: found[0]
+)
+def test_a_reader_who_went_away_is_no_error(monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], unbuffered: str) -> None:
     """As `netpol render | head` is: not a word."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     end, other = os.pipe()
     os.close(end)
     with open(other, "wb") as closed:
-        done = command("render", "-f", str(EXAMPLE), stdout=closed)
+        done = command(*arguments, stdout=closed)
     assert (done.returncode, done.stderr) == (1, "")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from netpol.errors import InvalidManifests
-from netpol.kube.manifests import assign_addresses, load
+from netpol.kube import manifests
+from netpol.kube.manifests import assign_addresses, load, stamp
 from netpol.model import (
     EVERYTHING,
     ContainerPort,
@@ -541,3 +543,55 @@ def test_a_full_range_is_an_error() -> None:
     with pytest.raises(InvalidManifests) as caught:
         assign_addresses(pods, [parse_network("10.0.0.0/30"), parse_network("fd00::/64")])
     assert str(caught.value) == "Pod default/p2: status.podIPs: no address is left for it in 10.0.0.0/30"
+
+
+def test_a_stamp_tells_what_changed(tmp_path: Path) -> None:
+    """A file that is written, replaced, new or gone is another stamp, also behind a link; what is none of the manifests is not."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "real").write_text("a: 1")
+    (folder / "link.yaml").symlink_to(tmp_path / "real")
+    (folder / "a.yaml").write_text("a: 1")
+    named = tmp_path / "named"
+    named.write_text("a: 1")
+    paths = [str(folder), str(named), str(tmp_path / "absent")]
+
+    def rested() -> object:
+        time.sleep(2 * manifests.TICK / 1e9)
+        return stamp(paths)
+
+    changes: tuple[Callable[[str], object], ...] = (
+        (folder / "a.yaml").write_text,
+        named.write_text,
+        (tmp_path / "real").write_text,
+        (tmp_path / "absent").write_text,
+        (folder / "new.yml").write_text,
+        lambda text: os.replace(folder / "new.yml", folder / "a.yaml"),
+        lambda text: named.unlink(),
+    )
+    for number, change in enumerate(changes):
+        before = rested()
+        assert before == rested()
+        (folder / "log").write_text(str(number))
+        (folder / ".hidden.yaml").write_text(str(number))
+        assert before == rested()
+        change(f"a: {number}")
+        assert before != rested()
+
+
+@pytest.mark.parametrize(
+    ("changed", "later", "equal"),
+    [
+        pytest.param(5_000_000_001, 40_000_000, False, id="just written"),
+        pytest.param(5_000_000_001, 60_000_000, True, id="a while ago"),
+        pytest.param(5_000_000_000, 1_900_000_000, False, id="just written, in whole seconds"),
+        pytest.param(5_000_000_000, 2_100_000_000, True, id="a while ago, in whole seconds"),
+        pytest.param(5_000_000_001, -9_000_000_000, False, id="in the future"),
+    ],
+)
+def test_what_was_just_written_has_no_stamp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: int, later: int, equal: bool) -> None:
+    """It may be written once more within the same tick of the file system's clock, which another size would not tell either."""
+    (tmp_path / "a.yaml").write_text("a: 1")
+    monkeypatch.setattr(manifests, "_times", lambda source: (1, 2, 4, changed, changed))
+    monkeypatch.setattr(time, "time_ns", lambda: changed + later)
+    assert (stamp([str(tmp_path)]) == stamp([str(tmp_path)])) is equal

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -144,6 +146,43 @@ def test_at_a_terminal_somebody_may_log_in(server: FakeServer, tmp_path: Path, m
     os.close(master)
     assert b"password: " in said
     assert server.asked[0].headers["authorization"] == "Bearer secret"
+
+
+def test_at_a_terminal_the_plugin_stays_in_our_session(server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may ask on /dev/tty, which another session does not have; when its time is over it is killed alone."""
+    monkeypatch.setattr(module, "LOGIN", 3.0)
+    master, slave = os.openpty()
+    with open(os.dup(slave), "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        monkeypatch.setattr(sys, "stdin", None)
+        with pytest.raises(ApiError, match="did not end within 3 seconds"):
+            ask(client_of(server, tmp_path, TOGETHER + "open('session', 'w').write(str(os.getsid(0)))\ntime.sleep(100)"))
+        monkeypatch.undo()
+    os.close(slave)
+    os.close(master)
+    assert (tmp_path / "session").read_text() == str(os.getsid(0))
+    program, child = pids(tmp_path)
+    assert (lives(program), lives(child)) == (False, True)
+
+
+def test_an_answer_that_was_not_read_in_time_is_read_all_the_same(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our thread is held up whenever it would read: the program has ended, and what it said still waits."""
+    selector: Any = subprocess._PopenSelector  # type: ignore[attr-defined]  # what `communicate` waits with
+    select, slow = selector.select, iter(range(20))
+
+    def late(self: Any, timeout: float | None = None) -> Any:
+        found = select(self, timeout)
+        if next(slow, None) is not None:
+            time.sleep(2 * module.GLANCE)
+        return found
+
+    monkeypatch.setattr(selector, "select", late)
+    server.answer("/api/v1/pods", page("1"))
+    assert ask(client_of(server, tmp_path, TOKEN)) == 200
+    assert server.asked[0].headers["authorization"] == "Bearer secret"
+    assert next(slow, None) is None
 
 
 def test_close_ends_a_plugin(server: FakeServer, tmp_path: Path) -> None:
