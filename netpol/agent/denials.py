@@ -1,7 +1,7 @@
 """Why a packet was denied on this node, from the state that was enforced: what a logged packet does not say itself.
 
-Only the sides that are pods of this node are judged, egress before ingress, as the rules do it. A packet that no policy denies was
-denied all the same: it belongs to a flow that was cut (its other direction is what is denied), its address is no known pod's, it went
+Only the sides that are pods of this node, or of no known pod in ranges that are denied, are judged, egress before ingress, as the rules do
+it. A packet that neither denies was denied all the same: it belongs to a flow that was cut (its other direction is what is denied), it went
 between link-local addresses; or the state has moved on since, and says so.
 """
 
@@ -14,7 +14,7 @@ from msgspec import Struct
 from netpol.kernel.nflog import Packet
 from netpol.model import Address, Direction, Flow, format_address
 from netpol.policy.cluster import Cluster
-from netpol.policy.verdict import Side, Verdict, verdict
+from netpol.policy.verdict import Side, verdict
 from netpol.rules.compile import NodeState
 from netpol.rules.compile.skeleton import LINK_LOCAL
 
@@ -46,16 +46,16 @@ def judge(state: NodeState, packet: Packet) -> Denial:
     cluster = state.cluster
     source, destination = named(cluster, packet.source), named(cluster, packet.destination)
     port = packet.ports[1] if packet.ports is not None else None
-    found = _denied(_verdict(state, Flow(packet.source, packet.destination, packet.protocol, port), packet))
-    if found is not None:
-        return Denial("policy", found[0], found[1].isolated_by, source, destination)
-    unknown = _unknown(state, packet)
-    if unknown is not None:
-        return Denial("unknown_pod", unknown, (), source, destination)
+    there = _sides(state, Flow(packet.source, packet.destination, packet.protocol, port), packet)
+    for (direction, side), address in zip(there, (packet.source, packet.destination), strict=True):
+        if side.standing == "denied":
+            return Denial("policy", direction, side.isolated_by, source, destination)
+        if cluster.holder(address) is None and any(address in net for net in state.unknown):
+            return Denial("unknown_pod", direction, (), source, destination)
     back = Flow(packet.destination, packet.source, packet.protocol, packet.ports[0] if packet.ports is not None else None)
-    found = _denied(_verdict(state, back, packet))
-    if found is not None:
-        return Denial("cut", found[0], found[1].isolated_by, source, destination, is_reply=True)
+    for direction, side in _sides(state, back, packet):
+        if side.standing == "denied":
+            return Denial("cut", direction, side.isolated_by, source, destination, is_reply=True)
     if packet.source in LINK_LOCAL and packet.destination in LINK_LOCAL:
         return Denial("link_local", None, (), source, destination)
     return Denial("changed", None, (), source, destination)
@@ -67,24 +67,7 @@ def named(cluster: Cluster, address: Address) -> str:
     return format_address(address) if holder is None else str(holder)
 
 
-def _verdict(state: NodeState, flow: Flow, packet: Packet) -> Verdict:
-    return verdict(state.cluster, flow, packet.icmp[0] if packet.icmp is not None else None, state.isolating)
-
-
-def _denied(found: Verdict) -> tuple[Direction, Side] | None:
-    if found.egress.standing == "denied":
-        return "egress", found.egress
-    return ("ingress", found.ingress) if found.ingress.standing == "denied" else None
-
-
-def _unknown(state: NodeState, packet: Packet) -> Direction | None:
-    """The side whose address lies in the ranges of this node's pods and is no pod's, while such addresses may be denied."""
-    node = state.cluster.nodes.get(state.node)
-    ranges = state.settings.pod_cidrs or (node.pod_cidrs if node is not None else ())
-    if state.settings.unknown_pods == "allow":
-        return None
-    sides: tuple[tuple[Direction, Address], ...] = (("egress", packet.source), ("ingress", packet.destination))
-    for direction, address in sides:
-        if state.cluster.holder(address) is None and any(address in net for net in ranges):
-            return direction
-    return None
+def _sides(state: NodeState, flow: Flow, packet: Packet) -> tuple[tuple[Direction, Side], tuple[Direction, Side]]:
+    """How its ends stand, in the order of the rules."""
+    found = verdict(state.cluster, flow, packet.icmp[0] if packet.icmp is not None else None, state.isolating)
+    return ("egress", found.egress), ("ingress", found.ingress)

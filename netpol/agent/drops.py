@@ -168,7 +168,8 @@ class DropLog:
         told += self._limiter.due(time.monotonic())
         for first in range(0, len(told), BATCH):
             batch = told[first : first + BATCH]
-            self._write([line_of(one, denial) for one, denial in zip(batch, self._judge([one.packet for one in batch]), strict=True)])
+            judged = self._judge([one.packet for one in batch])
+            self._write([line_of(one, as_it_began(one, denial)) for one, denial in zip(batch, judged, strict=True)])
 
     def _judge(self, packets: Sequence[Packet]) -> Sequence[Denial]:
         """What the loop says of these; what can be said without it, where it knows too little yet or does not answer in time."""
@@ -202,6 +203,17 @@ class DropLog:
         if words != self._told:
             self._told = words
             self._complain(words)
+
+
+def as_it_began(told: Told, now: Denial) -> Denial:
+    """What is said of a flow: as it is judged now, or as it was when its last line was written, where other pods have its addresses since
+    then, or nobody can judge it now. A line that sums up comes up to ten seconds after its packets, which may be another pod's."""
+    was = told.flow.said
+    if now.reason != "unjudged":
+        told.flow.said = now
+    if not isinstance(was, Denial) or (now.reason != "unjudged" and (was.source, was.destination) == (now.source, now.destination)):
+        return now
+    return was
 
 
 def line_of(told: Told, denial: Denial) -> Line:

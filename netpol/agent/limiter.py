@@ -14,20 +14,23 @@ from netpol.kernel.nflog import Packet
 Key = tuple[bytes, bytes, int, int | tuple[int, int] | None]
 
 
+class Flow:
+    """A flow that has a line. `said` is for whoever writes it: what he said of the flow, in the lines of one that goes on."""
+
+    __slots__ = ("last", "packets", "said", "until")
+
+    def __init__(self, until: float, said: object = None) -> None:
+        self.until, self.said = until, said
+        self.packets = 0
+        self.last: Packet | None = None
+
+
 class Told(NamedTuple):
-    """A line to be: the packet that it shows, and how many packets it stands for."""
+    """A line to be: the packet that it shows, how many packets it stands for, and whose they are."""
 
     packet: Packet
     packets: int
-
-
-class _Flow:
-    __slots__ = ("last", "packets", "until")
-
-    def __init__(self, until: float) -> None:
-        self.until = until
-        self.packets = 0
-        self.last: Packet | None = None
+    flow: Flow
 
 
 class Limiter:
@@ -42,7 +45,7 @@ class Limiter:
         self._interval, self._rate, self._burst, self._most = interval, rate, burst, most
         self._tokens, self._filled = float(burst), float("-inf")
         # In the order of `until`, for each lasts as long as the others.
-        self._flows: OrderedDict[Key, _Flow] = OrderedDict()
+        self._flows: OrderedDict[Key, Flow] = OrderedDict()
 
     def hear(self, packet: Packet, now: float) -> Told | None:
         """A packet came; the line that it is at once, if it is one."""
@@ -56,8 +59,8 @@ class Limiter:
         if len(self._flows) >= self._most or not self._may(now):
             self.left_out += 1
             return None
-        self._flows[key] = _Flow(now + self._interval)
-        return Told(packet, 1)
+        flow = self._flows[key] = Flow(now + self._interval)
+        return Told(packet, 1, flow)
 
     def due(self, now: float) -> list[Told]:
         """The lines that flows are due which went on since their last one."""
@@ -70,8 +73,8 @@ class Limiter:
             if flow.last is None:
                 continue
             if self._may(now):
-                lines.append(Told(flow.last, flow.packets))
-                self._flows[key] = _Flow(now + self._interval)
+                again = self._flows[key] = Flow(now + self._interval, flow.said)
+                lines.append(Told(flow.last, flow.packets, again))
             else:
                 self.left_out += flow.packets
         return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -44,8 +45,8 @@ def drops(file: str, follow: bool, namespace: str | None, pod: str | None) -> No
     import msgspec
 
     unreadable = 0
-    try:
-        for raw in _lines(file, follow):
+    with suppress(KeyboardInterrupt):
+        for raw in _read(file, follow):
             try:
                 line = msgspec.json.decode(raw, type=dict[str, Any])
                 if "level" in line and "logger" in line:
@@ -56,11 +57,6 @@ def drops(file: str, follow: bool, namespace: str | None, pod: str | None) -> No
                 continue
             if _wanted(line, namespace, pod):
                 click.echo(printable(words))  # nobody vouches for what a file or a pipe holds
-    except OSError as error:
-        hint = ": an agent writes it where it runs with --drop-log" if isinstance(error, FileNotFoundError) else ""
-        raise click.ClickException(f"{file}: {error.strerror or error}{hint}") from None
-    except KeyboardInterrupt:
-        pass
     if unreadable:
         click.echo(f"{unreadable} lines are none of a drop log", err=True)
 
@@ -102,8 +98,18 @@ def _wanted(line: Mapping[str, Any], namespace: str | None, pod: str | None) -> 
     )
 
 
+def _read(file: str, follow: bool) -> Iterator[bytes]:
+    """The lines; what cannot be read is said."""
+    try:
+        yield from _lines(file, follow)
+    except OSError as error:
+        hint = ": an agent writes it where it runs with --drop-log" if isinstance(error, FileNotFoundError) else ""
+        raise click.ClickException(f"{file}: {error.strerror or error}{hint}") from None
+
+
 def _lines(file: str, follow: bool) -> Iterator[bytes]:
     """Whole lines of a file; while it is followed, those that come, and those of the file that takes its place."""
+    import os
     import sys
     import time
 
@@ -112,20 +118,24 @@ def _lines(file: str, follow: bool) -> Iterator[bytes]:
         return
     while True:
         with open(file, "rb") as source:
-            rest, moved = b"", False
+            begin, moved = 0, False
             while True:
                 found = source.readline()
-                rest += found
-                if rest.endswith(b"\n"):
-                    yield rest
-                    rest = b""
-                elif not found and (moved or not follow):
+                if found.endswith(b"\n"):
+                    begin += len(found)
+                    yield found
+                    continue
+                if moved or not follow:
                     break
-                elif not found:
-                    # Once it has moved, what came between reading and looking is read first.
-                    moved = _is_another(file, source)
-                    if not moved:
-                        time.sleep(LOOK)
+                # Once it has moved, what came between reading and looking is read first.
+                moved = _is_another(file, source)
+                if not moved:
+                    time.sleep(LOOK)
+                if source.seekable():
+                    # Of half a line nothing is kept: who wrote it may take it back, and all before it where he empties the file.
+                    end = source.seek(0, os.SEEK_END)
+                    begin = begin if begin <= end else 0
+                    source.seek(begin)
         if not follow:
             return
 

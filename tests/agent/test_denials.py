@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netpol.agent.denials import Denial, judge, unjudged
+from netpol.agent.drops import as_it_began
+from netpol.agent.limiter import Limiter
 from netpol.kernel.nflog import Packet
 from netpol.model import (
     ICMP,
@@ -53,6 +57,7 @@ def state(settings: Settings | None = None) -> NodeState:
     made = NodeState(Cluster(), "n", settings)
     for item in OBJECTS:
         made.follow(made.cluster.put(item))
+    made.wanted()
     return made
 
 
@@ -89,12 +94,30 @@ CASES = {
 @pytest.mark.parametrize(("logged", "denial"), CASES.values(), ids=CASES)
 def test_reasons(logged: Packet, denial: Denial) -> None:
     """Names, the side that denied, and the policies that isolate it."""
-    assert judge(state(), logged) == denial
+    assert judge(state(Settings(unknown_pods="deny")), logged) == denial
 
 
-def test_unknown_addresses_where_they_are_allowed() -> None:
-    """They are no reason then."""
-    assert judge(state(Settings(unknown_pods="allow")), packet(OUTSIDE, UNKNOWN)).reason == "changed"
+@pytest.mark.parametrize("unknown_pods", ["allow", "auto"])
+def test_unknown_addresses_where_they_are_allowed(unknown_pods: Literal["allow", "auto"]) -> None:
+    """They are no reason then, nor while no pod waits for an address; the reply of a flow whose client is gone is that of a cut flow."""
+    made = state(Settings(unknown_pods=unknown_pods))
+    assert judge(made, packet(OUTSIDE, UNKNOWN)).reason == "changed"
+    made.follow(made.cluster.drop(Pod, "free", "y"))
+    made.wanted()
+    reply = Denial("cut", "ingress", ("x/in", "x/more"), "x/here", "10.0.0.4", is_reply=True)
+    assert judge(made, packet(HERE, FREE, TCP, (81, 4000))) == reply
+
+
+def test_unknown_addresses_while_a_pod_waits_for_one() -> None:
+    """They are the reason until it has one; before a policy of the other side, as the rules do it."""
+    made = state()
+    made.follow(made.cluster.put(Pod("x", "new", (), "n", ())))
+    made.wanted()
+    assert judge(made, packet(UNKNOWN, HERE)) == Denial("unknown_pod", "egress", (), "10.0.0.99", "x/here")
+    assert judge(made, packet(HELD, UNKNOWN, UDP)) == Denial("policy", "egress", ("z/out",), "z/held", "10.0.0.99")
+    made.follow(made.cluster.put(Pod("x", "new", (), "n", (UNKNOWN,))))
+    made.wanted()
+    assert judge(made, packet(UNKNOWN, HERE)) == Denial("policy", "ingress", ("x/in", "x/more"), "x/new", "x/here")
 
 
 def test_without_the_state() -> None:
@@ -126,3 +149,33 @@ def test_what_the_specification_denies_is_said_as_it_says_it(objects: tuple[Obje
             assert (said.reason, said.direction, said.policies) == ("policy", *denied[0])
         else:
             assert said.reason != "policy"
+
+
+EVIL = Denial("policy", "ingress", ("x/in",), "x/evil", "x/here")
+GOOD = Denial("policy", "ingress", ("x/in",), "x/good", "x/here")
+CHANGED = Denial("changed", None, (), "x/evil", "x/here")
+UNJUDGED = Denial("unjudged", None, (), "10.0.0.4", "10.0.0.2")
+
+
+@pytest.mark.parametrize(
+    ("judged", "said"),
+    [
+        pytest.param([EVIL, EVIL], [EVIL, EVIL], id="all stays as it is"),
+        pytest.param([EVIL, GOOD, GOOD], [EVIL, EVIL, GOOD], id="another pod has the address"),
+        pytest.param([EVIL, CHANGED], [EVIL, CHANGED], id="the policies change"),
+        pytest.param([EVIL, UNJUDGED, EVIL], [EVIL, EVIL, EVIL], id="nobody answers once"),
+        pytest.param([EVIL, UNJUDGED, GOOD, GOOD], [EVIL, EVIL, EVIL, GOOD], id="nobody answers while another pod gets the address"),
+        pytest.param([UNJUDGED, UNJUDGED, EVIL], [UNJUDGED, UNJUDGED, EVIL], id="nobody answers first"),
+    ],
+)
+def test_a_line_that_sums_up_names_the_pods_of_its_packets(judged: list[Denial], said: list[Denial]) -> None:
+    """It is written when they are past, and the pod that has the address by then did not send them."""
+    limiter = Limiter(interval=10)
+    told = limiter.hear(packet(FREE, HERE), 0.0)
+    found = []
+    for number, denial in enumerate(judged, 1):
+        assert told is not None
+        found.append(as_it_began(told, denial))
+        limiter.hear(packet(FREE, HERE), 10.0 * number - 5)
+        (told,) = limiter.due(10.0 * number)
+    assert found == said

@@ -17,20 +17,45 @@ def packet(port: int = 80, source: int = 1, time: int = 0, icmp: tuple[int, int]
     return Packet(time, bytes((10, 0, 0, source)), bytes((10, 0, 0, 9)), UDP if icmp is None else ICMP, ports, icmp, 0, 0, False, False)
 
 
+def shown(told: Told | None) -> tuple[Packet, int]:
+    """The packet and how many there were."""
+    assert told is not None
+    return told.packet, told.packets
+
+
 def test_the_first_at_once_and_the_others_together() -> None:
     """A flow is a line; what follows is one more after the interval, with the last packet of it; then it begins anew."""
     limiter = Limiter(interval=10)
-    assert limiter.hear(packet(time=1), 0.0) == Told(packet(time=1), 1)
+    assert shown(limiter.hear(packet(time=1), 0.0)) == (packet(time=1), 1)
     assert [limiter.hear(packet(time=n), 1.0) for n in (2, 3)] == [None, None]
     assert limiter.next_due() == 10.0
     assert limiter.due(9.9) == []
-    assert limiter.due(10.0) == [Told(packet(time=3), 2)]
+    assert [shown(told) for told in limiter.due(10.0)] == [(packet(time=3), 2)]
     assert limiter.hear(packet(time=4), 11.0) is None
-    assert limiter.due(20.0) == [Told(packet(time=4), 1)]
+    assert [shown(told) for told in limiter.due(20.0)] == [(packet(time=4), 1)]
     assert limiter.due(30.0) == []
     assert limiter.next_due() is None
-    assert limiter.hear(packet(time=5), 31.0) == Told(packet(time=5), 1)
+    assert shown(limiter.hear(packet(time=5), 31.0)) == (packet(time=5), 1)
     assert limiter.left_out == 0
+
+
+def test_what_was_said_of_a_flow_is_kept_as_long_as_it_goes_on() -> None:
+    """From line to line, and no longer."""
+    limiter = Limiter(interval=10)
+    first = limiter.hear(packet(), 0.0)
+    assert first is not None
+    assert first.flow.said is None
+    first.flow.said = "one"
+    limiter.hear(packet(time=1), 1.0)
+    (second,) = limiter.due(10.0)
+    assert second.flow.said == "one"
+    second.flow.said = "two"
+    limiter.hear(packet(time=2), 11.0)
+    assert [told.flow.said for told in limiter.due(20.0)] == ["two"]
+    assert limiter.due(30.0) == []
+    again = limiter.hear(packet(), 31.0)
+    assert again is not None
+    assert again.flow.said is None
 
 
 def test_what_makes_another_flow() -> None:

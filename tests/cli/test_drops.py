@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -160,8 +161,37 @@ def test_following(tmp_path: Path) -> None:
             log.write(LINE)
             file.write_bytes(LINE + OTHERS)
         until(lambda: out.read_text() == WORDS * 4 + "T  3 packets of others were left out\n", out.read_text)
+        with open(file, "ab", buffering=0) as log:
+            # What a full disk took a part of is taken back, when it was seen already; then another line comes.
+            begin = log.tell()
+            log.write(LINE.replace(b'"T"', b'"U"')[:-30])
+            time.sleep(0.5)
+            log.truncate(begin)
+            log.write(LINE)
+        until(lambda: out.read_text() == WORDS * 4 + "T  3 packets of others were left out\n" + WORDS, out.read_text)
+        with open(file, "r+b", buffering=0) as log:
+            log.truncate(0)
+            time.sleep(0.5)
+            log.write(LINE)
+        until(lambda: out.read_text() == WORDS * 4 + "T  3 packets of others were left out\n" + WORDS * 2, out.read_text)
         follower.send_signal(signal.SIGINT)
         assert follower.wait(20) == 0
     finally:
         follower.kill()
         follower.wait()
+
+
+@pytest.mark.parametrize("follow", [(), ("-f",)], ids=["once", "following"])
+@pytest.mark.parametrize("full", [False, True], ids=["a reader who left", "a full disk"])
+def test_where_the_output_goes_is_not_the_log_s_fault(tmp_path: Path, follow: tuple[str, ...], full: bool) -> None:
+    """As of any command: not a word, or that the output cannot be written."""
+    file = tmp_path / "log"
+    file.write_bytes(LINE)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "wb") if full else open(writer, "wb", closefd=False) as output:
+        command = [sys.executable, "-m", "netpol.cli.main", "drops", *follow, str(file)]
+        done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    words = "netpol: the output cannot be written: No space left on device\n" if full else ""
+    assert (done.returncode, done.stderr) == (1, words)

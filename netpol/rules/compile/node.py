@@ -111,6 +111,11 @@ class NodeState:
         self._stale = True
 
     @property
+    def unknown(self) -> tuple[Network, ...]:
+        """The ranges whose addresses are denied where no known pod has them, as was worked out last."""
+        return self._denied or ()
+
+    @property
     def is_bare(self) -> bool:
         """Whether no pod that a policy could select is bound to this node."""
         return not self._locals
