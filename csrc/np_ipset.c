@@ -20,7 +20,7 @@ enum {
     NP_DATAGRAM = 32 * 1024,
     /* Nor one that says no more of a set than its header. */
     NP_SHORT = 8 * 1024,
-    /* IPSET_ATTR_INITVAL, whose name headers of before Linux 5.10 lack (it was IPSET_ATTR_GC, of no use). */
+    /* IPSET_ATTR_INITVAL, whose name headers of before Linux 5.11 lack (it was IPSET_ATTR_GC, of no use). */
     NP_INITVAL = IPSET_ATTR_HASHSIZE - 1,
 };
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import sys
 from collections.abc import Iterator
 
 from netpol.errors import KernelError, MalformedKernelData
@@ -60,7 +61,7 @@ def _dump(fd: int, seq: int, calls: object) -> tuple[set[Address], bool]:
             if kind == _NLMSG_DONE:
                 return found, interrupted
             if kind == _NLMSG_ERROR:
-                raise _failure(-int.from_bytes(body[:4], "little", signed=True) if len(body) >= 4 else errno.EBADMSG)
+                raise _failure(-int.from_bytes(body[:4], sys.byteorder, signed=True) if len(body) >= 4 else errno.EBADMSG)
             if kind == _RTM_NEWADDR:
                 found |= addresses(body)
 

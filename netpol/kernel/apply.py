@@ -144,16 +144,23 @@ class Kernel(Closing):
 
     @exclusive
     def apply(self, steps: Sequence[Step]) -> tuple[str, ...]:
-        """Does the steps. KernelError names what failed; the steps before it are in force.
+        """Does the steps. KernelError names what failed; the steps before it are in force, and where it is a table that could not be
+        written, all of the other family: that one has no IPv6 must not keep what narrows IPv4 from being done.
 
         The value: sets that were to be destroyed last of all, and could not, for a rule or a set that is not ours refers to them.
         """
         batch: list[Step] = []
+        refused: dict[Family, KernelError | MalformedKernelData] = {}
         for step in steps:
+            if refused and _family(step) in refused:
+                continue
             if isinstance(step, ReplaceTable):
                 self._run(batch)
                 batch = []
-                self._replace(step)
+                try:
+                    self._replace(step)
+                except (KernelError, MalformedKernelData) as error:
+                    refused[step.family] = error
                 continue
             if isinstance(step, ShrinkSet) and step.left is not None:
                 self._run(batch)
@@ -165,7 +172,10 @@ class Kernel(Closing):
                 self._run(batch)
                 batch = []
             batch.append(step)
-        return self._run(batch)
+        leftover = self._run(batch)
+        if refused:
+            raise next(iter(refused.values()))
+        return leftover
 
     def _run(self, steps: Sequence[Step]) -> tuple[str, ...]:
         """The names of those sets, of the ones that are destroyed last, that are in use."""
@@ -447,6 +457,14 @@ def _command(step: Step) -> Command:
         raise TypeError("a table is not replaced by a command of ipset")
     kind = Add if isinstance(step, GrowSet) else Delete
     return kind(step.name, step.kind, step.family, pack(step.members))
+
+
+def _family(step: Step) -> Family:
+    if isinstance(step, CreateSet):
+        return step.set.family
+    if isinstance(step, DestroySet):
+        return 6 if step.name.startswith("NETPOL6") else 4
+    return step.family
 
 
 def last_destroyed(steps: Sequence[Step]) -> tuple[DestroySet, ...]:

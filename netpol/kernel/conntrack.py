@@ -27,11 +27,13 @@ from netpol.kernel import listing
 from netpol.kernel._native import ffi, lib
 from netpol.kernel.judging import Judging
 from netpol.kernel.netlink import NetlinkSocket
+from netpol.kernel.release import is_from
 from netpol.kernel.turns import CLOSED, exclusive
 from netpol.model import FAMILIES, Address, Family, family_of, format_address
 from netpol.rules.flows import SIZE, unpack
 
 _NETLINK_NETFILTER = 12
+_FILTERS = 5, 16  # the first Linux whose every filter finds what it should: from 5.8 on one by the reply's source may find nothing
 _BUFFER = 1 << 16  # the kernel sends at most 32 KiB of a dump at once
 _AT_ONCE = 1024  # entries in a buffer at most: a message of one has more than 64 bytes
 _FLOWS = 2 * _AT_ONCE
@@ -97,7 +99,7 @@ class ConntrackSocket(NetlinkSocket):
         self._native = ffi.new("struct np_ct *", {"buffer": self._buffer, "room": _BUFFER, "fd": -1})
         self._seq = 1
         self._dirty = False  # whether there may be answers to a request that was given up
-        self._filters = True
+        self._filters = is_from(*_FILTERS)
         self.looked_at = 0
         """Entries that the kernel has sent so far, wanted or not."""
         self.wanted = 0
@@ -178,8 +180,8 @@ class ConntrackSocket(NetlinkSocket):
     def flows_at(self, addresses: Collection[Address], judging: Judging | None = None) -> bytes:
         """Packed entries with an end among these addresses, of which there are few: the kernel filters. An entry may come twice.
 
-        Two dumps an IPv4 address, about a sixth each of what a dump of all costs. A kernel that does not know the filter (before 5.8) is
-        found out and asked for all. IPv6 takes one dump of all its entries: there the kernel's filter leaves out what it should send.
+        Two dumps an IPv4 address, about a sixth each of what a dump of all costs. A kernel that does not know the filter, or may get it
+        wrong, is asked for all. IPv6 takes one dump of all its entries: there the kernel's filter leaves out what it should send.
         """
         sides = lib.NP_CT_ORIGINAL_SOURCE, lib.NP_CT_REPLY_SOURCE
         four, six = ([address for address in addresses if family_of(address) == family] for family in FAMILIES)

@@ -47,6 +47,7 @@ from netpol.kernel.ipset_values import (
     range_of,
 )
 from netpol.kernel.netlink import NetlinkSocket
+from netpol.kernel.release import is_from
 from netpol.kernel.turns import exclusive, in_use
 from netpol.model import Family, format_address
 from netpol.rules.sets import Set, SetKind, member_size, unpack
@@ -76,6 +77,7 @@ _PROTOCOL = 7  # what a kernel of 4.20 or later speaks; before it, a listing lac
 _BUFFER = 1 << 20
 _SCRATCH = 4096  # bytes of members that are put in order without room of their own
 # So many members of a new set, of these types, come in the order of its buckets where they are scattered; fewer are in the caches anyway.
+_KEYED = 5, 11  # the first Linux that takes a key; from 5.5 on those before it refuse a set that has one
 _MANY, _ORDERED = 2048, frozenset({"hash:ip", "hash:net", "hash:ip,port"})
 _RECORDS = 1024  # sets that a socket's first listing has room for
 _MEMBERS = _BUFFER  # packed they are shorter than as the kernel sends them
@@ -209,7 +211,7 @@ class IpsetSocket(NetlinkSocket):
                 code = int(lib.np_ipset_create_bitmap(native, seq, name, revision, command.net.address, command.net.length))
             else:
                 hashsize, maxelem = command.hashsize or _power(count), command.maxelem or room(count)
-                if not command.hashsize and count >= _MANY and kind in _ORDERED:
+                if not command.hashsize and count >= _MANY and kind in _ORDERED and is_from(*_KEYED):
                     # A key that nobody can guess, as the kernel draws it itself: members are chosen by others.
                     numbers = _allocate("uint32_t[]", hashsize + count)
                     buckets = ffi.new("struct np_buckets *", (numbers, hashsize, 1 + secrets.randbelow((1 << 32) - 1)))

@@ -16,17 +16,16 @@ It asks the kernel for no entry and judges none; where it cannot say, it says so
 from __future__ import annotations
 
 import os
-import re
 from typing import Any
 
 from msgspec import Struct
 
 from netpol.kernel._native import ffi, lib
+from netpol.kernel.release import RELEASE, is_from
 from netpol.rules.flows import SIZE
 
 LIST = "/proc/thread-self/net/nf_conntrack"
 BUCKETS = "/proc/sys/net/netfilter/nf_conntrack_buckets"
-RELEASE = os.uname().release
 
 _COUNTS = 6, 18  # the first Linux that walks the list as the module says
 _SHARE = 128  # buckets an entry at least: with more entries a dump costs less
@@ -94,5 +93,4 @@ class _Reading:
 
 def walks_well(release: str) -> bool:
     """Whether a kernel of this release counts within a bucket, and counts right."""
-    found = re.match(r"(\d+)\.(\d+)", release)
-    return found is not None and (int(found[1]), int(found[2])) >= _COUNTS
+    return is_from(*_COUNTS, release)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from netpol.agent.enforcer import Enforcer, clean
 from netpol.errors import KernelError
 from netpol.kernel.apply import Kernel
 from netpol.kernel.ipset import Create, Destroy, IpsetSocket
+from netpol.kernel.xtables import TableSocket
 from netpol.model import EVERYTHING, Namespace, Pod, Policy, PolicyRule, Query, parse_address
 from netpol.rules.diff import diff
 from netpol.rules.ruleset import BESIDE, DestroySet, beside
@@ -96,6 +99,38 @@ def test_cleaning_removes_ours_and_nothing_else(enforcer: Enforcer, kernel: Kern
     saved = run("iptables-legacy-save", "-c", "-t", "mangle")
     assert "[3:4] -A FORWARD -j MINE" in saved
     assert "NETPOL" not in saved + run("iptables-legacy-save") + run("ip6tables-legacy-save")
+
+
+def test_a_family_that_refuses_does_not_keep_the_other_from_narrowing(
+    enforcer: Enforcer, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """IPv6's table cannot be written at any try: what IPv4 is to lose goes all the same, and what it is to get comes; the error is told."""
+    name = the_set(enforcer)
+    write = TableSocket.write
+
+    def refusing(self: TableSocket, *arguments: Any, **options: Any) -> Any:
+        if self.family == 6:
+            raise KernelError(errno.ENOPROTOOPT, "ip6tables", "mangle", "no such table")
+        return write(self, *arguments, **options)
+
+    monkeypatch.setattr(TableSocket, "write", refusing)
+    enforcer.put(Policy("x", "six", WEB, (), ()))
+    enforcer.drop(Pod, "b", "x")
+    for there in (True, False):
+        if there:
+            enforcer.put(Pod("x", "c", (), "elsewhere", (parse_address("10.0.0.3"),)))
+        else:
+            enforcer.drop(Pod, "c", "x")
+        with pytest.raises(KernelError, match="ip6tables mangle: no such table"):
+            enforcer.enforce()
+        members = [line.split()[2] for line in run("ipset", "save", name).splitlines() if line.startswith("add")]
+        assert ("10.0.0.2" in members, "10.0.0.3" in members) == (False, there)
+        found, wanted = kernel.read(), enforcer.state.wanted()
+        assert found.chains[4] == wanted.chains[4]
+        assert found.chains[6] != wanted.chains[6]
+    monkeypatch.setattr(TableSocket, "write", write)
+    enforcer.enforce()
+    assert diff(enforcer.state.wanted(), kernel.read()) == ()
 
 
 USES: dict[str, tuple[list[str], list[str]]] = {

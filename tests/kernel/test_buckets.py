@@ -9,6 +9,7 @@ from random import Random
 import pytest
 
 from netpol.errors import KernelError
+from netpol.kernel import release
 from netpol.kernel._native import ffi, lib
 from netpol.kernel.ipset import Create, IpsetSocket, member_text, unpack
 from netpol.model import FAMILIES, Family
@@ -123,3 +124,16 @@ def test_buckets_that_cannot_be() -> None:
     assert [code(4, 0, 7), code(4, 9, 8)] == [-errno.EINVAL] * 2
     assert code(4, lib.NP_IPSET_NET | lib.NP_IPSET_PORT, 9) == -errno.EOPNOTSUPP
     assert order("hash:ip", 6, b"", buckets=1) == []
+
+
+@pytest.mark.parametrize(("version", "keyed"), [("5.4.0", False), ("5.10.200-1", False), ("5.11.0", True), ("6.18.0", True)])
+def test_who_takes_no_key_is_given_none(netns: int, monkeypatch: pytest.MonkeyPatch, version: str, keyed: bool) -> None:
+    """Linux 5.5 to 5.10 refuses a set that has one; its members are all there."""
+    drawn: list[int] = []
+    monkeypatch.setattr(release, "RELEASE", version)
+    monkeypatch.setattr(secrets, "randbelow", lambda below: drawn.append(below) or INITVAL - 1)  # type: ignore[func-returns-value]
+    members = b"".join((0x0A000000 + 7 * number).to_bytes(4, "big") for number in range(COUNT))
+    with IpsetSocket() as ipset:
+        ipset.run([Create("NETPOL4-many", "hash:ip", 4, members)])
+        assert ipset.read("NETPOL4-many").entries == COUNT
+    assert bool(drawn) is keyed

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from netpol.errors import MalformedKernelData
 from netpol.kernel import conntrack as module
+from netpol.kernel import release
 from netpol.kernel.conntrack import ConntrackSocket
 from netpol.model import ICMP, ICMPV6, SCTP, TCP, UDP, parse_address
 from netpol.rules.flows import HAS_PORTS, IS_ICMP, PICKED_UP, SIZE, ZONE_ORIGINAL, ZONE_REPLY, Entry, Tuple, pack, unpack
@@ -158,6 +159,19 @@ def test_ends_are_the_sources_of_both_tuples(conntrack: ConntrackSocket, address
     before = conntrack.looked_at
     assert sorted(unpack(conntrack.flows_at(addresses)), key=str) == expected
     assert conntrack.looked_at - before == sent
+
+
+@pytest.mark.parametrize(("version", "dumps"), [("5.10.0", 1), ("5.15.200", 1), ("5.16.0", 2), ("6.18.0", 2)])
+def test_filters_that_may_find_nothing_are_not_asked(netns: int, monkeypatch: pytest.MonkeyPatch, version: str, dumps: int) -> None:
+    """Linux 5.8 to 5.15: by the reply's source, that is to say towards a pod, it may send nothing. One dump of everything does it."""
+    monkeypatch.setattr(release, "RELEASE", version)
+    make(*MADE["a service"][0])
+    with ConntrackSocket() as whole, ConntrackSocket() as some:
+        expected = whole.flows((A,))
+        assert len(expected) == SIZE
+        monkeypatch.setattr(some, "_seq", 100)
+        assert some.flows_at((A,))[:SIZE] == expected
+        assert some._seq - 100 == dumps
 
 
 def test_many_ends(conntrack: ConntrackSocket) -> None:
