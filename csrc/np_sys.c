@@ -153,19 +153,24 @@ int np_sys_setsockopt(int fd, int level, int name, const void *data, uint32_t si
     return result;
 }
 
-/* Opens (creating it) and locks a file as iptables does, polling every 2 ms for at most wait_ms milliseconds.
+/* Opens (creating it) and locks a file as iptables does, for which it waits at most wait_ms milliseconds. It asks again and again, for a wait
+ * in the kernel has no end; and often, for those who do wait there take the lock some microseconds after it was free.
  * Returns the descriptor that holds the lock until it is closed, -EAGAIN when someone else kept it, or another -errno. */
 int np_sys_lock(const char *path, int wait_ms, uint64_t *calls)
 {
-    const struct timespec pause = {.tv_nsec = 2 * 1000L * 1000};
+    const struct timespec pause = {.tv_nsec = 200 * 1000L};
+    struct timespec began, now;
     int fd = -1, result = 0;
 
     NP_RETRY(fd, calls, open(path, O_CREAT | O_CLOEXEC | O_RDONLY, 0600));
     if (fd < 0)
         return fd;
-    for (int waited = 0;; waited += 2) {
+    clock_gettime(CLOCK_MONOTONIC, &began);
+    for (;;) {
         NP_RETRY(result, calls, flock(fd, LOCK_EX | LOCK_NB));
-        if (result != -EWOULDBLOCK || waited >= wait_ms)
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        if (result != -EWOULDBLOCK ||
+            (now.tv_sec - began.tv_sec) * 1000LL + (now.tv_nsec - began.tv_nsec) / 1000000 >= wait_ms)
             break;
         (*calls)++;
         nanosleep(&pause, NULL);

@@ -22,11 +22,13 @@ from netpol.kernel._native import ffi, lib
 
 MOST = 20_000  # names of one kind
 ROOM = 1 << 16
+TRIES = 8  # of a reading that others disturb
 
 _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10 << 8
 _REQUEST_DUMP = 0x301
 _ERROR, _DONE = 2, 3
+_DUMP_INTR = 0x10
 # linux/netfilter/nf_tables.h: kind -> (NFT_MSG_GET..., the attribute of its table's name, that of its own name).
 _KINDS = {"tables": (1, 1, 1), "chains": (4, 1, 3), "flow tables": (23, 1, 2), "rules": (7, 1, 2)}
 # The same: of a rule, of an expression in its list, of `ct` and of an extension of x_tables.
@@ -74,7 +76,7 @@ class Nft(NamedTuple):
 
 T = TypeVar("T")
 Parsed = tuple[list[T], bool, int]
-"""What one datagram of a dump holds: things, whether it was the last, and 0 or -errno."""
+"""What one datagram of a dump holds: things, whether it was the last, and 0 or -errno: -EINTR where somebody changed them meanwhile."""
 
 
 def read_nft() -> Nft:
@@ -92,22 +94,35 @@ def read_nft() -> Nft:
 
 
 def _dump(fd: int, kind: str, parse: Callable[[bytes], Parsed[T]], calls: object) -> list[T]:
+    """All of a kind, read again where somebody changed them meanwhile: the kernel goes on by number, and passes over what moved."""
+    for _ in range(TRIES):
+        found, code = _dump_once(fd, kind, parse, calls)
+        if code != -errno.EINTR:
+            break
+    if code in (-errno.EINVAL, -errno.EOPNOTSUPP, -errno.EAGAIN):
+        return found
+    if code == -errno.EPERM:
+        raise NotPermitted(-code, "nft list", kind, "not permitted: CAP_NET_ADMIN is needed")
+    if code == -errno.EINTR:
+        raise KernelError(-code, "nft list", kind, f"somebody changed them each time, {TRIES} times")
+    if code < 0:
+        raise KernelError(-code, "nft list", kind, os.strerror(-code))
+    return found
+
+
+def _dump_once(fd: int, kind: str, parse: Callable[[bytes], Parsed[T]], calls: object) -> tuple[list[T], int]:
     sequence = _KINDS[kind][0]
     request = _MESSAGE.pack(_MESSAGE.size + _GENERIC.size, _SUBSYSTEM | sequence, _REQUEST_DUMP, sequence, 0) + bytes(_GENERIC.size)
     buffer, found = ffi.new("uint8_t[]", ROOM), list[T]()
-    code, ended = int(lib.np_sys_send(fd, request, len(request), calls)), False
+    code, ended, interrupted = int(lib.np_sys_send(fd, request, len(request), calls)), False, False
     while code >= 0 and not ended:
         code = int(lib.np_sys_recv(fd, buffer, ROOM, 0, calls))
         if code >= 0:
             things, ended, code = parse(bytes(ffi.buffer(buffer, code)))
             found += things[: MOST - len(found)]
-    if code in (-errno.EINVAL, -errno.EOPNOTSUPP, -errno.EAGAIN):
-        return found
-    if code == -errno.EPERM:
-        raise NotPermitted(-code, "nft list", kind, "not permitted: CAP_NET_ADMIN is needed")
-    if code < 0:
-        raise KernelError(-code, "nft list", kind, os.strerror(-code))
-    return found
+            if code == -errno.EINTR:
+                code, interrupted = 0, True
+    return found, -errno.EINTR if interrupted and code >= 0 else code
 
 
 def parse(data: bytes, kind: str) -> Parsed[Named]:
@@ -152,23 +167,25 @@ def _bodies(data: bytes, kind: str) -> Parsed[bytes]:
     """What one datagram says of things of a kind: for each its nfgenmsg and its attributes."""
     sequence = _KINDS[kind][0]
     found: list[bytes] = []
-    place = 0
+    place = interrupted = 0
     while place < len(data):
         if place + _MESSAGE.size > len(data):
             raise _malformed(kind)
-        size, type_, _, number, _ = _MESSAGE.unpack_from(data, place)
+        size, type_, flags, number, _ = _MESSAGE.unpack_from(data, place)
         if size < _MESSAGE.size or place + size > len(data):
             raise _malformed(kind)
         body = data[place + _MESSAGE.size : place + size]
         place += size + 3 & ~3
         if number != sequence:
             continue
+        if flags & _DUMP_INTR:
+            interrupted = -errno.EINTR
         if type_ in (_ERROR, _DONE):
-            return found, True, min(0, int.from_bytes(body[:4], sys.byteorder, signed=True))
+            return found, True, min(0, int.from_bytes(body[:4], sys.byteorder, signed=True)) or interrupted
         if len(body) < _GENERIC.size:
             raise _malformed(kind)
         found.append(body)
-    return found, False, 0
+    return found, False, interrupted
 
 
 def _family(body: bytes) -> str:

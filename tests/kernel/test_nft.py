@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netpol.errors import MalformedKernelData
+from netpol.errors import KernelError, MalformedKernelData
+from netpol.kernel import nft
 from netpol.kernel.nft import Marking, Named, Nft, parse, parse_rules, read_nft
 from tests.referees import run
 
 
-def message(type_: int, number: int, body: bytes) -> bytes:
-    return struct.pack("=IHHII", 16 + len(body), type_, 2, number, 0) + body + bytes(-len(body) % 4)
+def message(type_: int, number: int, body: bytes, flags: int = 2) -> bytes:
+    return struct.pack("=IHHII", 16 + len(body), type_, flags, number, 0) + body + bytes(-len(body) % 4)
 
 
 def attribute(type_: int, value: bytes) -> bytes:
@@ -57,6 +58,10 @@ CHAIN = body(attribute(1, b"filter\0"), attribute(3, b"cali-x\0"), attribute(99,
         pytest.param(message(3, 4, bytes(4)), ([], True, 0), id="the end"),
         pytest.param(message(2, 4, struct.pack("=i", -95)), ([], True, -errno.EOPNOTSUPP), id="an error"),
         pytest.param(message(2, 4, struct.pack("=i", 95)), ([], True, 0), id="no error"),
+        pytest.param(message(0xA03, 4, CHAIN, 0x12), ([Named("ip", "filter", "cali-x")], False, -errno.EINTR), id="disturbed"),
+        pytest.param(message(0xA03, 9, CHAIN, 0x12), ([], False, 0), id="somebody else's that was disturbed"),
+        pytest.param(message(3, 4, bytes(4), 0x12), ([], True, -errno.EINTR), id="disturbed to the end"),
+        pytest.param(message(2, 4, struct.pack("=i", -95), 0x12), ([], True, -errno.EOPNOTSUPP), id="an error, and disturbed"),
     ],
 )
 def test_forms_of_an_answer(data: bytes, expected: object) -> None:
@@ -140,3 +145,22 @@ def test_any_bytes(noise: bytes, kind: int, inside: bytes) -> None:
     for expressions in (noise, CT + noise, CT + inside, attribute(1, inside) + CT, TARGET[: len(noise)] + CT):
         with suppress(MalformedKernelData):
             parse_rules(message(0xA06, 7, body(RULE, attribute(4, expressions))))
+
+
+@pytest.mark.parametrize("disturbed", [0, 1, nft.TRIES - 1, nft.TRIES])
+def test_a_reading_that_others_disturb_is_done_again(netns: int, monkeypatch: pytest.MonkeyPatch, disturbed: int) -> None:
+    """Until it is whole; where it never is that is said, for who reads half of it may miss what matters."""
+    run("iptables-nft", "-N", "THERE")
+    parse_one, left = nft.parse, iter(range(disturbed))
+
+    def parsed(data: bytes, kind: str) -> nft.Parsed[Named]:
+        found, ended, code = parse_one(data, kind)
+        # The first datagrams of chains have not all, and say so.
+        return ([], ended, -errno.EINTR) if kind == "chains" and ended and next(left, None) is not None else (found, ended, code)
+
+    monkeypatch.setattr(nft, "parse", parsed)
+    if disturbed == nft.TRIES:
+        with pytest.raises(KernelError, match="nft list chains: somebody changed them each time, 8 times"):
+            read_nft()
+    else:
+        assert [chain.name for chain in read_nft().chains].count("THERE") == 1
