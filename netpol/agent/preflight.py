@@ -21,7 +21,7 @@ from netpol.kernel.ipset import IpsetSocket
 from netpol.kernel.nft import Nft, read_nft
 from netpol.kernel.strangers import foreign_chains, target_use, uses
 from netpol.kernel.table import Snapshot
-from netpol.kernel.xtables import TableSocket, lock_path
+from netpol.kernel.xtables import TableSocket, families, lock_path
 from netpol.model import FAMILIES, Family, Network, network
 from netpol.rules.compile import Settings
 
@@ -94,6 +94,8 @@ class Node:
 
     def tables(self, family: Family) -> tuple[Snapshot, ...]:
         """The legacy tables that are there."""
+        if family not in families():
+            return ()
         if family not in self._tables:
             with TableSocket(family, LOCK_WAIT_MS) as socket:
                 self._tables[family] = tuple(socket.read(name) for name in TABLES if socket.exists(name))
@@ -125,7 +127,7 @@ def _capabilities(node: Node) -> Iterator[Finding]:
 
 
 def _x_tables(node: Node) -> Iterator[Finding]:
-    for family in FAMILIES:
+    for family in families():
         try:
             with TableSocket(family, LOCK_WAIT_MS) as socket:
                 socket.shape(node.settings.table)
@@ -172,7 +174,7 @@ def _forwarding(node: Node) -> Iterator[Finding]:
 
 def _bridge(node: Node) -> Iterator[Finding]:
     bridges = [device for device in node.devices() if (device / "bridge").is_dir() and any((device / "brif").glob("*"))]
-    for family in FAMILIES:
+    for family in families():
         name = TOOL[family]
         if node.number(f"proc/sys/net/bridge/bridge-nf-call-{name}"):
             continue

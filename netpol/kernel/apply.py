@@ -11,6 +11,8 @@ Looking whether somebody else changed something comes in three depths, each of w
 - `look`: everything is read, and proven by digests to be as it was written or read last (`netpol.kernel.digests`). Where somebody changed
   his own rules in a table, ours are compared byte by byte. No value is made, and nothing is missed.
 - `reread`: the sets and tables that a `look` found to differ, and those only, as values.
+
+A kernel without IPv6 (ipv6.disable=1) has neither packets nor tables of it: what is written there counts as written, and is nowhere.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from netpol.kernel.proofs import Look, SetProofs
 from netpol.kernel.table import Shape
 from netpol.kernel.turns import Closing, exclusive, last
 from netpol.kernel.watch import Bell, Watch
-from netpol.kernel.xtables import Counts, Ours, Proof, TableSocket, holds, read_ours
+from netpol.kernel.xtables import Counts, Ours, Proof, TableSocket, families, holds, read_ours
 from netpol.model import FAMILIES, Family
 from netpol.rules.ruleset import (
     DENY,
@@ -110,7 +112,7 @@ class Kernel(Closing):
         self.moved: frozenset[Family] = frozenset()
         """Families whose FORWARD had our jump when it was read last, but not first, or more than once."""
         try:
-            for family in FAMILIES:
+            for family in families():
                 self._sockets[family] = TableSocket(family)
             self._ask_numbers()
         except BaseException:
@@ -256,6 +258,9 @@ class Kernel(Closing):
             self._sets = self._sets.changed(there, new)
 
     def _replace(self, step: ReplaceTable) -> None:
+        if step.family not in self._sockets:
+            self._written[step.family] = _Written(dict(step.chains), {}, step.hooked)
+            return
         socket = self._sockets[step.family]
         encoded = self._written[step.family].unchanged(step.chains, self._sets)
         missing = {name: chain for name, chain in step.chains.items() if name not in encoded}
@@ -319,6 +324,9 @@ class Kernel(Closing):
         return total
 
     def _read_table(self, family: Family) -> tuple[Ours, Shape | None]:
+        if family not in self._sockets:
+            chains, _, is_hooked = self._written[family]
+            return Ours(dict(chains), dict.fromkeys(chains, ()), is_hooked, {}), None
         socket = self._sockets[family]
         if not socket.exists(self.table):
             return Ours({}, {}, False, {}), None
@@ -328,6 +336,8 @@ class Kernel(Closing):
     def _learn_table(self, family: Family) -> Ours:
         """Reads a table; what it is now is what it is to be until it is written again."""
         ours, shape = self._read_table(family)
+        if family not in self._sockets:
+            return ours
         # What a predecessor wrote need not be decoded more than once, nor encoded again.
         known = ours.known
         chains, encoded = {name: found.chain for name, found in known.items()}, {name: found.encoded for name, found in known.items()}
@@ -432,6 +442,8 @@ class Kernel(Closing):
         return True
 
     def _is_as_written(self, family: Family) -> bool:
+        if family not in self._sockets:
+            return True
         socket, written = self._sockets[family], self._written[family]
         if family not in self._shapes and not socket.exists(self.table):
             return True

@@ -35,7 +35,7 @@ from netpol.kernel.entries import Known, decode_chain, extensions, used_sets
 from netpol.kernel.kept import Kept, kept
 from netpol.kernel.table import COUNTER, NOBODY, Layout, Shape, Snapshot, Span, Table, shape_of, splice
 from netpol.kernel.turns import CLOSED, Closing, alone, exclusive, last
-from netpol.model import Family
+from netpol.model import FAMILIES, Family
 from netpol.rules.ruleset import Chain, OpaqueTarget, Rule, TableName, is_ours
 
 Counts = tuple[tuple[int, int], ...]
@@ -70,6 +70,15 @@ _WORDS = {
 def lock_path() -> str:
     """The lock file of iptables: $XTABLES_LOCKFILE, or /run/xtables.lock."""
     return os.environ.get("XTABLES_LOCKFILE") or "/run/xtables.lock"
+
+
+def families() -> tuple[Family, ...]:
+    """Those that this kernel has sockets, and so tables, for: IPv6 is not there where it was booted with ipv6.disable=1."""
+    calls = ffi.new("uint64_t *")
+    fd = int(lib.np_sys_inet_socket(AF[6], calls))
+    if fd >= 0:
+        lib.np_sys_close(fd, calls)
+    return (4,) if fd == -errno.EAFNOSUPPORT else FAMILIES
 
 
 class TableSocket(Closing):
