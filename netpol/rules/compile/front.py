@@ -21,7 +21,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from netpol.model import Address, Direction, Family, Network, network
-from netpol.rules.ruleset import NEW, Chain, Rule, Ruleset, SetMatch, front_name, is_front
+from netpol.rules.ruleset import Chain, Rule, Ruleset, SetMatch, front_name, is_front
 from netpol.rules.sets import Set
 
 RANGE = 16  # bits: the longest prefix that as many addresses as a bitmap can have
@@ -63,8 +63,7 @@ def changed(now: Front | None, before: Front | None) -> tuple[Front | None, Fron
 def without_fronts(ruleset: Ruleset) -> Ruleset:
     """What decides the same where the kernel has no such sets."""
     chains = {
-        family: {name: Chain(name, map(_unasked, chain.rules)) if name == NEW else chain for name, chain in found.items()}
-        for family, found in ruleset.chains.items()
+        family: {name: Chain(name, map(_unasked, chain.rules)) for name, chain in found.items()} for family, found in ruleset.chains.items()
     }
     return replace(ruleset, chains=chains, sets={name: found for name, found in ruleset.sets.items() if not is_front(name)})
 
