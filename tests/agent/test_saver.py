@@ -56,4 +56,5 @@ def test_the_end_does_not_wait_for_another_try(tmp_path: Path) -> None:
     saver.give(ONE)
     told.get(timeout=10)
     saver.close(10)
+    assert not saver._thread.is_alive()
     assert told.empty()
