@@ -70,12 +70,7 @@ class Commands(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            try:
-                return super().main(*args, **kwargs)
-            finally:
-                # Here, and not as the interpreter ends, which could only complain.
-                if sys.stdout is not None:
-                    sys.stdout.flush()
+            return super().main(*args, **kwargs)
         except OSError as error:
             # A reader who went away never comes here: click ends without a word.
             if error.errno not in FULL or error.filename is not None:

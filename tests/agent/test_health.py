@@ -154,6 +154,20 @@ def test_clients_that_drip_do_not_keep_others_out(scene: Scene, monkeypatch: pyt
             client.close()
 
 
+def test_a_page_that_takes_longer_than_a_client_has_is_not_sent(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is made late is for nobody; the next one has time of its own."""
+    monkeypatch.setattr(health, "PATIENCE", 2.0)
+    assert scene.health.address is not None
+    with socket.create_connection(scene.health.address, timeout=20) as client:
+        client.sendall(b"GET /slow HTTP/1.0\r\n\r\n")
+        assert scene.asked.wait(20)
+        time.sleep(health.PATIENCE)
+        scene.answer.set()
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(100) == b""
+    assert scene.served()
+
+
 def test_a_thread_that_cannot_be_had_is_no_place_less(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who came is turned away, and it is said; when there are threads again, everybody is served."""
 
