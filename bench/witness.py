@@ -20,8 +20,9 @@ from types import TracebackType
 
 from netpol.kernel import namespaces
 from netpol.kube.client import Client, configured
-from netpol.kube.reflector import PODS, Timing
+from netpol.kube.reflector import PODS
 from netpol.kube.sources import NAP
+from netpol.kube.waits import Timing
 from netpol.kube.watch import Bookmark, Change, FrameStream
 from tests.kube.servers import relay
 

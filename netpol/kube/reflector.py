@@ -34,6 +34,7 @@ from msgspec import Struct
 
 from netpol.errors import LONGEST, InvalidObject, MalformedAnswer, printable
 from netpol.kube.events import Event, Gone, Put, Synced
+from netpol.kube.waits import Pause, Timing, Waits
 from netpol.kube.watch import GONE, Bookmark, Change, FrameStream, Status, WatchStream, read_object, read_page, read_status
 from netpol.model import Namespace, Node, Object, Pod, Policy
 from netpol.policy.decode import Decoded, decode_namespace, decode_node, decode_pod, decode_policy
@@ -73,19 +74,6 @@ _NOT_ACCEPTED = (406, 415)
 _REFUSED: frozenset[Reason] = frozenset(("unreachable", *_WAIT_FOR.values()))
 
 
-class Timing(Struct, frozen=True):
-    """All in seconds. The waits after failures double from the first to the last, and each is between half of its value and all of it."""
-
-    first_wait: float = 1.6
-    brief_wait: float = 0.1  # the same, after a watch that a server ended in good order before it said anything: it cannot keep up
-    last_wait: float = 30.0
-    longest_retry_after: float = 120.0  # what a server may ask of us
-    watch: tuple[int, int] = (300, 600)  # how long a watch is asked to last, at random in between
-    silence: float = 150.0  # without a byte, where a server sends a bookmark about every minute
-    short: float = 1.0  # a watch that ends sooner and said nothing has failed
-    steady: float = 10.0  # a watch that lasts so long lets the waits begin anew
-
-
 class Resource(Struct, frozen=True):
     """A kind of objects: where an API server has it, how one is read, whether they lie in namespaces, and whether a watch of it can be read
     in protobuf too."""
@@ -114,12 +102,6 @@ class Request(Struct, frozen=True):
     watch: bool
     silence: float
     protobuf: bool = False
-
-
-class Pause(Struct, frozen=True):
-    """Nothing is to be asked for some seconds."""
-
-    seconds: float
 
 
 class Heard(Struct, frozen=True):
@@ -185,17 +167,14 @@ class Reflector:
         self._stream: WatchStream | FrameStream = WatchStream()
         self._began = self._due = 0.0  # when the watch began, and when it is to end
         self._heard_any = False
-        self._failures = 0
-        self._expired = False  # whether one of those failures was a 410
+        self._waits = Waits(self._timing, random)
         self._rejections = 0
-        self._wait: float | None = None
 
     # -- what to do ----------------------------------------------------------------------------------------------------
 
     def next(self) -> Request | Pause:
         """What to do now. Each Request has to be answered before the next call."""
-        if self._wait is not None:
-            pause, self._wait = Pause(self._wait), None
+        if pause := self._waits.take():
             return pause
         self.figures.requests[self.phase] += 1
         self._began = self._clock()
@@ -298,7 +277,7 @@ class Reflector:
             self._fail(ended, message or f"the watch ended after {lasted:.1f} s without an event", first=first)
         else:
             if lasted >= self._timing.steady:
-                self._begin_anew()
+                self._waits.begin_anew()
             self._rejections = 0
             if ended != "timeout":
                 self.phase = "look"
@@ -385,8 +364,8 @@ class Reflector:
             self.version = version
         self._heard_any = True
         self._recovered()
-        if self._failures and self._clock() - self._began >= self._timing.steady:
-            self._begin_anew()
+        if not self._waits.are_over and self._clock() - self._began >= self._timing.steady:
+            self._waits.begin_anew()
 
     def _finish(self, version: str, heard: Heard) -> None:
         """Everything has been said."""
@@ -411,9 +390,7 @@ class Reflector:
         if code in _NOT_ACCEPTED and self._asked_protobuf:
             self._protobuf = False
         if code == GONE:
-            if not self._expired:
-                self._begin_anew()
-                self._expired = True
+            self._waits.forgotten()
             self._fail("expired", message, retry_after)
             self._continue = ""
             if phase == "watch":
@@ -428,19 +405,12 @@ class Reflector:
                 self._doubt()
 
     def _fail(self, reason: Reason, message: str, retry_after: float | None = None, first: float | None = None) -> None:
-        """The next request has to wait. `first` -- how long after the first failure, where that is not as after others."""
-        timing = self._timing
-        longest = min(timing.last_wait, (timing.first_wait if first is None else first) * 2.0 ** min(self._failures, 16))
-        self._failures += 1
-        self._wait = max(longest * (0.5 + 0.5 * self._random()), min(retry_after or 0.0, timing.longest_retry_after))
+        """The next request has to wait, as `Waits.fail` says."""
+        self._waits.fail(retry_after, first, outage=reason == "unreachable")
         self.trouble = Trouble(reason, printable(message, LONGEST))
         if self.phase == "watch":
             self.phase = "look"
         self._stop_reading(reason)
-
-    def _begin_anew(self) -> None:
-        """The next failure counts as the first."""
-        self._failures, self._expired = 0, False
 
     def _list_once(self, reason: Reason, message: str) -> None:
         """The server does not begin a watch with all objects: they are listed, at once."""

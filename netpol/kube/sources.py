@@ -1,7 +1,7 @@
 """Objects of an API server, followed: one thread a kind, which does what its `Reflector` decides and hands on what that hears.
 
 Nothing here decides anything. A thread lives until `stop`; whatever goes wrong is a wait and another try, and what nobody foresaw is
-that too, with everything said again.
+that too, with everything said again. Who waits because the server was away does not wait on once it has answered another kind.
 
 Invariants: the sink is called from these threads, for each kind in order, and not after `stop` has returned; the events of one call
 came in one piece. `stop` returns within its patience, whatever the threads are doing: one that a name look-up holds up is left behind,
@@ -21,7 +21,8 @@ from msgspec import Struct
 
 from netpol.errors import ApiError, Cut, InvalidObject, Silence
 from netpol.kube.events import Event
-from netpol.kube.reflector import NAMESPACES, NODES, PODS, POLICIES, Figures, Heard, Pause, Reflector, Request, Resource, Timing, Trouble
+from netpol.kube.reflector import NAMESPACES, NODES, PODS, POLICIES, Figures, Heard, Reflector, Request, Resource, Trouble
+from netpol.kube.waits import Pause, Timing
 from netpol.model import Object
 
 if TYPE_CHECKING:  # importing it takes 0.1 s
@@ -83,14 +84,14 @@ class Sources:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._client = client
-        self._stopping = threading.Event()
+        self._rests = Rests()
         followers = [
             _Follower(
                 client,
                 Reflector(one.resource, one.field_selector, timing, clock=clock, random=jitter),
                 sink,
                 listener,
-                self._stopping,
+                self._rests,
                 Thick(clock),
             )
             for one in selections
@@ -107,7 +108,7 @@ class Sources:
 
     def stop(self, patience: float = PATIENCE) -> None:
         """Ends the threads, and closes the client to end what they wait for."""
-        self._stopping.set()
+        self._rests.end()
         self._client.close()
         end = time.monotonic() + patience
         for thread in self._threads:
@@ -125,6 +126,31 @@ class Sources:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
+
+
+class Rests:
+    """The rests of several threads: each ends at its time, with the end of all of it, or for who waits for a server, when that is back."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self.are_over = False
+        self.returns = 0
+        """How often a server that had been away was found to be back."""
+
+    def rest(self, seconds: float, returns: int | None = None) -> None:
+        """Waits for so many seconds; with `returns`, until there were more of them."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.are_over or returns not in (None, self.returns), seconds)
+
+    def found_back(self) -> None:
+        with self._changed:
+            self.returns += 1
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        with self._changed:
+            self.are_over = True
+            self._changed.notify_all()
 
 
 class Thick:
@@ -149,16 +175,16 @@ class Thick:
 class _Follower:
     """One thread: asks what its reflector wants to know, and passes on what it made of the answer."""
 
-    def __init__(
-        self, client: Client, reflector: Reflector, sink: Sink, listener: Listener | None, stopping: threading.Event, thick: Thick
-    ) -> None:
+    def __init__(self, client: Client, reflector: Reflector, sink: Sink, listener: Listener | None, rests: Rests, thick: Thick) -> None:
         self.reflector, self._thick = reflector, thick
-        self._client, self._sink, self._stopping = client, sink, stopping
+        self._client, self._sink, self._rests = client, sink, rests
         self._listener = listener or Listener()
         self._told: str | None = None  # the reason of the trouble that was told last
+        self._was_away = False  # whether there was nobody to ask, the last time
+        self._returns = 0  # what `Rests` had counted when the last request was made
 
     def run(self) -> None:
-        while not self._stopping.is_set():
+        while not self._rests.are_over:
             try:
                 self._step()
                 self._tell()
@@ -169,8 +195,10 @@ class _Follower:
     def _step(self) -> None:
         todo = self.reflector.next()
         if isinstance(todo, Pause):
-            self._stopping.wait(todo.seconds)
+            self._was_away = todo.outage
+            self._rests.rest(todo.seconds, self._returns if todo.outage else None)
             return
+        self._returns = self._rests.returns
         try:
             if todo.watch:
                 self._watch(todo)
@@ -182,6 +210,7 @@ class _Follower:
     def _list(self, request: Request) -> None:
         answer = self._client.ask("GET", request.path, request.query, compressed=True, silence=request.silence)
         if answer.code == 200:
+            self._answered()
             self._hand_on(self.reflector.receive_page(answer.body))
         else:
             self.reflector.reject(answer.code, answer.body, answer.retry_after)
@@ -191,6 +220,7 @@ class _Follower:
             if stream.code != 200:
                 self.reflector.reject(stream.code, stream.rest(), stream.retry_after)
                 return
+            self._answered()
             self.reflector.granted(stream.protobuf)
             self._tell()
             while self.reflector.reading:
@@ -206,12 +236,17 @@ class _Follower:
                         self._hand_on(heard)
                         self._tell()
                         if self._thick.takes(len(heard.events)) and self.reflector.phase == "watch":
-                            self._stopping.wait(NAP)
+                            self._rests.rest(NAP)
                     else:
                         self.reflector.end("timeout")
 
+    def _answered(self) -> None:
+        if self._was_away:
+            self._was_away = False
+            self._rests.found_back()
+
     def _hand_on(self, heard: Heard) -> None:
-        if self._stopping.is_set():
+        if self._rests.are_over:
             return
         if heard.events:
             self._sink(*heard.events)
@@ -221,6 +256,6 @@ class _Follower:
     def _tell(self) -> None:
         trouble = self.reflector.trouble
         reason = trouble.reason if trouble is not None else None
-        if reason != self._told and not self._stopping.is_set():
+        if reason != self._told and not self._rests.are_over:
             self._told = reason
             self._listener.troubled(self.reflector.resource.kind, trouble)

@@ -14,8 +14,9 @@ import pytest
 
 from netpol.kube.client import Client, configured
 from netpol.kube.events import Event, Gone, Put
-from netpol.kube.reflector import NAMESPACES, NODES, PODS, POLICIES, Reason, Resource, Timing, Trouble
+from netpol.kube.reflector import NAMESPACES, NODES, PODS, POLICIES, Reason, Resource, Trouble
 from netpol.kube.sources import EVERYTHING, Listener, Selection, Sources, for_node
+from netpol.kube.waits import Timing
 from netpol.kube.watch import Change, FrameStream, WatchStream, read_status
 from netpol.model import Node, Object, parse_address
 from netpol.policy.decode import decode_pod

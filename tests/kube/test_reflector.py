@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from netpol.kube.events import Gone, Put, Synced
-from netpol.kube.reflector import NAMESPACES, NODES, PAGES, PODS, POLICIES, Heard, Pause, Reflector, Request, Resource
+from netpol.kube.reflector import NAMESPACES, NODES, PAGES, PODS, POLICIES, Heard, Reflector, Request, Resource
+from netpol.kube.waits import Pause
 from netpol.model import Pod
 from tests.kube import protobuf
 from tests.kube.fake import Answer, added, bookmark, deleted, error, modified, page, pod
@@ -166,6 +167,31 @@ def test_retry_after_is_honoured(retry_after: float | None, body: bytes | None, 
     assert player.next() == "sync"
     player.refuse(429, retry_after, body)
     assert [player.next(), player.next()] == [expected, "sync"]
+
+
+@pytest.mark.parametrize(
+    ("code", "retry_after", "outage"),
+    [
+        pytest.param(None, None, True, id="nobody there"),
+        pytest.param(503, None, True, id="unavailable"),
+        pytest.param(503, 5.0, False, id="unavailable until"),
+        pytest.param(429, None, False, id="throttled"),
+        pytest.param(500, None, False, id="refused"),
+        pytest.param(410, None, False, id="expired"),
+    ],
+)
+def test_which_waits_end_when_the_server_is_back(code: int | None, retry_after: float | None, outage: bool) -> None:
+    """Those for nobody being there, and no other: what a server refuses one kind says nothing of another."""
+    player = Player().started()
+    player.reflector.end("cut")
+    player.ask()
+    if code is None:
+        player.reflector.fail("no route to host")
+    else:
+        player.refuse(code, retry_after)
+    pause = player.reflector.next()
+    assert isinstance(pause, Pause)
+    assert pause.outage is outage
 
 
 def test_a_steady_watch_lets_the_waits_begin_anew() -> None:

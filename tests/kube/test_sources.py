@@ -18,8 +18,9 @@ from netpol.errors import InvalidObject
 from netpol.kube import sources
 from netpol.kube.client import Client, configured
 from netpol.kube.events import Event, Gone, Put, Synced
-from netpol.kube.reflector import PODS, Timing, Trouble
-from netpol.kube.sources import EVERYTHING, Listener, Selection, Sources, for_node
+from netpol.kube.reflector import NAMESPACES, PODS, Trouble
+from netpol.kube.sources import EVERYTHING, Listener, Rests, Selection, Sources, for_node
+from netpol.kube.waits import Timing
 from netpol.model import Object, Pod
 from tests.kube import protobuf
 from tests.kube.fake import (
@@ -158,14 +159,14 @@ def test_all_there_is_then_what_changes(server: FakeServer, heard: Heard) -> Non
 def test_events_that_come_thick_are_read_together(server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two readings of them a follower rests; not while it is told what there is, of which nothing is to wait."""
     naps: list[int] = []
-    wait = threading.Event.wait
+    rest = Rests.rest
 
-    def noted(event: threading.Event, timeout: float | None = None) -> bool:
-        if timeout == sources.NAP:
+    def noted(rests: Rests, seconds: float, returns: int | None = None) -> None:
+        if seconds == sources.NAP:
             naps.append(len(listener.said))
-        return wait(event, timeout)
+        rest(rests, seconds, returns)
 
-    monkeypatch.setattr(threading.Event, "wait", noted)
+    monkeypatch.setattr(Rests, "rest", noted)
     monkeypatch.setattr(sources, "SPAN", 60.0)
     told = threading.Event()
     many = [pod(f"p{number}", number) for number in range(1, 2 * sources.THICK)]
@@ -367,6 +368,63 @@ def test_an_outage_is_over_when_a_quiet_watch_is_there_again(server: FakeServer,
     server.answer(PATH, START, LOOK, bare(503), LOOK, watch(threading.Event()))
     heard.until(lambda: heard.troubles == ["unreachable", None], heard.troubles)
     assert heard.said == list(HEARD)
+
+
+@pytest.mark.parametrize("by", ["watch", "look"])
+def test_a_server_that_is_back_for_one_kind_is_asked_for_the_others_at_once(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """Pods wait for ten minutes after the server was away, namespaces for none: when these get an answer, pods are asked for again.
+    Once: when that fails they wait, whatever else namespaces are told."""
+    rested: list[tuple[Rests, int | None]] = []
+    rest = Rests.rest
+
+    def noted(rests: Rests, seconds: float, returns: int | None = None) -> None:
+        if threading.current_thread().name == "pods":
+            rested.append((rests, returns))
+        rest(rests, seconds, returns)
+
+    def dice() -> float:
+        """Below 0, so that a wait is nearly none, for the thread of the namespaces."""
+        return -0.999 if threading.current_thread().name == "namespaces" else 1.0
+
+    monkeypatch.setattr(Rests, "rest", noted)
+    listener, other, go = Heard(), NAMESPACES.path, threading.Event()
+    start = watch(bookmark("10", True), *([go] if by == "watch" else []), whole=False)
+    client = Client(configured(server.kubeconfig(tmp_path)))
+    timing = Timing(first_wait=600, last_wait=600, short=0)
+    server.answer(PATH, CLOSED, CLOSED)
+    with Sources(client, [Selection(PODS), Selection(NAMESPACES)], listener, listener, timing=timing, jitter=dice):
+        listener.until(lambda: listener.troubles == ["unreachable"])
+        server.answer(other, *([CLOSED, start] if by == "watch" else [start, CLOSED]), page("99"))
+        wait_for(lambda: len(rested) == 2)
+        go.set()
+        server.answer(other, watch(whole=False), page("99"))
+        assert [one.what for one in server.wait(6, other)][3:] == ["watch@10", "look", "watch@10"]
+        assert [(rests.returns, returns) for rests, returns in rested] == [(1, 0), (1, 1)]
+
+
+def test_rests() -> None:
+    """One that nobody's answer ends lasts its time; one that waits for an answer ends with it, also when that came before it began."""
+    rests, seen = Rests(), 0
+    rests.rest(0.01)
+    resting = threading.Thread(target=rests.rest, args=(600, seen), daemon=True)
+    resting.start()
+    rests.found_back()
+    resting.join(30)
+    assert not resting.is_alive()
+    rests.rest(600, seen)
+    other = threading.Thread(target=rests.rest, args=(600,), daemon=True)
+    waiting = threading.Thread(target=rests.rest, args=(600, rests.returns), daemon=True)
+    other.start()
+    waiting.start()
+    rests.found_back()
+    waiting.join(30)
+    assert not waiting.is_alive()
+    assert other.is_alive()
+    rests.end()
+    other.join(30)
+    assert not other.is_alive()
 
 
 def test_an_outage_is_never_a_relist(server: FakeServer, heard: Heard) -> None:
