@@ -386,10 +386,18 @@ def _pod_addresses(status: WirePodStatus, report: Report) -> tuple[Address, ...]
     for field, text in texts:
         if text:
             try:
-                addresses.append(parse_address(text))
+                addresses.append(_own_address(text))
             except ValueError as error:
                 report(field, str(error))
     return tuple(dict.fromkeys(addresses))
+
+
+def _own_address(text: str) -> Address:
+    """The address of a pod or node; ValueError for what can be none. 0.0.0.0 and :: are nobody's, and no set takes them for a member."""
+    address = parse_address(text)
+    if not any(address):
+        raise ValueError(f"{text!r} is the unspecified address, which nobody has")
+    return address
 
 
 def _container_ports(spec: WirePodSpec, report: Report) -> set[ContainerPort]:
@@ -429,7 +437,7 @@ def decode_node(data: bytes) -> Decoded[Node]:
         for i, item in enumerate(status.addresses or ()):
             if item.type in ("InternalIP", "ExternalIP"):
                 try:
-                    addresses.add(parse_address(item.address))
+                    addresses.add(_own_address(item.address))
                 except ValueError as error:
                     report(f"status.addresses[{i}].address", str(error))
         cidrs: set[Network] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,8 @@ from netpol.errors import KernelError
 from netpol.kernel.apply import Kernel
 from netpol.kernel.ipset import Create, Destroy, IpsetSocket
 from netpol.kernel.xtables import TableSocket
-from netpol.model import EVERYTHING, Namespace, Pod, Policy, PolicyRule, Query, parse_address
+from netpol.model import EVERYTHING, FAMILIES, Namespace, Pod, Policy, PolicyRule, Query, parse_address
+from netpol.policy.decode import decode_pod, decode_policy
 from netpol.rules.diff import diff
 from netpol.rules.ruleset import BESIDE, DestroySet, beside
 from tests.agent.stage import OBJECTS, WEB, enforced, the_set
@@ -99,6 +101,46 @@ def test_cleaning_removes_ours_and_nothing_else(enforcer: Enforcer, kernel: Kern
     saved = run("iptables-legacy-save", "-c", "-t", "mangle")
     assert "[3:4] -A FORWARD -j MINE" in saved
     assert "NETPOL" not in saved + run("iptables-legacy-save") + run("ip6tables-legacy-save")
+
+
+def test_the_kernel_takes_every_address_and_network_that_is_read(kernel: Kernel) -> None:
+    """At the edges of both families, in sets of addresses, of ports and of networks: one member that a set refuses would stop all others."""
+    addresses = (
+        "0.0.0.0 0.0.0.1 127.0.0.1 224.0.0.1 255.255.255.255 :: ::1 ::ffff:0.0.0.0 ::ffff:10.0.0.9 fe80::1 ff02::1 ffff:ffff::ffff".split()
+    )
+    blocks = "0.0.0.0/32 0.0.0.0/1 255.255.255.255/32 224.0.0.0/4 ::/128 ::1/128 ff00::/8 8000::/1".split()
+    networks = [{"ipBlock": {"cidr": block}} for block in blocks]
+    excepting = {"0.0.0.0/0": ["0.0.0.0/32", "128.0.0.0/1"], "::/0": ["::/128", "8000::/1"]}
+    most = [{"ipBlock": {"cidr": cidr, "except": left_out}} for cidr, left_out in excepting.items()]
+    every = [{"ipBlock": {"cidr": cidr}} for cidr in excepting]
+    peers = [[{"podSelector": {}}], networks, most, every]
+    cases = [(peer, ports) for peer in peers for ports in ([], [{"port": "web"}], [{"port": 80}])]
+    enforcer, kept = Enforcer(kernel, "n"), set()
+    for number, address in enumerate(addresses):
+        ports = [{"name": "web", "containerPort": 1 + 5461 * number}]
+        meta = {"name": f"p{number}", "namespace": "x"}
+        pod = {"metadata": meta, "spec": {"nodeName": "n", "containers": [{"ports": ports}]}, "status": {"podIP": address}}
+        decoded = decode_pod(json.dumps(pod).encode()).value
+        assert decoded is not None
+        kept.update(decoded.addresses)
+        enforcer.put(decoded)
+    for number, (peer, ports) in enumerate(cases):
+        local = parse_address(f"10.1.0.{number}"), parse_address(f"fd00::{number}")
+        kept.update(local)
+        enforcer.put(Pod("x", f"local{number}", ((f"q{number}", ""),), "n", local))
+        rules = [{direction: peer, "ports": ports} for direction in ("from", "to")]
+        spec = {"podSelector": {"matchLabels": {f"q{number}": ""}}, "ingress": rules[:1], "egress": rules[1:]}
+        policy = decode_policy(json.dumps({"metadata": {"name": f"q{number}", "namespace": "x"}, "spec": spec}).encode())
+        assert policy.value is not None
+        assert policy.errors == ()
+        enforcer.put(policy.value)
+    enforcer.put(Namespace("x", ()))
+    assert enforcer.enforce().steps
+    found = kernel.read()
+    assert diff(enforcer.state.wanted(), found) == ()
+    members = {(one.kind, one.family): one.members for one in found.sets.values()}
+    assert members["hash:ip", 4] | members["hash:ip", 6] == kept
+    assert members.keys() >= {(kind, family) for kind in ("hash:ip", "hash:ip,port", "hash:net") for family in FAMILIES}
 
 
 def test_a_family_that_refuses_does_not_keep_the_other_from_narrowing(

@@ -128,6 +128,16 @@ V4, V6 = parse_address("10.0.0.1"), parse_address("fd00::1")
             id="a bad one is left out",
         ),
         pytest.param({"podIPs": [{"ip": "::ffff:10.0.0.1"}, {"ip": "fd00::1"}]}, (V4, V6), [], id="an IPv4-mapped one is IPv4"),
+        pytest.param(
+            {"podIPs": [{"ip": "0.0.0.0"}, {"ip": "fd00::1"}]},
+            (V6,),
+            ["status.podIPs[0].ip: '0.0.0.0' is the unspecified address, which nobody has"],
+            id="0.0.0.0",
+        ),
+        pytest.param({"podIP": "::"}, (), ["status.podIP: '::' is the unspecified address, which nobody has"], id="::"),
+        pytest.param(
+            {"podIP": "::ffff:0.0.0.0"}, (), ["status.podIP: '::ffff:0.0.0.0' is the unspecified address, which nobody has"], id="mapped"
+        ),
         pytest.param({"podIP": "10.0.0.1/32"}, (), ["status.podIP: '10.0.0.1/32' is not an IP address"], id="a bad podIP"),
     ],
 )
@@ -243,6 +253,7 @@ def test_nodes() -> None:
                         {"type": "ExternalIP", "address": "2001:db8::1"},
                         {"type": "InternalIP", "address": "n"},
                         {"type": "InternalDNS", "address": "192.0.2.9"},
+                        {"type": "ExternalIP", "address": "::"},
                     ]
                 },
             }
@@ -252,6 +263,7 @@ def test_nodes() -> None:
     assert decoded.value == Node("n", tuple(sorted(addresses)), (parse_network("10.0.0.0/24"), parse_network("fd00::/64")))
     assert [str(error) for error in decoded.errors] == [
         "Node n: status.addresses[3].address: 'n' is not an IP address",
+        "Node n: status.addresses[5].address: '::' is the unspecified address, which nobody has",
         "Node n: spec.podCIDRs[1]: '10.0.0.0/33' is not a CIDR",
     ]
 
