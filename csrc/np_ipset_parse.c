@@ -10,6 +10,9 @@
 #include <linux/netlink.h>
 #include <string.h>
 
+/* The attribute of a set that looks at some bits of its members only (Linux 6.2), which older headers lack. */
+enum { NP_IPSET_ATTR_BITMASK = 12 };
+
 _Static_assert(sizeof(struct np_ipset_header) == 92, "a header has no padding");
 _Static_assert(sizeof(struct np_ipset_record) == 112 && offsetof(struct np_ipset_record, digest) == 96,
                "a record has no padding");
@@ -156,16 +159,32 @@ static int parse_address(const struct np_nl_attribute *nested, uint8_t *address,
     return np_nl_get(&attribute, address, size);
 }
 
-/* Reads the set's numbers, and the ends of a range of addresses, out of the nested attribute IPSET_ATTR_DATA. Returns 0 or -EBADMSG. */
-static int parse_numbers(struct np_nl_in in, struct np_ipset_header *header)
+/* Reads the set's numbers, the ends of a range of addresses, and the name of an option with which its members are others than those that
+ * were added, or do not stay, out of the nested attribute IPSET_ATTR_DATA. Returns 0 or -EBADMSG. */
+static int parse_numbers(struct np_nl_in in, struct np_ipset_header *header, const char **option)
 {
     struct np_nl_attribute attribute;
+    uint32_t flags = 0;
     int result = 0;
 
     while ((result = np_nl_next_attribute(&in, &attribute)) > 0) {
         int bad = 0;
 
         switch (attribute.type) {
+        case IPSET_ATTR_TIMEOUT:
+            *option = "timeout";
+            break;
+        case IPSET_ATTR_NETMASK:
+            *option = "netmask";
+            break;
+        case NP_IPSET_ATTR_BITMASK:
+            *option = "bitmask";
+            break;
+        case IPSET_ATTR_CADT_FLAGS:
+            bad = np_nl_get_be32(&attribute, &flags);
+            if (flags & IPSET_FLAG_WITH_FORCEADD)
+                *option = "forceadd";
+            break;
         case IPSET_ATTR_HASHSIZE:
             bad = np_nl_get_be32(&attribute, &header->hashsize);
             break;
@@ -291,9 +310,21 @@ static int record_members(struct np_nl_in in, struct np_ipset_dump *dump)
     return result;
 }
 
+/* Puts a word behind the name of a set's type, if there is room: no type that we read has so long a name that there is none. */
+static void extend_type(struct np_ipset_header *header, const char *word)
+{
+    const size_t used = strlen(header->type), size = strlen(word);
+
+    if (sizeof(header->type) - used < size + 2)
+        return;
+    header->type[used] = ' ';
+    memcpy(header->type + used + 1, word, size + 1);
+}
+
 /* Reads the attributes of a set's message but its members, whose list is left in `list`. Returns 0 or -EBADMSG. */
 static int parse_set(struct np_nl_in in, struct np_ipset_header *header, struct np_nl_in *list)
 {
+    const char *option = NULL;
     struct np_nl_attribute attribute;
     int result = 0;
 
@@ -317,7 +348,7 @@ static int parse_set(struct np_nl_in in, struct np_ipset_header *header, struct 
             bad = np_nl_get_be16(&attribute, &header->index);
             break;
         case IPSET_ATTR_DATA:
-            bad = parse_numbers(attribute.value, header);
+            bad = parse_numbers(attribute.value, header, &option);
             break;
         case IPSET_ATTR_ADT:
             *list = attribute.value;
@@ -328,10 +359,13 @@ static int parse_set(struct np_nl_in in, struct np_ipset_header *header, struct 
         if (bad < 0)
             return bad;
     }
+    if (option && header->type[0] != 0)
+        extend_type(header, option);
     return result;
 }
 
-/* Enters one IPSET_CMD_LIST message: a set's header, of which the kernel's family number becomes 4, 6 or 0, or more members of the
+/* Enters one IPSET_CMD_LIST message: a set's header, of which the kernel's family number becomes 4, 6 or 0, and whose type has an option
+ * behind it that makes it one that we do not read; or more members of the
  * set that the dump is at. Returns 0 or -errno. */
 static int parse_list(struct np_nl_in in, struct np_ipset_dump *dump)
 {

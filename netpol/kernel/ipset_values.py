@@ -116,8 +116,10 @@ Command = Create | Add | Delete | Swap | Destroy | Number
 class Header(Struct, frozen=True, gc=False):
     """What the kernel says about a set of any type and owner.
 
-    family -- 4, 6, or 0 for a type without one; index -- by which rules refer to it; entries -- members now; references -- rules and
-    sets that use it; hashsize and maxelem are 0 for a type that has none; net -- the range of a set of addresses, where it is a prefix.
+    kind -- its type; behind that an option with which its members are others than those that were added, or do not stay (timeout,
+    netmask, bitmask, forceadd), so that "hash:ip timeout" is no type that netpol reads; family -- 4, 6, or 0 for a type without one;
+    index -- by which rules refer to it; entries -- members now; references -- rules and sets that use it; hashsize and maxelem are 0 for
+    a type that has none; net -- the range of a set of addresses, where it is a prefix.
     """
 
     name: str

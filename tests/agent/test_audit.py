@@ -91,6 +91,17 @@ INJECTED: dict[str, tuple[list[list[str]], Drift]] = {
         [["ipset", "create", "other", "hash:ip"], ["ipset", "add", "other", "192.0.2.7"], ["ipset", "swap", "{set}", "other"]],
         Drift(sets=(("{set}", 2, 1),), swapped_sets=("{set}",)),
     ),
+    **{
+        f"set swapped for one with {option[0]}": (
+            [
+                ["ipset", "create", "other", "hash:ip", "maxelem", "65536", *option],
+                *(["ipset", "-exist", "add", "other", member] for member in ("10.0.0.1", "10.0.0.2")),
+                ["ipset", "swap", "{set}", "other"],
+            ],
+            Drift(sets=(("{set}", 2, 0),), swapped_sets=("{set}",)),
+        )
+        for option in (["timeout", "600"], ["netmask", "31"], ["bitmask", "255.255.255.254"], ["forceadd"])
+    },
     "set added of a type that we do not read": ([["ipset", "create", "NETPOL4-stray", "list:set"]], Drift(stray_sets=("NETPOL4-stray",))),
     "set made anew of another type": (
         [mangle("-F", "{chain}"), ["ipset", "destroy", "{set}"], ["ipset", "create", "{set}", "hash:net"]],

@@ -46,7 +46,7 @@ def test_ipset_shows_what_we_wrote(netns: int) -> None:
 
 def test_we_read_what_ipset_wrote(netns: int) -> None:
     """With the tool's own revision and extensions: members, range, and the digest of an audit."""
-    run("ipset", "create", "s", "bitmap:ip", "range", "10.0.0.0/16", "counters", "comment", "timeout", "0")
+    run("ipset", "create", "s", "bitmap:ip", "range", "10.0.0.0/16", "counters", "comment", "skbinfo")
     run("ipset", "add", "s", "10.0.0.1-10.0.0.2", "comment", "why")
     with IpsetSocket() as ipset:
         assert ipset.read("s") == Set("s", "bitmap:ip", 4, frozenset((B, C)), NET)
@@ -126,6 +126,8 @@ def test_the_tools_load_what_we_print_and_print_it_again(netns: int) -> None:
     [
         pytest.param(("bitmap:ip", "range", "10.0.0.0-10.0.0.100"), id="a range that is no prefix"),
         pytest.param(("bitmap:ip", "range", "10.1.0.0/16"), id="another range"),
+        pytest.param(("bitmap:ip", "range", "10.0.0.0/16", "timeout", "600"), id="whose members do not stay"),
+        pytest.param(("bitmap:ip", "range", "10.0.0.0/16", "netmask", "24"), id="of networks"),
         pytest.param(("bitmap:port", "range", "0-9"), id="another bitmap"),
         pytest.param(("bitmap:ip,mac", "range", "10.0.0.0/16"), id="with MAC addresses"),
         pytest.param(("hash:ip",), id="a hash"),

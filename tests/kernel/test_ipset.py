@@ -91,7 +91,7 @@ def test_ipset_shows_what_we_wrote(ipset: IpsetSocket, kind: SetKind, family: Fa
 def test_we_read_what_ipset_wrote(ipset: IpsetSocket, kind: SetKind, family: Family, members: dict[str, bytes]) -> None:
     """Members that `ipset restore` added, of a set with the tool's own revision and extensions, come back packed and sorted."""
     inet = "inet6" if family == 6 else "inet"
-    lines = [f"create s {kind} family {inet} counters comment timeout 0", *(f"add s {text} comment why" for text in members)]
+    lines = [f"create s {kind} family {inet} counters comment skbinfo", *(f"add s {text} comment why" for text in members)]
     run("ipset", "restore", input="\n".join(lines).replace("nomatch comment why", "comment why nomatch") + "\n")
     assert ipset.members("s") == b"".join(sorted(members.values()))
     assert ipset.read("s") == Set("s", kind, family, frozenset(members.values()))

@@ -218,6 +218,7 @@ SET, IPS = bytes(4) + attribute(2, b"s\0"), attribute(3, b"hash:ip\0") + attribu
 NETS_OF = attribute(3, b"hash:net\0") + attribute(5, b"\2")
 FORMS: dict[str, tuple[bytes, int]] = {
     "whole": (SET + IPS + attribute(7, attribute(18, bytes(4))) + attribute(8, attribute(7, WHOLE[:12])), 0),
+    "a short flag": (SET + IPS + attribute(7, attribute(8, b"\0")), errno.EBADMSG),
     "a short number": (SET + IPS + attribute(7, attribute(18, b"\0")), errno.EBADMSG),
     "no name": (bytes(4) + IPS, errno.EBADMSG),
     "an empty name": (bytes(4) + attribute(2, b"\0") + IPS, errno.EBADMSG),
@@ -238,6 +239,30 @@ FORMS: dict[str, tuple[bytes, int]] = {
 def test_forms_of_a_listing(parse: Callable[[bytes], int], body: bytes, code: int) -> None:
     """Where a part has another length, type or place than the kernel gives it, the whole is refused."""
     assert parse(message(6 << 8 | 7, 0, body)) == -code
+
+
+@pytest.mark.parametrize(
+    ("type", "numbers", "kind"),
+    [
+        pytest.param(b"hash:ip", b"", b"hash:ip", id="none"),
+        pytest.param(b"hash:ip", attribute(8, struct.pack(">I", 0x1F)), b"hash:ip", id="counters and more"),
+        pytest.param(b"hash:ip", attribute(8, struct.pack(">I", 0x20)), b"hash:ip forceadd", id="forceadd"),
+        pytest.param(b"hash:ip", attribute(6, bytes(4)), b"hash:ip timeout", id="timeout"),
+        pytest.param(b"bitmap:ip", attribute(20, b"\30"), b"bitmap:ip netmask", id="netmask"),
+        pytest.param(b"hash:ip", attribute(12, attribute(1, bytes(4))), b"hash:ip bitmask", id="bitmask"),
+        pytest.param(b"t" * 23, attribute(6, bytes(4)), b"t" * 23 + b" timeout", id="just enough room"),
+        pytest.param(b"t" * 24, attribute(6, bytes(4)), b"t" * 24, id="no room"),
+    ],
+)
+@pytest.mark.parametrize("late", [False, True], ids=["behind the type", "before it"])
+def test_an_option_is_a_part_of_the_type(type: bytes, numbers: bytes, kind: bytes, late: bool) -> None:
+    """One with which a set's members are not those that were added, or do not stay, makes it a type that is not read."""
+    parts = [attribute(3, type + b"\0"), attribute(7, attribute(18, bytes(4)) + numbers)]
+    data = message(6 << 8 | 7, 0, SET + b"".join(reversed(parts) if late else parts))
+    headers = ffi.new("struct np_ipset_header[1]")
+    dump = ffi.new("struct np_ipset_dump *", {"headers": headers, "header_room": 1, "seq": SEQ})
+    assert lib.np_ipset_parse_dump(copy(data), len(data), dump) == 0
+    assert ffi.string(headers[0].type) == kind
 
 
 ANSWERS: dict[str, tuple[bytes, int]] = {
