@@ -55,13 +55,13 @@ class KernelError(NetpolError):
     """The kernel refused an operation.
 
     code -- errno, or one of ipset's private codes (4096 and up); op -- what was tried, such as "ipset add";
-    object -- the set, table or chain; member -- the set member or rule that failed, where one is known.
+    object -- the set, table or chain; member -- the set member or rule that failed, where one is known. As text it is printable.
     """
 
     def __init__(self, code: int, op: str, object: str, reason: str, member: str | None = None) -> None:
         self.code, self.op, self.object, self.reason, self.member = code, op, object, reason, member
         subject = f"{object}, member {member}" if member is not None else object
-        super().__init__(f"{op} {subject}: {reason}")
+        super().__init__(printable(f"{op} {subject}: {reason}"))
 
 
 class Unsupported(KernelError):
@@ -88,7 +88,10 @@ class InUse(NetpolError):
 
 
 class MalformedKernelData(NetpolError):
-    """Bytes read from the kernel do not have the form its ABI promises; nothing was changed on their account."""
+    """Bytes read from the kernel do not have the form its ABI promises; nothing was changed on their account. As text it is printable."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(printable(words))
 
 
 class LabError(NetpolError):

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from msgspec import Struct
 
+from netpol.errors import printable
 from netpol.model import FAMILIES, Family
 from netpol.rules.ruleset import Chain, Ruleset
 from netpol.rules.sets import Set
@@ -73,8 +74,8 @@ class Drift(Struct, frozen=True):
         return {kind: count for kind, count in found.items() if count}
 
     def named(self) -> tuple[str, ...]:
-        """What differed, in words, a few for each thing."""
-        return (
+        """What differed, in printable words, a few for each thing."""
+        words = (
             *(f"all of {family}'s table (flushed)" for family in self.tables),
             *(f"the jump of {family} FORWARD (moved)" for family in self.moved),
             *(f"the jump of {family} FORWARD (deleted)" for family in self.deleted),
@@ -86,6 +87,7 @@ class Drift(Struct, frozen=True):
             *(f"the lost set {name}" for name in self.lost_sets),
             *(f"the stray set {name}" for name in self.stray_sets),
         )
+        return tuple(map(printable, words))
 
 
 NO_DRIFT = Drift()

@@ -205,8 +205,11 @@ def clean(*kernels: Kernel) -> tuple[Step, ...]:
 
     All tables go before any set: a set cannot be destroyed while a rule of another table refers to it. Flows that were cut lose their
     mark at last, where a gate is there to tell the bit: whoever installs netpol again would cut them anew.
+
+    KernelError, when all else is done, names what stays because somebody else uses it: chains to which his rules jump, as they are, and sets.
     """
     steps: list[Step] = []
+    kept: list[str] = []
     bits = 0
     for kernel in kernels:
         found = kernel.read()
@@ -214,9 +217,14 @@ def clean(*kernels: Kernel) -> tuple[Step, ...]:
         replaced = diff(Ruleset({}, {}, frozenset(), kernel.table), replace(found, sets={}))
         kernel.apply(replaced)
         steps += replaced
+        if replaced:
+            left = kernel.read().chains
+            kept += [f"{chain} of IPv{family} {kernel.table}" for family, chains in sorted(left.items()) for chain in sorted(chains)]
     destroyed = [DestroySet(name) for name in sorted(kernels[0].read().sets)]
     in_use = kernels[0].apply(destroyed)
     forget_marks(bits)
+    if kept:
+        raise KernelError(errno.EBUSY, "iptables delete", ", ".join(kept), "somebody else's rule jumps there: take that away first")
     if in_use:
         raise KernelError(errno.EBUSY, "ipset destroy", ", ".join(in_use), "in use by somebody else's rule or set: take that away first")
     return (*steps, *destroyed)

@@ -44,8 +44,8 @@ class Listener:
     def refused(self, error: Refusal) -> None:
         """The kernel refused, or showed what it should not. Told once a change, and not for each further try."""
 
-    def drifted(self, drift: Drift, report: Report) -> None:
-        """Somebody had changed what is ours; it is repaired."""
+    def drifted(self, drift: Drift, report: Report | None) -> None:
+        """Somebody had changed what is ours; it is repaired, or with no report, not yet: `refused` follows."""
 
     def invalid(self, put: Put) -> None:
         """An object that cannot be understood whole came, or one whose errors are others than before; no errors: they are gone."""
@@ -284,7 +284,9 @@ class Loop:
             drift, report = self.enforcer.audit()
         except (KernelError, MalformedKernelData) as error:
             # It was found, though it could not be repaired.
-            self.tally.drift.update(self.enforcer.drift.kinds())
+            if self.enforcer.drift:
+                self.tally.drift.update(self.enforcer.drift.kinds())
+                self._listener.drifted(self.enforcer.drift, None)
             self._refuse(began, error)
             return
         ended = self._clock()

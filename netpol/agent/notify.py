@@ -10,6 +10,8 @@ import contextlib
 import socket
 from collections.abc import Callable, Mapping
 
+from netpol.errors import printable
+
 
 class Notifier:
     """See the module. environment -- where NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID are; clock -- seconds that only go forward."""
@@ -54,7 +56,7 @@ class Notifier:
     def _send(self, message: str) -> None:
         if self._socket is not None:
             with contextlib.suppress(OSError):
-                self._socket.send(message.encode())
+                self._socket.send(printable(message).encode())
 
 
 def _watchdog(environment: Mapping[str, str], pid: int) -> float | None:

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
-from netpol.errors import Contended, KernelError, NetpolError
+from netpol.errors import Contended, KernelError, NetpolError, printable
 from netpol.kernel.ipset import IpsetSocket
 from netpol.kernel.nft import Nft, read_nft
 from netpol.kernel.strangers import foreign_chains, target_use, uses
@@ -24,6 +24,7 @@ from netpol.kernel.table import Snapshot
 from netpol.kernel.xtables import TableSocket, families, lock_path
 from netpol.model import FAMILIES, Family, Network, network
 from netpol.rules.compile import Settings
+from netpol.rules.ruleset import is_ours
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -113,7 +114,8 @@ def preflight(
             findings = list(check(node))
         except (NetpolError, OSError, ValueError, IndexError) as error:
             findings = [Finding("fail", f"this cannot be looked at: {error}")]
-        found += [Check(name, *finding) for finding in findings or [Finding("ok", fine)]]
+        # Names of chains and devices are whoever's.
+        found += [Check(name, finding.level, printable(finding.words)) for finding in findings or [Finding("ok", fine)]]
     return tuple(found)
 
 
@@ -289,6 +291,19 @@ def _enter(places: dict[str, set[str]], chain: str, where: str) -> None:
             places.setdefault(engine, set()).add(where)
 
 
+def _two_tables(node: Node) -> Iterator[Finding]:
+    ours = node.settings.table
+    where = [
+        f"{TOOL[family]} -t {table.table}"
+        for family in FAMILIES
+        for table in node.tables(family)
+        if table.table != ours and any(span.hook < 0 and is_ours(span.name) for span in table.spans)
+    ]
+    if where:
+        words = f"chains of netpol's stand beside those in {ours} ({_some(where)}), and what they deny is denied"
+        yield Finding("warn", f"{words}: a start takes them away (or --table is another), unless somebody else's rule jumps there")
+
+
 def _mix(node: Node) -> Iterator[Finding]:
     names = [f"{one.family} {one.name}" for one in node.nft().tables if one.family in ("ip", "ip6") and one.name in TABLES]
     if names:
@@ -320,6 +335,7 @@ CHECKS: tuple[tuple[str, str, Callable[[Node], Iterator[Finding]]], ...] = (
     ("off-load", "no flow tables are to be seen", _off_load),
     ("cut bit", "nobody else uses the bit of flows that were cut", _cut_bit),
     ("engines", "no other policy engine's chains", _engines),
+    ("tables", "no rules of netpol's in another table", _two_tables),
     ("nft", "no tables of iptables-nft", _mix),
     ("conntrack", "there is room for connections", _conntrack),
 )

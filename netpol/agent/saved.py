@@ -1,12 +1,14 @@
 """The last written state on disk, so that a node that boots is closed before its first pod starts.
 
 A file is a line that names the format and its version, the SHA-256 of what follows, and the ruleset. It is written beside the old
-one and renamed over it, so that there is always a whole one. A file that is damaged, cut off or of another version is refused by name.
+one and renamed over it, so that there is always a whole one; behind symbolic links, which stay. What is there and no file (a device, a
+directory) is left alone. A file that is damaged, cut off or of another version is refused by name.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 from hashlib import sha256
 from pathlib import Path
 
@@ -55,7 +57,7 @@ def save(path: Path, ruleset: Ruleset) -> None:
     whole = FORMAT + sha256(payload).digest() + payload
     try:
         if not _holds(path, whole):
-            _write(path, whole)
+            _write(path.resolve(), whole)
     except (OSError, ValueError) as error:  # ValueError: the path is no file's
         reason = error.strerror if isinstance(error, OSError) else error
         raise SavedStateError(f"the state could not be saved: {path}: {reason}") from error
@@ -77,20 +79,30 @@ def _write(path: Path, whole: bytes) -> None:
 
 
 def _holds(path: Path, data: bytes) -> bool:
+    """ValueError where something is there that is no file."""
+    return _size(path) == len(data) and path.read_bytes() == data
+
+
+def _size(path: Path) -> int | None:
+    """Of the file; None where there is none, ValueError where something else is there: not to be written over, nor read to no end."""
     try:
-        return path.stat().st_size == len(data) and path.read_bytes() == data
+        found = path.stat()
     except FileNotFoundError:
-        return False
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("this is a directory" if stat.S_ISDIR(found.st_mode) else "this is no file, but a device, a pipe or a socket")
+    return found.st_size
 
 
 def load(path: Path) -> Ruleset | None:
     """The ruleset of a file; None where there is no file. SavedStateError names the file and what is wrong with it."""
     try:
+        if _size(path) is None:
+            return None
         data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise SavedStateError(f"{path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SavedStateError(f"{path}: {reason}") from error
     if not data.startswith(FORMAT):
         raise SavedStateError(f"{path}: not a state that this version of netpol wrote")
     digest, payload = data[len(FORMAT) : len(FORMAT) + _DIGEST], data[len(FORMAT) + _DIGEST :]

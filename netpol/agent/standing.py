@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from netpol.agent.health import Page
 from netpol.agent.loop import Loop
 from netpol.agent.tally import kind_name
+from netpol.errors import printable
 
 # A loop that has shown no sign of life for so long hangs. The longest that it is silent on purpose is a wait for the xtables lock.
 DEAD = 30.0  # seconds
@@ -49,4 +50,4 @@ class Standing:
     def ready(self) -> Page:
         """/readyz: everything is complete, in force, and no illusion."""
         found = self.objections()
-        return Page(503, "".join(f"{one}\n" for one in found).encode()) if found else Page(200, b"ok\n")
+        return Page(503, "".join(f"{printable(one)}\n" for one in found).encode()) if found else Page(200, b"ok\n")

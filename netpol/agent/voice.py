@@ -79,7 +79,10 @@ class Voice(Listener, sources.Listener):
             self.standing.refusal = str(error)
         log.error("%s; what of it came into force stays so, and it is tried again", error)
 
-    def drifted(self, drift: Drift, report: Report) -> None:
+    def drifted(self, drift: Drift, report: Report | None) -> None:
+        if report is None:
+            log.warning("somebody else changed what is ours, and it could not be repaired at once: %s", _some(drift.named()))
+            return
         self._changed(report)
         self._tell_leftover(report)
         log.warning("somebody else changed what is ours, and it is repaired: %s", _some(drift.named()))

@@ -110,9 +110,13 @@ def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str],
             cutting.doubted()
             complain(error)
 
-        def drifted(self, drift: Drift, report: Report) -> None:
+        def drifted(self, drift: Drift, report: Report | None) -> None:
+            what = ", ".join(drift.named())
+            if report is None:
+                warn(f"somebody else changed, and it could not be repaired at once: {what}")
+                return
             cutting.changed(report)
-            warn(f"repaired what somebody else changed: {', '.join(drift.named())}")
+            warn(f"repaired what somebody else changed: {what}")
 
         def save(self) -> None:
             if saver is not None:

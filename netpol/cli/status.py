@@ -30,6 +30,7 @@ def status(table: str, state: str, as_json: bool) -> None:
     """
     import msgspec
 
+    from netpol.errors import printable
     from netpol.kernel.apply import Kernel
     from netpol.model import FAMILIES
 
@@ -41,14 +42,14 @@ def status(table: str, state: str, as_json: bool) -> None:
     chains = [
         {
             "family": family,
-            "chain": name,
+            "chain": printable(name),
             "rules": len(chain.rules),
             "packets": sum(packets for packets, _ in counters[family].get(name, ())),
         }
         for family in FAMILIES
         for name, chain in sorted(found.chains.get(family, {}).items())
     ]
-    sets = [{"set": s.name, "type": s.kind, "family": s.family, "members": s.entries} for _, s in sorted(found.sets.items())]
+    sets = [{"set": printable(s.name), "type": s.kind, "family": s.family, "members": s.entries} for _, s in sorted(found.sets.items())]
     if as_json:
         data = {"table": table, "hooked": sorted(found.hooked), "dropped": dropped, "chains": chains, "sets": sets, "saved": saved}
         click.echo(msgspec.json.format(msgspec.json.encode(data)).decode())

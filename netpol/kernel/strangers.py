@@ -19,6 +19,7 @@ from netpol.rules.ruleset import is_ours
 
 _ALL = 0xFFFFFFFF
 _SET, _SAVE = 0, 1
+_RIGHT = 1
 _TARGET = Layout("=IIIB")  # connmark value and mask, packet mark's mask, mode
 _SHIFTED = Layout("=IIIBBB")  # the same with the direction and width of a shift before the mode
 _MARK = Layout("=II")
@@ -73,12 +74,16 @@ def target_use(name: str, revision: int, data: bytes, bit: int) -> tuple[str, bo
     """What a target does with this bit, in words, and whether it can change it in a connection's mark; None where it leaves it alone."""
     if name == "CONNMARK" and len(data) >= _SHIFTED.size:
         mark, mask, packet, mode = _TARGET.unpack_from(data)
+        direction = width = 0
         if revision >= 2:
-            mark, mask, packet, _, _, mode = _SHIFTED.unpack_from(data)
-        if mode == _SET and (mark | mask) & bit:
-            return f"CONNMARK sets 0x{mark:x}/0x{mask:x}", True
-        if mode == _SAVE and (mask | packet) & bit:
-            return f"CONNMARK saves the packet's mark under 0x{mask:x}", True
+            mark, mask, packet, direction, width, mode = _SHIFTED.unpack_from(data)
+        shifted = f", shifted by {width}" if width else ""
+        # What is set is shifted with all of the connection's mark, what is saved before it gets there.
+        if mode == _SET and (width or (mark | mask) & bit):
+            return f"CONNMARK sets 0x{mark:x}/0x{mask:x}{shifted}", True
+        saved = packet >> width if direction == _RIGHT else packet << width
+        if mode == _SAVE and (mask | saved) & bit:
+            return f"CONNMARK saves the packet's mark under 0x{mask:x}{shifted}", True
     if name == "MARK" and revision >= 2 and len(data) >= _MARK.size:
         mark, mask = _MARK.unpack_from(data)
         if mark & bit or (mask & bit and mask != _ALL):

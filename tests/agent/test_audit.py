@@ -346,7 +346,7 @@ def test_the_loop_notices_by_the_cheap_look_alone(kernel: Kernel) -> None:
     told: list[Drift] = []
 
     class Ear(Listener):
-        def drifted(self, drift: Drift, report: Report) -> None:
+        def drifted(self, drift: Drift, report: Report | None) -> None:
             told.append(drift)
 
     loop = Loop(Enforcer(kernel, "n"), KINDS, Ear(), pace=Pace(audit=0.0), look=kernel.touched, rest=kernel.rest, jitter=lambda: 0.5)

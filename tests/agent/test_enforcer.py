@@ -103,12 +103,36 @@ def test_cleaning_removes_ours_and_nothing_else(enforcer: Enforcer, kernel: Kern
     assert "NETPOL" not in saved + run("iptables-legacy-save") + run("ip6tables-legacy-save")
 
 
+def test_cleaning_names_the_chains_that_somebody_elses_rules_keep(enforcer: Enforcer, kernel: Kernel) -> None:
+    """In the table and family where they are, each time, also when nothing else is left; everything else goes."""
+    run("iptables-legacy", "-w", "-t", "mangle", "-A", "FORWARD", "-p", "icmp", "-j", "NETPOL-DENY")
+    for _ in range(2):
+        with pytest.raises(KernelError, match=r"^iptables delete NETPOL-DENY of IPv4 mangle: somebody else's rule jumps there"):
+            clean(kernel)
+    assert list(kernel.read().chains[4]) == ["NETPOL-DENY"]
+    assert run("ipset", "list", "-n") == ""
+    run("iptables-legacy", "-w", "-t", "mangle", "-D", "FORWARD", "-p", "icmp", "-j", "NETPOL-DENY")
+    assert clean(kernel)
+    assert kernel.read().chains == {}
+
+
 def test_the_kernel_takes_every_address_and_network_that_is_read(kernel: Kernel) -> None:
     """At the edges of both families, in sets of addresses, of ports and of networks: one member that a set refuses would stop all others."""
-    addresses = (
-        "0.0.0.0 0.0.0.1 127.0.0.1 224.0.0.1 255.255.255.255 :: ::1 ::ffff:0.0.0.0 ::ffff:10.0.0.9 fe80::1 ff02::1 ffff:ffff::ffff".split()
-    )
-    blocks = "0.0.0.0/32 0.0.0.0/1 255.255.255.255/32 224.0.0.0/4 ::/128 ::1/128 ff00::/8 8000::/1".split()
+    addresses = [
+        "0.0.0.0",
+        "0.0.0.1",
+        "127.0.0.1",
+        "224.0.0.1",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "::ffff:0.0.0.0",
+        "::ffff:10.0.0.9",
+        "fe80::1",
+        "ff02::1",
+        "ffff:ffff::ffff",
+    ]
+    blocks = ["0.0.0.0/32", "0.0.0.0/1", "255.255.255.255/32", "224.0.0.0/4", "::/128", "::1/128", "ff00::/8", "8000::/1"]
     networks = [{"ipBlock": {"cidr": block}} for block in blocks]
     excepting = {"0.0.0.0/0": ["0.0.0.0/32", "128.0.0.0/1"], "::/0": ["::/128", "8000::/1"]}
     most = [{"ipBlock": {"cidr": cidr, "except": left_out}} for cidr, left_out in excepting.items()]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,13 @@ from netpol.agent.agenda import Pace
 from netpol.agent.audit import Drift
 from netpol.agent.enforcer import Enforcer, Report
 from netpol.agent.loop import Listener, Loop, Refusal
-from netpol.errors import InvalidObject
+from netpol.errors import Contended, InvalidObject
 from netpol.kernel.apply import Kernel
 from netpol.kernel.watch import Bell
 from netpol.kube.events import Event, Gone, Put, Synced
 from netpol.model import EVERYTHING, Namespace, Node, Pod, Policy
 from netpol.rules.diff import diff
+from netpol.rules.ruleset import Step
 from tests.referees import run
 
 pytestmark = pytest.mark.usefixtures("netns")
@@ -39,6 +41,7 @@ class Heard(Listener):
         self.reports: list[Report] = []
         self.refusals: list[str] = []
         self.drifts: list[Drift] = []
+        self.repaired: list[bool] = []
         self.invalids: list[Put] = []
         self.saves = 0
 
@@ -48,8 +51,9 @@ class Heard(Listener):
     def refused(self, error: Refusal) -> None:
         self.refusals.append(str(error))
 
-    def drifted(self, drift: Drift, report: Report) -> None:
+    def drifted(self, drift: Drift, report: Report | None) -> None:
         self.drifts.append(drift)
+        self.repaired.append(report is not None)
 
     def invalid(self, put: Put) -> None:
         self.invalids.append(put)
@@ -287,6 +291,26 @@ def test_drift_that_cannot_be_repaired_is_counted(stage: Stage) -> None:
     run("iptables-legacy", "-w", "-F", "FORWARD")
     stage.pass_time(100)
     assert "NETPOL4-stray" not in run("ipset", "list", "-n").split()
+
+
+def test_drift_that_the_kernel_does_not_let_be_repaired_is_named(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the refusal that it met, and once: what finds the kernel right later repairs it without a word of drift."""
+    stage.loop.hear(*WORLD, *COMPLETE)
+    stage.pass_time(0.02)
+    run("iptables-legacy", "-w", "-t", "mangle", "-D", "FORWARD", "-j", "NETPOL")
+
+    def refusing(self: Kernel, steps: Sequence[Step]) -> tuple[str, ...]:
+        raise Contended(errno.EAGAIN, "iptables lock", "/run/xtables.lock", "another program has held it for 10 s")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Kernel, "apply", refusing)
+        stage.pass_time(10.1)
+    assert (stage.heard.drifts, stage.heard.repaired) == ([Drift(deleted=("IPv4",))], [False])
+    assert len(stage.heard.refusals) == 1
+    stage.pass_time(100)
+    assert "-A FORWARD -j NETPOL" in rules()
+    assert stage.heard.repaired == [False]
+    assert stage.loop.tally.drift == {"jump_deleted": 1}
 
 
 def test_a_look_that_sees_a_foreign_hand_audits_at_once(kernel: Kernel) -> None:

@@ -55,6 +55,14 @@ def test_what_is_said(manager: Manager, place: str) -> None:
     assert manager.heard() == ["STATUS=waits for Pods", "READY=1", "STATUS=in force", "STOPPING=1"]
 
 
+def test_words_that_are_no_text(manager: Manager, place: str) -> None:
+    """Somebody's bytes, in the name of a chain, do not end who says them."""
+    notifier = Notifier({"NOTIFY_SOCKET": place}, 1, lambda: 0.0)
+    notifier.status("the chain x\udcff")
+    notifier.close()
+    assert manager.heard() == ["STATUS=the chain x\\udcff"]
+
+
 def test_the_watchdog_is_fed_in_half_of_its_time(manager: Manager, place: str) -> None:
     """However often the loop says that it lives."""
     now = 0.0

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from netpol.agent import lookout
+from netpol.agent.enforcer import Enforcer
 from netpol.agent.lookout import Lookout
 from netpol.agent.preflight import Check, obstacles, preflight
 from netpol.cli.preflight import _show
@@ -25,7 +26,7 @@ from netpol.kernel.nft import Named, Nft, read_nft
 from netpol.model import network, parse_address
 from netpol.rules.compile import Settings
 from tests.agent.process import ROOT, until
-from tests.agent.stage import enforced
+from tests.agent.stage import OBJECTS, enforced
 from tests.referees import require, run
 
 Found = dict[str, list[tuple[str, str]]]
@@ -53,7 +54,7 @@ def test_nothing_stands_in_the_way(node: int) -> None:
         enforced(kernel)
         checks = preflight(Settings())
     assert [check for check in checks if check.level != "ok"] == []
-    assert len({check.name for check in checks}) == len(checks) == 12
+    assert len({check.name for check in checks}) == len(checks) == 13
 
 
 BIT = 0x10000000
@@ -61,12 +62,29 @@ RULES = {
     "set": ("CONNMARK --set-mark 0x1", "fail", "PREROUTING: CONNMARK sets 0x1/0xffffffff"),
     "set the bit": ("CONNMARK --set-xmark 0x10000000/0x0", "fail", "PREROUTING: CONNMARK sets 0x10000000/0x0"),
     "save": ("CONNMARK --save-mark", "fail", "PREROUTING: CONNMARK saves the packet's mark under 0xffffffff"),
+    "set and shift": (
+        "CONNMARK --set-xmark 0x0/0x0 --left-shift-mark 4",
+        "fail",
+        "PREROUTING: CONNMARK sets 0x0/0x0, shifted by 4",
+    ),
+    "save what is shifted": (
+        "CONNMARK --save-mark --nfmask 0x1 --ctmask 0x1 --left-shift-mark 28",
+        "fail",
+        "PREROUTING: CONNMARK saves the packet's mark under 0x1, shifted by 28",
+    ),
+    "save what is shifted down": (
+        "CONNMARK --save-mark --nfmask 0x20000000 --ctmask 0x1 --right-shift-mark 1",
+        "fail",
+        "PREROUTING: CONNMARK saves the packet's mark under 0x1, shifted by 1",
+    ),
     "mark": ("MARK --set-xmark 0x10000000/0x10000000", "warn", "PREROUTING: MARK sets 0x10000000/0x10000000"),
 }
 HARMLESS = {
     "set under a mask": "CONNMARK --set-xmark 0x80/0x80",
     "save under a mask": "CONNMARK --save-mark --nfmask 0x80 --ctmask 0x80",
+    "save what is shifted away": "CONNMARK --save-mark --nfmask 0x10000000 --ctmask 0x1 --left-shift-mark 1",
     "restore": "CONNMARK --restore-mark",
+    "restore what is shifted": "CONNMARK --restore-mark --left-shift-mark 4",
     "a whole mark": "MARK --set-mark 0x1",
     "masquerading": "MARK --or-mark 0x4000",
 }
@@ -160,6 +178,34 @@ def test_other_engines(node: int, tool: str, chain: str, level: str, words: str)
     run(tool, "-N", chain)
     ((found, said),) = look()["engines"]
     assert (found, said[: len(words)]) == (level, words)
+
+
+def test_our_own_chains_in_another_table(node: int) -> None:
+    """Those that a start would move, and those that somebody's rule keeps; whose table it is says who is asked."""
+    with Kernel("filter") as kernel:
+        enforcer = Enforcer(kernel, "n", Settings(table="filter"))
+        enforcer.put(*OBJECTS)
+        enforcer.enforce()
+    found = look()["tables"]
+    assert [level for level, _ in found] == ["warn"]
+    assert found[0][1].startswith("chains of netpol's stand beside those in mangle (iptables -t filter, ip6tables -t filter), and what")
+    assert look(Settings(table="filter")) == {}
+    run("iptables-legacy", "-A", "FORWARD", "-m", "comment", "--comment", "mine", "-j", "NETPOL")
+    with Kernel() as kernel:
+        enforced(kernel)
+    assert "(iptables -t filter), and what they deny is denied" in look()["tables"][0][1]
+
+
+@pytest.mark.parametrize("tool", ["iptables-legacy", "ip6tables-legacy"])
+def test_names_that_are_no_text(node: int, tool: str) -> None:
+    """A chain's name is any bytes: what is said of it can be printed, written as JSON, and sent to a service manager."""
+    name = b"x\xff\x1b[2J"
+    for words in (["-N", name], ["-A", name, "-j", "CONNMARK", "--set-mark", "0x10000000"]):
+        subprocess.run([tool, "-t", "mangle", *words], check=True)
+    ((_, words),) = look()["cut bit"]
+    assert words.startswith(f"{tool.removesuffix('-legacy')} -t mangle, x\\udcff\\x1b[2J: CONNMARK sets")
+    assert words.isprintable()
+    assert command("--json")[1]["cut bit"] == [("fail", words)]
 
 
 def test_nf_tables_are_read_once(node: int) -> None:

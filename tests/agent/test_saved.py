@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,24 @@ def test_no_file_is_no_state_and_another_version_is_refused(tmp_path: Path) -> N
         load(tmp_path / "state")
     with pytest.raises(SavedStateError, match="directory"):
         load(tmp_path)
+
+
+def test_what_is_there_and_no_file_is_left_alone(tmp_path: Path) -> None:
+    """Not written over, and not read to no end. Behind a link is the file, and the link stays."""
+    ruleset = compiled(clusters.build(()), clusters.NODE)
+    with socket.socket(socket.AF_UNIX) as there:
+        there.bind(str(tmp_path / "socket"))
+    for path, words in ((tmp_path / "socket", "this is no file"), (tmp_path, "this is a directory"), (Path(), "this is a directory")):
+        for use in (load, lambda path: save(path, ruleset)):
+            with pytest.raises(SavedStateError, match=words):
+                use(path)
+    assert (tmp_path / "socket").is_socket()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "state").symlink_to("elsewhere/state")
+    save(tmp_path / "state", ruleset)
+    assert (tmp_path / "state").is_symlink()
+    assert load(tmp_path / "elsewhere" / "state") == ruleset
+    assert [entry.name for entry in (tmp_path / "elsewhere").iterdir()] == ["state"]
 
 
 def test_a_state_that_an_earlier_netpol_wrote() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from datetime import datetime
 from pathlib import Path
 
@@ -56,6 +57,18 @@ def test_what_differs_is_named(state: Path) -> None:
         assert saved["drift"] == {"jump_moved": 1, "member_added": 1}
         assert saved["differs"] == ["the jump of IPv4 FORWARD (moved)", f"the set {name} (0 missing, 1 too many)"]
     assert "  the jump of IPv4 FORWARD (moved)" in netpol("status", "--state", str(state)).splitlines()
+
+
+def test_a_chain_whose_name_is_no_text(state: Path) -> None:
+    """It is told like any other, by what can be printed and written as JSON."""
+    subprocess.run(["iptables-legacy", "-w", "-t", "mangle", "-N", b"NETPOL-x\xff\x1b"], check=True)
+    name = "NETPOL-x\\udcff\\x1b"
+    data = json.loads(netpol("status", "--json", "--state", str(state)))
+    assert name in [row["chain"] for row in data["chains"]]
+    assert data["saved"]["differs"] == [f"the chain IPv4 {name} (not ours to have)"]
+    text = netpol("status", "--state", str(state))
+    assert text.count(name) == 2
+    assert "\x1b" not in text
 
 
 def test_a_flushed_host_differs_from_what_was_saved(state: Path) -> None:
