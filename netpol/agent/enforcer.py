@@ -206,7 +206,8 @@ def clean(*kernels: Kernel) -> tuple[Step, ...]:
     All tables go before any set: a set cannot be destroyed while a rule of another table refers to it. Flows that were cut lose their
     mark at last, where a gate is there to tell the bit: whoever installs netpol again would cut them anew.
 
-    KernelError, when all else is done, names what stays because somebody else uses it: chains to which his rules jump, as they are, and sets.
+    KernelError, when all else is done, names what stays because somebody else uses it: chains to which his rules jump, as they were, or
+    else sets.
     """
     steps: list[Step] = []
     kept: list[str] = []

@@ -1,7 +1,9 @@
 """A small HTTP server for probes and monitoring: GET and HEAD of a few paths, one answer a connection.
 
 It never stands in the way of enforcement: an address that is taken is tried again until it is free, and reported once; at most `MOST`
-clients are served at a time, each for `PATIENCE` at most, however it spends them; a page that cannot be made is a 500, and nothing else.
+clients are served at a time, each for `PATIENCE` at most, however it spends them, and the oldest of so many gives way to the next: who
+has a page to get has it before, and nobody who comes and says nothing keeps a probe out; a page that cannot be made is a 500, and nothing
+else.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any, NamedTuple
 
 MOST = 16  # clients
 PATIENCE = 5.0  # seconds for a client, from its connection on
+LEAVING = 1.0  # seconds that one who is turned away may take to go
 AGAIN = 2.0  # seconds: between two tries to get an address that is taken
 TEXT = "text/plain; charset=utf-8"
 
@@ -71,13 +74,16 @@ class Health:
 
 
 class _Server(HTTPServer):
-    """A thread a client, up to `MOST`; more than that are turned away."""
+    """A thread a client, up to `MOST`; for one more the oldest is turned away."""
 
     request_queue_size = 4 * MOST
 
     def __init__(self, host: str, port: int, pages: Mapping[str, Callable[[], Page]], complain: Callable[[str], None]) -> None:
         self.pages, self.complain = pages, complain
         self._places = threading.BoundedSemaphore(MOST)
+        self._clients: dict[socket.socket, None] = {}  # the oldest first
+        self._lock = threading.Lock()
+        self._told = False
         # "" is every address: of both families where the kernel has both.
         every = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
         # What the name means, and so which family it is of.
@@ -98,15 +104,35 @@ class _Server(HTTPServer):
     # Of the types that socketserver allows a request to have only this one is a TCP server's.
     def process_request(self, request, client_address) -> None:  # type: ignore[no-untyped-def]
         if not self._places.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
+            self._turn_away()
+            if not self._places.acquire(timeout=LEAVING):
+                self.shutdown_request(request)
+                return
+        with self._lock:
+            self._clients[request] = None
         try:
             threading.Thread(target=self._serve, args=(request, client_address), name="client", daemon=True).start()
         except RuntimeError as error:
             # No thread can be had: the place is for the next one.
-            self._places.release()
+            self._leave(request)
             self.shutdown_request(request)
             self.complain(f"a client cannot be served: {error}")
+
+    def _turn_away(self) -> None:
+        """Ends the oldest client: its thread is over soon, whether it waits to read or to write."""
+        if not self._told:
+            self._told = True
+            self.complain(f"more than {MOST} clients at once: the oldest are turned away (said once)")
+        with self._lock, contextlib.suppress(OSError):
+            oldest = next(iter(self._clients), None)
+            if oldest is not None:
+                del self._clients[oldest]
+                oldest.shutdown(socket.SHUT_RDWR)
+
+    def _leave(self, request: socket.socket) -> None:
+        with self._lock:
+            self._clients.pop(request, None)
+        self._places.release()
 
     def _serve(self, request: socket.socket, client_address: object) -> None:
         try:
@@ -115,7 +141,7 @@ class _Server(HTTPServer):
                 self.finish_request(request, client_address)
             self.shutdown_request(request)
         finally:
-            self._places.release()
+            self._leave(request)
 
 
 class _Reader(io.RawIOBase):

@@ -117,7 +117,7 @@ def test_cleaning_names_the_chains_that_somebody_elses_rules_keep(enforcer: Enfo
 
 
 def test_the_kernel_takes_every_address_and_network_that_is_read(kernel: Kernel) -> None:
-    """At the edges of both families, in sets of addresses, of ports and of networks: one member that a set refuses would stop all others."""
+    """At the edges of both families, in sets of addresses, ports and networks: one member that a set refuses would stop all others."""
     addresses = [
         "0.0.0.0",
         "0.0.0.1",

@@ -35,11 +35,23 @@ class Scene:
         self.complaints: list[str] = []
         self.asked = threading.Event()
         self.answer = threading.Event()
-        pages = {"/fine": lambda: Page(200, b"fine\n"), "/bad": lambda: Page(503, b"bad\n"), "/broken": self.broken, "/slow": self.slow}
+        self.made: list[int] = []
+        pages = {
+            "/large": self.large,
+            "/fine": lambda: Page(200, b"fine\n"),
+            "/bad": lambda: Page(503, b"bad\n"),
+            "/broken": self.broken,
+            "/slow": self.slow,
+        }
         self.health = Health(host, port, pages, self.complaints.append)
 
     def broken(self) -> Page:
         raise ZeroDivisionError
+
+    def large(self) -> Page:
+        """More than the buffers between two sockets hold."""
+        self.made.append(1)
+        return Page(200, bytes(1 << 24))
 
     def slow(self) -> Page:
         self.asked.set()
@@ -85,7 +97,7 @@ def scene() -> Iterator[Scene]:
         pytest.param("GET", "/fine?verbose=1", 200, b"fine\n", id="with a query"),
         pytest.param("HEAD", "/fine", 200, b"", id="its head"),
         pytest.param("GET", "/bad", 503, b"bad\n", id="another status"),
-        pytest.param("GET", "/none", 404, b"no such page; there are /bad, /broken, /fine, /slow\n", id="no page"),
+        pytest.param("GET", "/none", 404, b"no such page; there are /bad, /broken, /fine, /large, /slow\n", id="no page"),
         pytest.param("GET", "/broken", 500, b"this page could not be made; the log says why\n", id="a page that cannot be made"),
     ],
 )
@@ -118,12 +130,33 @@ def test_clients_that_speak_nonsense_or_leave(scene: Scene, bytes_sent: bytes) -
 
 
 def test_silent_clients_do_not_keep_others_out(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than `MOST` of them are turned away, and those that are in leave after a time."""
-    monkeypatch.setattr(health, "PATIENCE", 0.3)
+    """Whoever comes is served at once: the oldest of those that are in go for it. Those who came last stay; it is said once."""
+    monkeypatch.setattr(health, "PATIENCE", 600.0)
     assert scene.health.address is not None
+    assert scene.ask("/fine") == (200, b"fine\n")
     silent = [socket.create_connection(scene.health.address) for _ in range(health.MOST + 4)]
-    until(scene.served)
     for client in silent:
+        client.settimeout(20)
+    assert scene.ask("/fine") == (200, b"fine\n")
+    assert [client.recv(1) for client in silent[:5]] == [b""] * 5
+    silent[5].sendall(b"GET /fine HTTP/1.0\r\n\r\n")
+    assert silent[5].recv(12) == b"HTTP/1.0 200"
+    assert scene.ask("/fine") == (200, b"fine\n")
+    for client in silent:
+        client.close()
+    assert scene.complaints == [f"more than {health.MOST} clients at once: the oldest are turned away (said once)"]
+
+
+def test_clients_that_do_not_read_do_not_keep_others_out(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has its answer, and takes none of it, gives way like any other."""
+    monkeypatch.setattr(health, "PATIENCE", 600.0)
+    assert scene.health.address is not None
+    asked = [socket.create_connection(scene.health.address) for _ in range(health.MOST)]
+    for client in asked:
+        client.sendall(b"GET /large HTTP/1.0\r\n\r\n")
+    until(lambda: len(scene.made) == health.MOST)
+    assert scene.ask("/fine") == (200, b"fine\n")
+    for client in asked:
         client.close()
 
 
