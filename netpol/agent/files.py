@@ -1,22 +1,31 @@
 """Manifests on disk as a source of events: what changed in the files is said as an API server would say it.
 
 The first time everything is said, with the end of every kind; then, whenever the files change, what differs, in one call: a policy that
-got another name never leaves a moment without either. Files that cannot be understood change nothing, and are reported.
+got another name never leaves a moment without either. Files that cannot be understood change nothing, and are reported. Nothing is read
+while somebody writes one of the files, and what changed while it was read is read again: half a file is another cluster.
+
+The kernel tells of changes in the folders that were named. What it does not tell of (behind symbolic links, on a file system of another
+host) is found by a look every `GLANCE` seconds.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from netpol.agent.enforcer import identity
-from netpol.errors import InvalidManifests, KernelError
+from netpol.errors import InvalidManifests, InvalidObject, KernelError
 from netpol.kernel.inotify import Watcher
+from netpol.kernel.leases import is_being_written
 from netpol.kube.events import Event, Gone, Put, Synced
-from netpol.kube.manifests import load, stamp
+from netpol.kube.manifests import Stamp, load, stamp
 from netpol.model import Namespace, Node, Object, Pod, Policy
 
 KINDS: tuple[type[Object], ...] = (Namespace, Node, Pod, Policy)
+GLANCE = 2.0  # seconds
+AGAIN = 0.1  # the same, while somebody writes
+SLOW = 30.0  # seconds: who writes a file for longer is named
 _Key = tuple[type[Object], str, str]
 
 
@@ -26,12 +35,15 @@ class FileSource:
     def __init__(self, paths: Sequence[str], hear: Callable[..., None], complain: Callable[[InvalidManifests | KernelError], None]) -> None:
         self._paths, self._hear, self._complain = tuple(paths), hear, complain
         self._said: dict[_Key, Object] = {}
-        self._seen: object = None  # the stamp of what was read last
+        self._seen: Stamp | None = None  # of what was read last
+        self._since: float | None = None  # from when on somebody has been writing
+        self._named = False  # whether that was told
+        self._told = ""
 
-    def say(self, objects: Sequence[Object], seen: object) -> None:
+    def say(self, objects: Sequence[Object], seen: Stamp) -> None:
         """These are all the objects that there are, read when the files had this stamp."""
-        self._seen = seen
-        now = {identity(item): item for item in objects}
+        self._seen, self._told = seen, ""
+        now = _by_key(objects)
         events: list[Event] = [Gone(kind, name, namespace) for kind, namespace, name in self._said.keys() - now.keys()]
         events += [Put(item) for key, item in now.items() if self._said.get(key) != item]
         events += [Synced(kind) for kind in KINDS]
@@ -44,13 +56,56 @@ class FileSource:
         threading.Thread(target=self._follow, args=(watcher,), name="files", daemon=True).start()
 
     def _follow(self, watcher: Watcher) -> None:
+        refused = ""
         while True:
+            done = True
             try:
                 watcher.refresh()
-                # What else is written in a folder, a log of ours perhaps, is no change. What changes while it is read is one.
-                before, self._seen = self._seen, stamp(self._paths)
-                if self._seen != before:
-                    self.say(load(self._paths), self._seen)
-            except (InvalidManifests, KernelError) as error:
-                self._complain(error)
-            watcher.wait()
+                refused = ""
+                done = self.look()
+            except KernelError as error:
+                if str(error) != refused:
+                    refused = str(error)
+                    self._complain(error)
+            watcher.wait(GLANCE if done else AGAIN)
+
+    def look(self) -> bool:
+        """Reads what changed, if something did; False where somebody is writing, so that it is to be done again soon. For one thread."""
+        # What else is written in a folder, a log of ours perhaps, is no change.
+        seen, before = stamp(self._paths), self._seen
+        if seen == before:
+            return True
+        if self._is_written(seen):
+            return False
+        try:
+            objects, mistake = load(self._paths), None
+        except InvalidManifests as error:
+            objects, mistake = (), error
+        if self._is_written(seen) or not stamp(self._paths).looks_like(seen):
+            return False
+        self._seen = seen
+        if mistake is not None:
+            if str(mistake) != self._told:
+                self._told = str(mistake)
+                self._complain(mistake)
+        elif before is None or not seen.looks_like(before) or self._said != _by_key(objects):
+            self.say(objects, seen)
+        return True
+
+    def _is_written(self, seen: Stamp) -> bool:
+        """Whether somebody is writing one of the files; for long, and he is told of, once."""
+        written = [file for file in seen.files if is_being_written(file)]
+        if not written:
+            self._since, self._named = None, False
+            return False
+        if self._since is None:
+            self._since = time.monotonic()
+        if time.monotonic() - self._since >= SLOW and not self._named:
+            self._named = True
+            reason = f"has been open for writing for {SLOW:g} s: what changed is read when it is closed"
+            self._complain(InvalidManifests(tuple(InvalidObject("file", "", reason, file) for file in written)))
+        return True
+
+
+def _by_key(objects: Sequence[Object]) -> dict[_Key, Object]:
+    return {identity(item): item for item in objects}

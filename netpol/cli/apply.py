@@ -12,6 +12,7 @@ from netpol.cli.counted import counted
 
 if TYPE_CHECKING:
     from netpol.agent.enforcer import Enforcer, Report
+    from netpol.kube.manifests import Stamp
     from netpol.model import Object
     from netpol.rules.compile import Settings
 
@@ -73,7 +74,7 @@ def apply(
                 save(Path(state), enforcer.state.wanted())
 
 
-def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str], read: object, state: str | None, cut_flows: bool) -> None:
+def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str], read: Stamp, state: str | None, cut_flows: bool) -> None:
     """Until a signal comes. Files that cannot be understood, and a kernel that refuses, are reported; what is in force stays.
 
     read -- the stamp of the files when they gave these objects.
@@ -89,6 +90,7 @@ def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str],
     from netpol.agent.loop import Listener, Loop
     from netpol.agent.saver import Saver
     from netpol.agent.service import heed_signals, leave, run_until_signal
+    from netpol.cli import isolation
     from netpol.errors import NetpolError, said
 
     ends = heed_signals()
@@ -99,12 +101,18 @@ def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str],
         warn(said(error))
 
     class Words(Listener):
+        isolated = ""  # what was said of that last
+
         def applied(self, report: Report) -> None:
             cutting.changed(report)
             if report.grace:
                 warn(_warning(report))
-            else:
-                tell(_told(report))
+                return
+            tell(_told(report))
+            text, is_mistake = isolation.words(enforcer.state)
+            if text != self.isolated:
+                self.isolated = text
+                (warn if is_mistake else tell)(text)
 
         def refused(self, error: NetpolError) -> None:
             cutting.doubted()

@@ -19,20 +19,29 @@ MOST = 3
 
 def tell(state: NodeState) -> None:
     """Says how many of the node's pods are isolated; on standard error, and why, where there are policies and it is none."""
+    text, is_mistake = words(state)
+    click.echo(text, err=is_mistake)
+
+
+def words(state: NodeState) -> tuple[str, bool]:
+    """What `tell` says, and whether it is most likely a mistake."""
     from netpol.model import DIRECTIONS
 
     here = _here(state.cluster, state.node)
     count = sum(bool(pod.addresses) and any(state.isolating(pod, direction) for direction in DIRECTIONS) for pod in here)
     policies = counted(len(state.cluster.policies), "policy", "policies")
     if not count and state.cluster.policies:
-        warn(state.cluster, state.node)
-    else:
-        click.echo(f"{_named(state.node)}: {count} of {counted(len(here), 'pod')} isolated, {policies} in all")
+        return _warning(state.cluster, state.node), True
+    return f"{_named(state.node)}: {count} of {counted(len(here), 'pod')} isolated, {policies} in all", False
 
 
 def warn(cluster: Cluster, node: str) -> None:
     """Says that nothing is isolated on the node, and why."""
-    click.echo(f"netpol: nothing is isolated on {_named(node)}: {_why(cluster, node)}", err=True)
+    click.echo(_warning(cluster, node), err=True)
+
+
+def _warning(cluster: Cluster, node: str) -> str:
+    return f"netpol: nothing is isolated on {_named(node)}: {_why(cluster, node)}"
 
 
 def _why(cluster: Cluster, node: str) -> str:

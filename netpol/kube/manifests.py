@@ -7,6 +7,8 @@ Invariants
 - Nothing is dropped in silence where policy could change: a key that is given twice (YAML would keep the last one), a field of a
   policy, of its metadata or of its spec that does not exist, the same object twice, a policy of an API that netpol does not enforce,
   a kind that is nearly NetworkPolicy are all errors. Other kinds of objects are skipped.
+- Files that hold nothing at all are an error, and so is each one that is empty: somebody may be writing it, or have failed to. Who wants
+  no objects says so by an empty list.
 - All errors of all files come together, as one `InvalidManifests`; then nothing of them is used. No input raises anything else.
 - What the API server would have filled in is filled in: the namespace "default", and each namespace's own label
   kubernetes.io/metadata.name. A namespace that is only named by an object exists with that label alone.
@@ -84,6 +86,8 @@ def load(paths: Sequence[str]) -> tuple[Object, ...]:
     for path in paths:
         for source in _sources(path, found.errors):
             found.read(source)
+    if not found.documents and not found.errors:
+        found.errors.append(InvalidObject("manifests", "", "hold no document", ", ".join(paths)))
     if found.errors:
         raise InvalidManifests(tuple(found.errors))
     return found.completed()
@@ -95,11 +99,16 @@ class _Found:
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str, str], tuple[Object, str]] = {}
         self.errors: list[InvalidObject] = []
+        self.documents = 0
 
     def read(self, source: str) -> None:
         name = "standard input" if source == STANDARD_INPUT else source
         try:
-            for line, value in documents(_content(source)):
+            content = _content(source)
+            if not content.strip():
+                self.errors.append(InvalidObject("file", "", "is empty", name))
+            for line, value in documents(content):
+                self.documents += 1
                 self.add(_Part(name, line, "", value))
         except OSError as error:
             self.errors.append(_unread(name, error))
@@ -230,15 +239,28 @@ def _sources(path: str, errors: list[InvalidObject]) -> list[str]:
     return sorted(files)
 
 
-def stamp(paths: Sequence[str]) -> object:
-    """Something that is equal for two calls only where a `load` after the first would read the same as one after the second."""
+class Stamp(NamedTuple):
+    """Of two of the same paths: equal only where a `load` after the first would read the same as one after the second."""
+
+    files: tuple[str, ...]
+    times: tuple[tuple[int, ...], ...]
+    errors: tuple[str, ...]
+    fresh: object
+
+    def looks_like(self, other: Stamp) -> bool:
+        """Whether no change is to be seen; there may have been one without another time."""
+        return self[:3] == other[:3]
+
+
+def stamp(paths: Sequence[str]) -> Stamp:
+    """The stamp of what is there now."""
     errors: list[InvalidObject] = []
     files = [source for path in paths for source in _sources(path, errors)]
-    times = [_times(source) for source in files]
+    times = tuple(map(_times, files))
     # What was written as lately as this may be written once more without another time.
     now = time.time_ns()
     is_fresh = any(changed > now - (TICK if changed % 1_000_000_000 else COARSE) for *_, changed in times)
-    return files, times, [str(error) for error in errors], object() if is_fresh else None
+    return Stamp(tuple(files), times, tuple(map(str, errors)), object() if is_fresh else None)
 
 
 def _times(source: str) -> tuple[int, ...]:

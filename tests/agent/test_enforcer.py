@@ -15,7 +15,7 @@ from netpol.errors import KernelError
 from netpol.kernel.apply import Kernel
 from netpol.kernel.ipset import Create, Destroy, IpsetSocket
 from netpol.kernel.xtables import TableSocket
-from netpol.model import EVERYTHING, FAMILIES, Namespace, Pod, Policy, PolicyRule, Query, parse_address
+from netpol.model import EVERYTHING, FAMILIES, Address, Namespace, Pod, Policy, PolicyRule, Query, parse_address
 from netpol.policy.decode import decode_pod, decode_policy
 from netpol.rules.diff import diff
 from netpol.rules.ruleset import BESIDE, DestroySet, beside
@@ -139,7 +139,8 @@ def test_the_kernel_takes_every_address_and_network_that_is_read(kernel: Kernel)
     every = [{"ipBlock": {"cidr": cidr}} for cidr in excepting]
     peers = [[{"podSelector": {}}], networks, most, every]
     cases = [(peer, ports) for peer in peers for ports in ([], [{"port": "web"}], [{"port": 80}])]
-    enforcer, kept = Enforcer(kernel, "n"), set()
+    enforcer = Enforcer(kernel, "n")
+    kept: set[Address] = set()
     for number, address in enumerate(addresses):
         ports = [{"name": "web", "containerPort": 1 + 5461 * number}]
         meta = {"name": f"p{number}", "namespace": "x"}
@@ -148,11 +149,11 @@ def test_the_kernel_takes_every_address_and_network_that_is_read(kernel: Kernel)
         assert decoded is not None
         kept.update(decoded.addresses)
         enforcer.put(decoded)
-    for number, (peer, ports) in enumerate(cases):
+    for number, (peer, asked) in enumerate(cases):
         local = parse_address(f"10.1.0.{number}"), parse_address(f"fd00::{number}")
         kept.update(local)
         enforcer.put(Pod("x", f"local{number}", ((f"q{number}", ""),), "n", local))
-        rules = [{direction: peer, "ports": ports} for direction in ("from", "to")]
+        rules = [{direction: peer, "ports": asked} for direction in ("from", "to")]
         spec = {"podSelector": {"matchLabels": {f"q{number}": ""}}, "ingress": rules[:1], "egress": rules[1:]}
         policy = decode_policy(json.dumps({"metadata": {"name": f"q{number}", "namespace": "x"}, "spec": spec}).encode())
         assert policy.value is not None

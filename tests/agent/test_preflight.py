@@ -200,8 +200,8 @@ def test_our_own_chains_in_another_table(node: int) -> None:
 def test_names_that_are_no_text(node: int, tool: str) -> None:
     """A chain's name is any bytes: what is said of it can be printed, written as JSON, and sent to a service manager."""
     name = b"x\xff\x1b[2J"
-    for words in (["-N", name], ["-A", name, "-j", "CONNMARK", "--set-mark", "0x10000000"]):
-        subprocess.run([tool, "-t", "mangle", *words], check=True)
+    subprocess.run([tool, "-t", "mangle", "-N", name], check=True)
+    subprocess.run([tool, "-t", "mangle", "-A", name, "-j", "CONNMARK", "--set-mark", "0x10000000"], check=True)
     ((_, words),) = look()["cut bit"]
     assert words.startswith(f"{tool.removesuffix('-legacy')} -t mangle, x\\udcff\\x1b[2J: CONNMARK sets")
     assert words.isprintable()

@@ -198,6 +198,53 @@ def test_nobody_reads_what_it_says(tmp_path: Path, kind: str) -> None:
         os.close(descriptor)
 
 
+def test_a_file_that_is_written_slowly_is_read_when_it_is_whole(tmp_path: Path) -> None:
+    """The same policies, written anew in place with a rest in their middle: what denies them stays, and so it does while it is empty."""
+    folder = tmp_path / "manifests"
+    folder.mkdir()
+    with following(folder, subprocess.DEVNULL, subprocess.DEVNULL):
+        (folder / "all.yaml").write_text(f"{PODS}---\n{POLICY % 'a'}")
+        assert eventually(lambda: "-d 10.0.0.1/32" in rules())
+        with (folder / "all.yaml").open("w") as file:
+            for text in ("", PODS, "---\n"):
+                file.write(text)
+                file.flush()
+                # Long enough for whoever would read it now.
+                time.sleep(0.5)
+                assert "-d 10.0.0.1/32" in rules()
+            file.write(POLICY % "b")
+        assert eventually(lambda: "-d 10.0.0.2/32" in rules() and "-d 10.0.0.1/32" not in rules())
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n---\n"], ids=["empty", "comments"])
+def test_no_manifests_at_all_change_nothing(tmp_path: Path, text: str) -> None:
+    """A command that failed and wrote nothing into a pipe does not open the host; who wants no objects has an empty list."""
+    command = [sys.executable, "-m", "netpol.cli.main", "apply", "-f", "-", "--node", "n"]
+    subprocess.run(command, input=f"{PODS}---\n{POLICY % 'a'}", text=True, check=True, timeout=20)
+    assert "-d 10.0.0.1/32" in rules()
+    refused = subprocess.run(command, input=text, capture_output=True, text=True, timeout=20)
+    assert refused.returncode == 2
+    assert ("standard input: file: is empty" if not text else "-: manifests: hold no document") in refused.stderr
+    assert "-d 10.0.0.1/32" in rules()
+    subprocess.run(command, input="{apiVersion: v1, kind: List, items: []}", text=True, check=True, timeout=20)
+    assert "-d 10.0.0.1/32" not in rules()
+
+
+def test_whom_it_isolates_is_said_while_it_follows(tmp_path: Path) -> None:
+    """When it is other than what was said last; that it is nobody is easily a mistake."""
+    log = tmp_path / "netpol.log"
+    with log.open("wb") as file, following(tmp_path, file, file):
+        assert eventually(lambda: "node n: 0 of 2 pods isolated, 0 policies in all" in log.read_text())
+        (tmp_path / "all.yaml").write_text(f"{PODS}---\n{POLICY % 'none'}")
+        words = "netpol: nothing is isolated on node n: of its 2 pods none is selected by a policy"
+        assert eventually(lambda: words in log.read_text())
+        (tmp_path / "all.yaml").write_text(f"{PODS}---\n{POLICY % 'a'}")
+        assert eventually(lambda: "node n: 1 of 2 pods isolated, 1 policy in all" in log.read_text())
+        (tmp_path / "all.yaml").write_text(f"{PODS}---\n{POLICY % 'b'}")
+        assert eventually(lambda: "-d 10.0.0.2/32" in rules())
+    assert log.read_text().count("isolated") == 3
+
+
 def test_a_log_beside_the_manifests_is_no_change(tmp_path: Path) -> None:
     """What it says is written to the folder that it watches: each change, and each mistake, is told once."""
     log = tmp_path / "netpol.log"

@@ -206,7 +206,7 @@ def test_standard_input() -> None:
         ),
         pytest.param("apiVersion: v1\nkind: AccessList\n", "", id="a kind that only ends in List"),
         pytest.param("apiVersion: metrics.k8s.io/v1\nkind: Pod\nmetadata: {}\n", "", id="a Pod of another group is another kind"),
-        pytest.param("", "", id="an empty file"),
+        pytest.param('{"kind": "List", "apiVersion": "v1", "items": []}', "", id="an empty list"),
         pytest.param("{apiVersion: v1, kind: Pod, metadata: {name: a}}\n---\n# {\n", "a", id="YAML that begins like JSON"),
         pytest.param("\ufeff" + POD % "a", "a", id="a byte order mark"),
         pytest.param("a: &n {name: a}\napiVersion: v1\nkind: Pod\nmetadata: *n\n", "a", id="an alias"),

@@ -1,0 +1,149 @@
+"""Manifests on disk, followed: what is said of them, and when. With the command around it they are tests/cli/test_apply.py's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from netpol.agent import files
+from netpol.agent.files import FileSource
+from netpol.errors import InvalidManifests, KernelError
+from netpol.kube.events import Event, Gone, Put
+from netpol.kube.manifests import load, stamp
+
+POD = '{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "%s", "namespace": "x"}}\n'
+
+
+class Scene:
+    """A source of the files of a folder, which was read once; what it said since, "+name" and "-name", and its complaints."""
+
+    def __init__(self, folder: Path) -> None:
+        self.said: list[str] = []
+        self.times = 0
+        self.complaints: list[str] = []
+        paths = [str(folder)]
+        self.source = FileSource(paths, self._hear, self._complain)
+        self.source.say(load(paths), stamp(paths))
+        self.said.clear()
+        self.times = 0
+
+    def _hear(self, *events: Event) -> None:
+        self.times += 1
+        self.said += sorted(f"+{one.object.name}" for one in events if isinstance(one, Put))
+        self.said += sorted(f"-{one.name}" for one in events if isinstance(one, Gone))
+
+    def _complain(self, error: InvalidManifests | KernelError) -> None:
+        self.complaints.append(str(error))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "a.json").write_text(POD % "a")
+    (tmp_path / "b.json").write_text(POD % "b")
+    return tmp_path
+
+
+def test_nothing_is_read_while_somebody_writes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor what else changed meanwhile: half a file is another cluster. When it is closed, all of it is."""
+    scene = Scene(folder)
+    with (folder / "b.json").open("w") as file, monkeypatch.context() as patch:
+        patch.setattr(files, "load", None)
+        (folder / "c.json").write_text(POD % "c")
+        assert not scene.source.look()
+        file.write(POD % "b")
+        file.flush()
+        assert not scene.source.look()
+        file.write(POD % "d")
+    assert scene.said == []
+    assert scene.source.look()
+    assert scene.said == ["+c", "+d"]
+    assert scene.complaints == []
+
+
+def test_who_begins_to_write_while_it_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the end, or from beginning to end: what was read of it is thrown away, also where it is a mistake."""
+    scene = Scene(folder)
+    (folder / "c.json").write_text(POD % "c")
+    for text in (POD % "b", ""):
+
+        def writing(paths: list[str], text: str = text) -> object:
+            (folder / "b.json").write_text(text)
+            return load(paths)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "load", writing)
+            (folder / "b.json").write_text(POD % "before")
+            assert not scene.source.look()
+    held = []
+
+    def opening(paths: list[str]) -> object:
+        held.append((folder / "b.json").open("a"))
+        return load(paths)
+
+    (folder / "b.json").write_text(POD % "b")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "load", opening)
+        assert not scene.source.look()
+    held[0].close()
+    assert (scene.said, scene.complaints) == ([], [])
+    assert scene.source.look()
+    assert scene.said == ["+c"]
+
+
+def test_who_writes_for_long_is_named_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time anew."""
+    monkeypatch.setattr(files, "SLOW", 0.0)
+    scene = Scene(folder)
+    for times in (1, 2):
+        with (folder / "b.json").open("a") as file:
+            file.write("\n")
+            file.flush()
+            assert [scene.source.look() for _ in range(3)] == [False] * 3
+        assert scene.source.look()
+        words = f"{folder}/b.json: file: has been open for writing for 0 s: what changed is read when it is closed"
+        assert scene.complaints == [words] * times
+
+
+def test_a_mistake_is_told_once_and_changes_nothing(folder: Path) -> None:
+    """However often it is looked at; after it was mended it is another one. What is as before is said, so that he sees it is heard."""
+    scene = Scene(folder)
+    for times in (1, 2):
+        (folder / "b.json").write_text("")
+        for _ in range(3):
+            assert scene.source.look()
+        assert scene.complaints == [f"{folder}/b.json: file: is empty"] * times
+        (folder / "b.json").write_text(POD % "b")
+        for _ in range(3):
+            assert scene.source.look()
+        assert (scene.said, scene.times) == ([], times)
+
+
+def test_what_may_have_been_written_twice_at_one_time_is_read_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks the same, and only what it holds says whether anything changed: then it is said, and else nothing is."""
+    scene = Scene(folder)
+    (folder / "c.json").write_text(POD % "c")
+    seen = stamp([str(folder)])
+    monkeypatch.setattr(files, "stamp", lambda paths: seen._replace(fresh=object()))
+    for text, said in ((POD % "c", ["+c"]), (POD % "c", ["+c"]), (POD % "d", ["+c", "+d", "-c"])):
+        (folder / "c.json").write_text(text)
+        assert scene.source.look()
+        assert scene.said == said
+    assert scene.times == 2
+
+
+def test_what_is_behind_a_link_changes(folder: Path) -> None:
+    """The kernel does not tell of it, and a look finds it: the file, and the folder that a link leads to from now on."""
+    (folder / "real").mkdir()
+    (folder / "other").mkdir()
+    (folder / "real" / "p.json").write_text(POD % "p")
+    (folder / "other" / "p.json").write_text(POD % "q")
+    (folder / "named").symlink_to("real")
+    scene = Scene(folder / "named")
+    (folder / "real" / "p.json").write_text(POD % "r")
+    assert scene.source.look()
+    assert scene.said == ["+r", "-p"]
+    (folder / "named").unlink()
+    (folder / "named").symlink_to("other")
+    assert scene.source.look()
+    assert scene.said[2:] == ["+q", "-r"]
