@@ -135,7 +135,9 @@ def agent(
     from netpol.agent.drops import GROUP
     from netpol.agent.logs import configure
 
-    configure(log_format, log_level, sys.stderr.fileno())  # type: ignore[arg-type]  # one of the choices
+    # Who closed it hears nothing.
+    output = sys.stderr.fileno() if sys.stderr is not None else os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    configure(log_format, log_level, output)  # type: ignore[arg-type]  # one of the choices
     if drop_log is not None and settings.log_group is None:
         settings = replace(settings, log_group=GROUP)
     run(

@@ -10,6 +10,7 @@ Invariants
   that fails is an `ApiError`, and not an anonymous request.
 - Credentials are as fresh as they can be: token files are read for each request, exec plugins run again when what they gave runs out,
   and all of the configuration is loaded anew after an answer 401 or a failed TLS handshake.
+- Keys and certificates that stand in a configuration, or that an exec plugin gave, are written to no disk.
 - Nothing is retried or redirected here, and every wait for the network has an end.
 - Who waited for the configuration while it could not be loaded is told the same, and does not have it loaded once more: an exec plugin
   that hangs holds up everybody as long as it holds up one.
@@ -37,6 +38,7 @@ from msgspec import Struct
 from netpol import __version__
 from netpol.errors import ApiError, Cut, Silence
 from netpol.kube.buffer import Buffer
+from netpol.kube.inline import close_all, in_memory
 from netpol.kube.later import put_off
 from netpol.kube.plugin import Plugin
 
@@ -150,6 +152,11 @@ def _from_kubeconfig(paths: str, context: str | None, closing: threading.Event) 
         elif details.safe_get("exec") and not details.safe_get("token"):
             expires = _run_plugin(details, folder, config["clusters"].get_with_name(names["cluster"])["cluster"], closing)
     configuration = Configuration()
+    held = in_memory(config["clusters"].get_with_name(names["cluster"])["cluster"].value, "certificate-authority")
+    # They are read for each connection, and so as long as the configuration is in use.
+    weakref.finalize(configuration, close_all, held)
+    if details is not None:
+        held += in_memory(details.value, "client-certificate", "client-key")
     loader.load_and_set(configuration)
     return Credentials(configuration, token_file, expires)
 

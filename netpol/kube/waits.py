@@ -33,7 +33,7 @@ class Waits:
     def __init__(self, timing: Timing, random: Callable[[], float]) -> None:
         self._timing, self._random = timing, random
         self._failures = 0
-        self._forgotten = False  # whether one of those failures was that the server had forgotten where we were
+        self._forgotten = 0  # how many of those failures were that the server had forgotten where we were
         self._next: Pause | None = None
 
     @property
@@ -56,10 +56,10 @@ class Waits:
         return pause
 
     def begin_anew(self) -> None:
-        self._failures, self._forgotten = 0, False
+        self._failures = self._forgotten = 0
 
     def forgotten(self) -> None:
-        """A server that has forgotten where we were is well again: the waits of its outage are over, once. To be said before `fail`."""
-        if not self._forgotten:
-            self.begin_anew()
-            self._forgotten = True
+        """The server has forgotten where we were, and so is well again: the waits of its outage are over. Such failures are counted by
+        themselves: one that forgets at once, again and again, is not asked for everything as often. To be said before `fail`."""
+        self._failures = self._forgotten
+        self._forgotten += 1

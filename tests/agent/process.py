@@ -29,7 +29,7 @@ def until(holds: Callable[[], object], what: Callable[[], object] = lambda: "") 
 
 class Agent:
     """A running agent; a context manager that ends it, if need be, by its id. `port` is where its pages are; `log` a file that it says all
-    to instead of one of its own."""
+    to instead of one of its own; `before` a program that becomes it."""
 
     def __init__(
         self,
@@ -39,11 +39,12 @@ class Agent:
         listen: int | None = None,
         log: int | None = None,
         forwarding: bool = True,
+        before: tuple[str, ...] = (),
     ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = listen if listen is not None else free.getsockname()[1]
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 -- closed with the agent
-        command = [sys.executable, *python, "-m", "netpol.cli.main", "agent", "--listen", f"127.0.0.1:{self.port}", *arguments]
+        command = [*before, sys.executable, *python, "-m", "netpol.cli.main", "agent", "--listen", f"127.0.0.1:{self.port}", *arguments]
         # As on every node of a cluster: without it nothing crosses FORWARD, and no agent is ready.
         FORWARDING.write_text("1" if forwarding else "0")
         # In a namespace of a test nothing runs that a first install could lose.

@@ -103,6 +103,15 @@ def test_32_it_waits_for_every_kind_and_then_enforces(scene: Scene) -> None:
         assert is_isolated("10.0.0.2")
 
 
+def test_without_a_standard_error(scene: Scene) -> None:
+    """Who closed it hears nothing; all is enforced, and a signal ends it."""
+    scene.play_all(policy("p", 3))
+    with scene.agent(before=("sh", "-c", 'exec "$@" 2>&-', "sh")) as agent:
+        agent.ready()
+        assert is_isolated("10.0.0.1")
+        assert agent.stop() == 0
+
+
 def test_a_node_that_the_cluster_does_not_know(scene: Scene) -> None:
     """A wrong name would be complete, in force and empty: not ready, and why, until such a node is there."""
     scene.play(NAMESPACES, {"metadata": {"name": "default", "resourceVersion": "1"}})

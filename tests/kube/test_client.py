@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import gc
 import gzip
 import json
+import os
 import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -398,6 +401,56 @@ def test_tls(server: FakeServer, tmp_path: Path, certificates: Path) -> None:
         threading.Thread(target=client.close).start()
         with pytest.raises(Cut):
             stream.read()
+
+
+@pytest.mark.parametrize("way", ["in the kubeconfig", "of an exec plugin"])
+def test_keys_are_on_no_disk(server: FakeServer, tmp_path: Path, certificates: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """The client's key and certificate, and the CA, where they stand in the kubeconfig or come of a plugin: TLS has them, no file does, and what
+    is loaded anew leaves nothing of the old one open."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    server.tls = serving(certificates)
+    server.tls.verify_mode = ssl.CERT_REQUIRED
+    server.tls.load_verify_locations(certificates / "other.crt")
+    key, certificate = ((certificates / f"other.{end}").read_text() for end in ("key", "crt"))
+    inline = {"client-key-data": key, "client-certificate-data": certificate}
+    user: dict[str, Any] = {name: base64.b64encode(text.encode()).decode() for name, text in inline.items()}
+    if way == "of an exec plugin":
+        user = plugin(tmp_path, gives(repr({"clientKeyData": key, "clientCertificateData": certificate})))
+    path = Path(server.kubeconfig(tmp_path, user, f"https://127.0.0.1:{server.port}"))
+    config = json.loads(path.read_text())
+    authority = base64.b64encode((certificates / "server.crt").read_bytes()).decode()
+    config["clusters"][0]["cluster"]["certificate-authority-data"] = authority
+    path.write_text(json.dumps(config))
+    client = Client(configured(str(path)))
+    server.answer(PATH, *[page("1"), status(401)] * 4, page("1"))
+    opened = []
+    for _ in range(4):
+        assert ask(client) == 200
+        assert os.listdir(scratch) == []
+        opened.append(sum("memfd:netpol" in name for name in map(_opened, os.listdir("/proc/self/fd"))))
+        assert ask(client) == 401
+        gc.collect()
+    assert opened == [3] * 4
+    assert ask(client) == 200
+    client.close()
+
+
+def _opened(descriptor: str) -> str:
+    """What is open there; the descriptor of the listing itself is gone by now."""
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except FileNotFoundError:
+        return ""
+
+
+def test_a_key_that_is_no_base64(server: FakeServer, tmp_path: Path) -> None:
+    """It is a mistake in the configuration, and nothing is asked without it."""
+    client = Client(configured(server.kubeconfig(tmp_path, {"client-key-data": "x"})))
+    with pytest.raises(ApiError, match="^configuration: client-key-data is no base64$"):
+        ask(client)
+    assert server.asked == []
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------

@@ -529,6 +529,22 @@ def test_who_is_gone_after_an_outage_does_not_wait_as_long_as_that() -> None:
     assert [player.next(), player.next()] == [1.6, "sync"]
 
 
+def test_a_server_that_restarts_again_and_again_is_followed_soon_each_time() -> None:
+    """Who is gone after each of two outages waits for the second time as for a second 410, and not as for all that was refused before."""
+    player = Player().started()
+    waits = []
+    for _ in range(3):
+        player.reflector.end("cut")
+        player.waits(6, 503)
+        assert player.next() == "watch@10"
+        player.reflector.granted()
+        player.reflector.receive(error(410, "Expired"))
+        waits.append(player.next())
+        assert player.next() == "sync"
+        player.reflector.receive(START)
+    assert waits == [1.6, 3.2, 6.4]
+
+
 def test_nothing_is_read_after_an_error() -> None:
     """What follows an ERROR event in the same bytes does not count."""
     player = Player().started()
