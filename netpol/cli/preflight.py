@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 @click.pass_context
 def preflight(ctx: click.Context, table: str, cut_bit: int, pod_cidrs: tuple[Network, ...], as_json: bool) -> None:
-    """Look whether enforcement on this node would be real, and say what to do where it would not. Nothing is changed.
+    """Look whether enforcement on this node would be real, and say what to do where it would not. No rule, set or setting is
+    changed; what the kernel has for them it may load.
 
     Exit status 1: something makes enforcement an illusion, or impossible; the agent is not ready then and says the same. docs/preflight.md
     explains each check.

@@ -43,7 +43,9 @@ Proof = tuple[Shape, Digest]
 
 TRIES = 10
 LOCK_WAIT_MS = 10_000
+SLICE_MS = 100  # of that wait, between two looks at whether a signal came
 
+_NET = Path("/proc/thread-self/net")
 _COUNTS = Packing("=QQ")
 HEADER = Packing("=32sI4x")  # struct ipt_get_entries, and struct xt_counters_info
 AF: dict[Family, int] = {4: 2, 6: 10}
@@ -118,15 +120,15 @@ class TableSocket(Closing):
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def exists(self, table: str) -> bool:
-        """Whether the table is there already: `read` would make the kernel create it."""
-        name = "ip_tables_names" if self.family == 4 else "ip6_tables_names"
+        """Whether the table is there already, or may be: `read` would make the kernel create it."""
         try:
-            return table in Path(f"/proc/thread-self/net/{name}").read_text().split()
-        except PermissionError:
+            return table in (_NET / ("ip_tables_names" if self.family == 4 else "ip6_tables_names")).read_text().split()
+        except FileNotFoundError:
+            # Without /proc nobody can tell, and rules of ours may be in force.
+            return not _NET.is_dir()
+        except OSError:
             # In a user namespace that was made together with its network namespace, the file is nobody's.
             return True
-        except OSError:
-            return False
 
     @exclusive
     def read(self, table: str) -> Snapshot:
@@ -200,8 +202,11 @@ class TableSocket(Closing):
             yield from self._locked()
 
     def _locked(self) -> Iterator[None]:
-        path = lock_path()
-        fd = int(lib.np_sys_lock(os.fsencode(path), self._wait_ms, self._calls))
+        path, left = lock_path(), self._wait_ms
+        fd = int(lib.np_sys_lock(os.fsencode(path), min(left, SLICE_MS), self._calls))
+        # Between two of these waits Python does what a signal asks for.
+        while fd == -errno.EAGAIN and (left := left - SLICE_MS) > 0:
+            fd = int(lib.np_sys_lock(os.fsencode(path), min(left, SLICE_MS), self._calls))
         if fd == -errno.EAGAIN:
             raise Contended(errno.EAGAIN, self._op("lock"), path, f"another program has held it for {self._wait_ms / 1000:g} s")
         if fd < 0:

@@ -13,6 +13,7 @@ from typing import cast
 import pytest
 
 from netpol.errors import KernelError, NotPermitted, Unsupported
+from netpol.kernel import xtables
 from netpol.kernel.blocks import EncodedChain, SetNumbers
 from netpol.kernel.encode import encode_chain, encode_chains
 from netpol.kernel.ipset import Create, Destroy, IpsetSocket
@@ -280,6 +281,16 @@ def test_looking_creates_no_table(netns: int) -> None:
         socket.read("mangle")
         assert socket.exists("mangle")
         assert not socket.exists("filter")
+
+
+def test_without_proc_a_table_may_be_there(netns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody who takes rules away, or shows them, may pass them over; where only the names are not there, no table is."""
+    with TableSocket(4) as socket:
+        for place, there in ((tmp_path / "gone", True), (tmp_path, False)):
+            monkeypatch.setattr(xtables, "_NET", place)
+            assert socket.exists("mangle") is there
+        (tmp_path / "ip_tables_names").mkdir()
+        assert socket.exists("mangle")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -55,6 +56,19 @@ def test_a_lock_that_is_not_given_up(netns: int) -> None:
         assert 2 < tries <= 102
         assert not any("NETPOL" in line for line in saved(4))
         assert socket.change("mangle", OURS, True)
+
+
+def test_a_signal_is_heeded_while_we_wait_for_the_lock(netns: int) -> None:
+    """What Python does for it is done in the middle of the wait: here it is what gives the lock back. Then the wait goes on."""
+    fd = os.open(lock_path(), os.O_CREAT | os.O_RDONLY, 0o600)
+    before = signal.signal(signal.SIGALRM, lambda *_: os.close(fd))
+    try:
+        with TableSocket(4, wait_ms=3000) as socket:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            assert socket.change("mangle", OURS, True)
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_we_wait_for_the_lock(netns: int) -> None:

@@ -405,8 +405,8 @@ def test_tls(server: FakeServer, tmp_path: Path, certificates: Path) -> None:
 
 @pytest.mark.parametrize("way", ["in the kubeconfig", "of an exec plugin"])
 def test_keys_are_on_no_disk(server: FakeServer, tmp_path: Path, certificates: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    """The client's key and certificate, and the CA, where they stand in the kubeconfig or come of a plugin: TLS has them, no file does, and what
-    is loaded anew leaves nothing of the old one open."""
+    """The client's key and certificate, and the CA, where they stand in the kubeconfig or come of a plugin: TLS has them, and no file does.
+    What is loaded anew leaves nothing of the old one open."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
