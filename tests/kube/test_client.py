@@ -448,7 +448,7 @@ def _opened(descriptor: str) -> str:
 def test_a_key_that_is_no_base64(server: FakeServer, tmp_path: Path) -> None:
     """It is a mistake in the configuration, and nothing is asked without it."""
     client = Client(configured(server.kubeconfig(tmp_path, {"client-key-data": "x"})))
-    with pytest.raises(ApiError, match="^configuration: client-key-data is no base64$"):
+    with pytest.raises(ApiError, match=r"^configuration: client-key-data is no base64$"):
         ask(client)
     assert server.asked == []
 
