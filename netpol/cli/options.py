@@ -129,7 +129,11 @@ def unknown_pods(command: F) -> F:
 def _networks(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[Network, ...]:
     from netpol.cli.files import parse_ranges
 
-    return tuple(parse_ranges(value))
+    try:
+        return tuple(parse_ranges(value))
+    except click.BadParameter as error:
+        # With these it names the variable, where that is where the value came from.
+        raise click.BadParameter(error.message, ctx, param) from None
 
 
 def pod_cidrs(default: str = "what the Node object says") -> Callable[[F], F]:

@@ -303,7 +303,7 @@ def test_options_have_variables(by: str, monkeypatch: pytest.MonkeyPatch) -> Non
     good, bad = "10.0.0.0/16", "10.0.0.0/160"
     if by == "environment":
         monkeypatch.setenv("NETPOL_POD_CIDR", f"{good} {bad}")
-        assert "--pod-cidr: '10.0.0.0/160' is not a CIDR" in netpol("apply", "-f", str(EXAMPLE)).stderr
+        assert "'--pod-cidr' (env var: 'NETPOL_POD_CIDR'): '10.0.0.0/160' is not a CIDR" in netpol("apply", "-f", str(EXAMPLE)).stderr
         monkeypatch.setenv("NETPOL_POD_CIDR", f"{good} fd00::/64")
         monkeypatch.setenv("NETPOL_UNKNOWN_PODS", "deny")
         netpol("apply", "-f", str(EXAMPLE))
