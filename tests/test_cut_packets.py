@@ -325,6 +325,20 @@ def test_whether_any_flow_is_cut(world: World, monkeypatch: pytest.MonkeyPatch, 
     assert clear == [False, walk > 0, True, True, False, False, True]
 
 
+def test_a_flow_between_two_touched_addresses_is_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Filtered dumps find it by either end: it is cut once, and given back once."""
+    monkeypatch.setattr(cutter, "WALK", 0)
+    monkeypatch.setattr(cutter, "FEW", 0)
+    flow = world.tcp()
+    world.tcp("friend")
+    world.put(NOBODY)
+    assert world.sweep(SERVER, CLIENT).marked == 2
+    world.assert_cut(flow, speak(*flow))
+    world.drop(Policy, "server")
+    assert world.sweep(SERVER, CLIENT).unmarked == 2
+    world.assert_alive(flow)
+
+
 def test_a_sweep_that_fails_leaves_nothing_clear(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may have marked some; the next one finds them marked, marks nothing, and is not clear either. Nor is it after another's mark."""
     flow = world.tcp()

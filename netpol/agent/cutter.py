@@ -25,7 +25,7 @@ from netpol.kernel.judge import Index, Sorting
 from netpol.kernel.judging import Judging
 from netpol.model import Address
 from netpol.rules.cut import Judge
-from netpol.rules.flows import SIZE
+from netpol.rules.flows import SIZE, each_once
 from netpol.rules.ruleset import Ruleset
 
 FILTERED = 3
@@ -94,6 +94,9 @@ class Cutter:
         reads_all = self._read(pods, touched, judging)
         cuts = judge.sort_out(judging.ask, self._bit)
         mark, unmark = cuts.mark + judging.mark, cuts.unmark + judging.unmark
+        if not reads_all:
+            # A flow between two of the addresses was read for each.
+            mark, unmark = each_once(mark), each_once(unmark)
         marked = self._socket.mark(mark, self._bit)
         unmarked = self._socket.unmark(unmark, self._bit)
         if reads_all:
@@ -119,7 +122,6 @@ class Cutter:
         elif len(touched) > FILTERED or entries <= max(WALK * (filtered_dumps(touched) - 1), FEW):
             self._socket.flows(touched, 0, judging, self._bit, entries)
         else:
-            # A flow between two of them may be read twice; then it is marked twice, with the same bit.
             self._socket.flows_at(touched, judging)
             return False
         return True

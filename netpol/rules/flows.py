@@ -31,6 +31,7 @@ direction only."""
 EXPECTED = 1
 """The bit of `Entry.status` (IPS_EXPECTED) of a connection that another one announced: its first packet was RELATED."""
 
+_STATE, _ZONE = SIZE - 12, SIZE - 4  # where mark and status begin in an entry, and where they end
 _ENDS = struct.Struct("=16s16sHB85x")
 
 
@@ -87,6 +88,12 @@ def unpack(packed: bytes) -> Iterator[Entry]:
         width = 4 if family == 4 else 16
         a, b, c, d, e, f, g, h, mark, status, zone, flags = rest
         yield Entry(protocol, Tuple(a[:width], b[:width], c, d), Tuple(e[:width], f[:width], g, h), mark, status, zone, flags)
+
+
+def each_once(packed: bytes) -> bytes:
+    """Packed entries without those of a flow that came before, whatever mark and status it had then."""
+    entries = (packed[place : place + SIZE] for place in range(0, len(packed), SIZE))
+    return b"".join({entry[:_STATE] + entry[_ZONE:]: entry for entry in entries}.values())
 
 
 def ends(packed: bytes) -> frozenset[Address]:

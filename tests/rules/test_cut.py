@@ -36,7 +36,7 @@ from netpol.policy.verdict import verdict
 from netpol.rules import ruleset
 from netpol.rules.compile import NodeState, Settings
 from netpol.rules.cut import Judge
-from netpol.rules.flows import EXPECTED, HAS_PORTS, IS_ICMP, PICKED_UP, SIZE, Entry, Tuple, ends, pack, unpack
+from netpol.rules.flows import EXPECTED, HAS_PORTS, IS_ICMP, PICKED_UP, SIZE, Entry, Tuple, each_once, ends, pack, unpack
 from netpol.rules.interpret import Packet, interpret
 from netpol.rules.ruleset import DROP, RETURN, ROOT, Chain, Ruleset, SetMatch
 from netpol.rules.sets import Set, net_member, net_port_member
@@ -241,3 +241,12 @@ def test_packed_and_unpacked() -> None:
     assert list(unpack(packed)) == entries
     assert str(entries[-1]) == "TCP 192.0.2.9:40000 > 10.244.0.1:80, replies 10.244.0.1:80 > 192.0.2.9:40000, zone 3"
     assert [found.family for found in entries[:8]] == [4, 4, 4, 4, 4, 4, 6, 6]
+
+
+def test_each_flow_once() -> None:
+    """What it is known by counts, and of that all: not its mark, nor its status. The later word holds, in the place of the first."""
+    flow = Entry(TCP, Tuple(WEB, DB, 1000, 80), Tuple(DB, WEB, 80, 1000), 1, 2, 3)
+    others = [replace(flow, zone=4), replace(flow, flags=HAS_PORTS | PICKED_UP), replace(flow, protocol=UDP)]
+    others += [replace(flow, original=Tuple(WEB, DB, 1001, 80)), replace(flow, reply=Tuple(DB, WEB, 80, 1001))]
+    assert each_once(pack([flow, *others, *others, replace(flow, mark=5, status=6)])) == pack([replace(flow, mark=5, status=6), *others])
+    assert each_once(b"") == b""
