@@ -81,7 +81,7 @@ class FileSource:
             objects, mistake = load(self._paths), None
         except InvalidManifests as error:
             objects, mistake = (), error
-        if self._is_written(seen) or not stamp(self._paths).looks_like(seen):
+        if self._is_written(seen) or seen.is_torn(stamp(self._paths)):
             return False
         self._seen = seen
         if mistake is not None:

@@ -247,6 +247,12 @@ class Stamp(NamedTuple):
     errors: tuple[str, ...]
     fresh: object
 
+    def is_torn(self, later: Stamp) -> bool:
+        """Whether some file was written in its place meanwhile, so that half of it may have been read. One that was replaced by another
+        of its name, as by a rename, was whole before and is whole now."""
+        before = {found[:2]: found[2:4] for found in self.times}
+        return any(before.get(found[:2], found[2:4]) != found[2:4] for found in later.times)
+
     def looks_like(self, other: Stamp) -> bool:
         """Whether no change is to be seen; there may have been one without another time."""
         return self[:3] == other[:3]

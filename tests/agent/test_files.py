@@ -91,6 +91,26 @@ def test_who_begins_to_write_while_it_is_read(folder: Path, monkeypatch: pytest.
     assert scene.said == ["+c"]
 
 
+def test_files_that_are_replaced_all_the_while_keep_nothing_from_being_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of them was read was whole; what came meanwhile is another change, for the next look."""
+    scene = Scene(folder)
+
+    def replacing(paths: list[str]) -> object:
+        found = load(paths)
+        (folder / "new").write_text(POD % "longer")
+        (folder / "new").rename(folder / "b.json")
+        (folder / "d.json").write_text(POD % "d")
+        return found
+
+    (folder / "c.json").write_text(POD % "c")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "load", replacing)
+        assert scene.source.look()
+    assert scene.said == ["+c"]
+    assert scene.source.look()
+    assert scene.said == ["+c", "+d", "+longer", "-b"]
+
+
 def test_who_writes_for_long_is_named_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each time anew."""
     monkeypatch.setattr(files, "SLOW", 0.0)
