@@ -250,8 +250,9 @@ class Stamp(NamedTuple):
     def is_torn(self, later: Stamp) -> bool:
         """Whether some file was written in its place meanwhile, so that half of it may have been read. One that was replaced by another
         of its name, as by a rename, was whole before and is whole now."""
-        before = {found[:2]: found[2:4] for found in self.times}
-        return any(before.get(found[:2], found[2:4]) != found[2:4] for found in later.times)
+        before = dict(zip(self.files, self.times, strict=True))
+        pairs = [(before[file], now) for file, now in zip(later.files, later.times, strict=True) if file in before]
+        return any(then[:2] == now[:2] and then[:4] != now[:4] for then, now in pairs)
 
     def looks_like(self, other: Stamp) -> bool:
         """Whether no change is to be seen; there may have been one without another time."""
