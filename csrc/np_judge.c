@@ -267,7 +267,7 @@ static int by_packet(const struct np_judge *judge, const struct packet *packet)
         return NP_JUDGE_PASS;
     /* Link-local addresses, and what IPv6 cannot do without: rules of their own. */
     if (packet->family == 6 &&
-        (packet->protocol == NP_ICMPV6 || (packet->ends[0][0] == 0xfe && packet->ends[1][0] == 0xfe)))
+        (packet->protocol == NP_ICMPV6 || packet->ends[0][0] == 0xfe || packet->ends[1][0] == 0xfe))
         return NP_JUDGE_ASK;
     if (memcmp(packet->ends[0], packet->ends[1], 16) == 0)
         return NP_JUDGE_ASK;

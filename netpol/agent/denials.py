@@ -16,7 +16,7 @@ from netpol.model import Address, Direction, Flow, format_address
 from netpol.policy.cluster import Cluster
 from netpol.policy.verdict import Side, verdict
 from netpol.rules.compile import NodeState
-from netpol.rules.compile.skeleton import LINK_LOCAL
+from netpol.rules.ruleset import LINK_LOCAL
 
 Reason = Literal["policy", "cut", "unknown_pod", "link_local", "changed", "unjudged"]
 
@@ -56,7 +56,7 @@ def judge(state: NodeState, packet: Packet) -> Denial:
     for direction, side in _sides(state, back, packet):
         if side.standing == "denied":
             return Denial("cut", direction, side.isolated_by, source, destination, is_reply=True)
-    if packet.source in LINK_LOCAL and packet.destination in LINK_LOCAL:
+    if packet.source in LINK_LOCAL or packet.destination in LINK_LOCAL:
         return Denial("link_local", None, (), source, destination)
     return Denial("changed", None, (), source, destination)
 

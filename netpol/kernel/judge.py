@@ -48,6 +48,7 @@ from netpol.rules.ruleset import (
     Udp,
     front_match,
     front_name,
+    link_local_rules,
 )
 from netpol.rules.sets import Set, member_size
 
@@ -59,7 +60,7 @@ _PASS, _DENY, _ASK, _RULES = lib.NP_JUDGE_PASS, lib.NP_JUDGE_DENY, lib.NP_JUDGE_
 _POD, _LOCAL = lib.NP_JUDGE_POD, lib.NP_JUDGE_LOCAL
 _DIRECTIONS: tuple[Direction, Direction] = ("egress", "ingress")
 _SIDES = (EGRESS, INGRESS)
-_LINK_LOCAL = Network(b"\xfe\x80" + bytes(14), 10)
+_LINK_LOCAL = link_local_rules()
 
 
 class _OtherForm(Exception):
@@ -398,7 +399,7 @@ def _scopes(root: tuple[Rule, ...], new: tuple[Rule, ...], family: Family) -> di
     found: dict[str, _Scope] = {}
     everywhere = Network(bytes(4 if family == 4 else 16), 0)
     # Link-local flows are asked about.
-    for rule in [rule for rule in new if rule != Rule(Goto(DENY), source=_LINK_LOCAL, destination=_LINK_LOCAL)]:
+    for rule in [rule for rule in new if rule not in _LINK_LOCAL]:
         if rule == Rule(Jump(EGRESS), _front_match(rule, family, "egress"), source=rule.source) and not found:
             found[EGRESS] = _Scope(rule.source or everywhere, bool(rule.matches))
         elif rule == Rule(Goto(INGRESS), _front_match(rule, family, "ingress"), destination=rule.destination) and INGRESS not in found:

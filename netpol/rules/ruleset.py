@@ -289,6 +289,18 @@ class Rule(Struct, frozen=True, gc=False, omit_defaults=True):
     not_fragment: bool = False
 
 
+LINK_LOCAL = Network(b"\xfe\x80" + bytes(14), 10)
+MULTICAST = Network(b"\xff" + bytes(15), 8)
+
+
+def link_local_rules() -> tuple[Rule, Rule]:
+    """What is new to an IPv6 link-local address, or from one, is denied; not what goes from one to many."""
+    return (
+        Rule(Goto(DENY), destination=LINK_LOCAL),
+        Rule(Goto(DENY), source=LINK_LOCAL, destination=MULTICAST, not_destination=True),
+    )
+
+
 class _Packed(NamedTuple):
     name: str
     packed: bytes

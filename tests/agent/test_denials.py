@@ -84,6 +84,10 @@ CASES = {
         Denial("cut", "ingress", ("x/in", "x/more"), "x/here", "y/free", is_reply=True),
     ),
     "what is allowed by now": (packet(FREE, HERE, TCP, (4000, 80)), Denial("changed", None, (), "y/free", "x/here")),
+    "from a link-local address": (
+        packet(parse_address("fe80::1"), parse_address("fd00:99::2")),
+        Denial("link_local", None, (), "fe80::1", "fd00:99::2"),
+    ),
     "between link-local addresses": (
         packet(parse_address("fe80::1"), parse_address("fe80::2")),
         Denial("link_local", None, (), "fe80::1", "fe80::2"),

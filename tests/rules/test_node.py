@@ -149,7 +149,7 @@ def test_a_set_that_left_is_made_anew_later() -> None:
     state = Watched(pod("db", A), allow, pod("web1", B, node=THERE))
     state.steps()
     state.drop(Policy, "p")
-    assert kinds(state.steps()) == [ReplaceTable, DestroySet]
+    assert kinds(state.steps()) == [ReplaceTable, ReplaceTable, DestroySet]
     state.put(pod("web2", C, node=THERE), allow)
     created = [step.set for step in state.steps() if isinstance(step, CreateSet) and step.set.family == 4]
     assert [one.members for one in created] == [{B, C}]
@@ -227,7 +227,7 @@ def test_a_local_pod_takes_the_address_of_a_remote_one() -> None:
 
 def test_pods_move_between_classes_by_their_labels() -> None:
     """One replace; the address stays."""
-    state = Watched(pod("db", A), policy("p", "db"))
+    state = Watched(pod("db", A), pod("other", B), policy("p", "db"), policy("q", "other"))
     state.steps()
     state.put(pod("db", A, label="free"))
     assert kinds(state.steps()) == [ReplaceTable]
@@ -236,12 +236,21 @@ def test_pods_move_between_classes_by_their_labels() -> None:
 
 def test_bridged_link_local_traffic_is_denied_while_a_pod_is_isolated() -> None:
     """It would be a way around between pods of one bridge; without an isolated pod it is nobody's business."""
-    source, destination = parse_address("fe80::1"), parse_address("fe80::2")
-    state = Watched(pod("db", A, parse_address("fd00::1")), policy("p", "db"))
-    assert not state.passes(source, destination)
-    assert interpret(state.wanted(), Packet(source, destination, 58, icmp_type=135)).passes
-    state.drop(Policy, "p")
-    assert state.passes(source, destination)
+    source, destination, many = parse_address("fe80::1"), parse_address("fe80::2"), parse_address("ff02::fb")
+    for addresses in ((A, parse_address("fd00::1")), (A,)):
+        state = Watched(pod("db", *addresses), policy("p", "db"))
+        for one, other in ((source, destination), (source, parse_address("fd00::9")), (parse_address("fd00::9"), destination)):
+            assert not state.passes(one, other)
+            assert interpret(state.wanted(), Packet(one, other, 58, icmp_type=135)).passes
+        assert state.passes(source, many)
+        state.drop(Policy, "p")
+        assert state.passes(source, destination)
+
+
+def test_bridged_link_local_traffic_is_denied_while_ranges_are() -> None:
+    """A pod that starts has such an address before anybody knows any other of it."""
+    state = Watched(pod("free", A), policy("p", "none"), settings=Settings(unknown_pods="deny", pod_cidrs=(parse_network("10.0.0.0/16"),)))
+    assert not state.passes(parse_address("fe80::1"), parse_address("fe80::2"))
 
 
 def test_settings_shape_the_skeleton() -> None:

@@ -48,7 +48,8 @@ BIT = 0x10000000
 IS_NEW = Rule(Goto(NEW), (Conntrack(("RELATED", "ESTABLISHED"), invert=True),))
 GATE = Chain(ROOT, (IS_NEW, Rule(Goto(DENY), (Connmark(BIT, BIT),))))
 SOURCES, DESTINATIONS = parse_network("10.0.0.0/24"), parse_network("10.0.0.8/30")
-LINK_LOCAL = Rule(Goto(DENY), source=parse_network("fe80::/10"), destination=parse_network("fe80::/10"))
+LOCAL, MANY = parse_network("fe80::/10"), parse_network("ff00::/8")
+LINK_LOCAL = Rule(Goto(DENY), destination=LOCAL), Rule(Goto(DENY), source=LOCAL, destination=MANY, not_destination=True)
 DISCOVERY = tuple(Rule(RETURN, (Icmp(number),), protocol=58) for number in (130, 131, 132, 133, 134, 135, 136, 137, 143))
 
 
@@ -58,11 +59,11 @@ DISCOVERY = tuple(Rule(RETURN, (Icmp(number),), protocol=58) for number in (130,
         pytest.param(4, False, (), (Rule(DROP),), id="IPv4"),
         pytest.param(4, True, (), (Rule(DROP),), id="IPv4, isolated pods"),
         pytest.param(6, False, (), (*DISCOVERY, Rule(DROP)), id="IPv6"),
-        pytest.param(6, True, (LINK_LOCAL,), (*DISCOVERY, Rule(DROP)), id="IPv6, isolated pods"),
+        pytest.param(6, True, LINK_LOCAL, (*DISCOVERY, Rule(DROP)), id="IPv6, isolated pods"),
     ],
 )
 def test_the_skeleton(family: Family, isolated: bool, new: tuple[Rule, ...], deny: tuple[Rule, ...]) -> None:
-    """The gate; of new flows those between link-local addresses; what always passes, and the end."""
+    """The gate; of new flows those to and from link-local addresses; what always passes, and the end."""
     assert skeleton(family, Settings(), isolated) == {ROOT: GATE, NEW: Chain(NEW, new), DENY: Chain(DENY, deny)}
 
 
@@ -119,7 +120,7 @@ def test_the_cut_bit_is_a_setting() -> None:
 
 @pytest.mark.parametrize("settings", [Settings(), Settings(table="filter", cut_bit=4, log_group=5)])
 def test_a_node_whose_state_is_not_known_is_closed(settings: Settings) -> None:
-    """Both ways for its ranges, each in its family; a family without a range is as it is without an isolated pod."""
+    """Both ways for its ranges, each in its family; pods of a family without a range have link-local addresses."""
     four, six = parse_network("10.0.0.0/24"), parse_network("fd00::/64")
     shut = closed(settings, (four,))
     assert shut == Ruleset(
@@ -129,7 +130,7 @@ def test_a_node_whose_state_is_not_known_is_closed(settings: Settings) -> None:
                 EGRESS: Chain(EGRESS, (Rule(Goto(DENY), source=four),)),
                 INGRESS: Chain(INGRESS, (Rule(Goto(DENY), destination=four),)),
             },
-            6: skeleton(6, settings, False),
+            6: skeleton(6, settings, True),
         },
         {},
         frozenset((4, 6)),
@@ -137,7 +138,7 @@ def test_a_node_whose_state_is_not_known_is_closed(settings: Settings) -> None:
     )
     both = closed(settings, (four, six))
     assert both.chains[4] == shut.chains[4]
-    assert LINK_LOCAL in both.chains[6][NEW].rules
+    assert both.chains[6][NEW].rules[:2] == LINK_LOCAL
     assert both.chains[6][INGRESS].rules == (Rule(Goto(DENY), destination=six),)
 
 

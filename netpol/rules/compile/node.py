@@ -366,7 +366,8 @@ class NodeState:
         within = {direction: scope(leaves[family, direction].keys(), ranges) for direction in DIRECTIONS}
         least = self.settings.front_from
         fronts = [direction for direction in DIRECTIONS if front_net(family, leaves[family, direction].keys(), ranges, least) is not None]
-        chains = skeleton(family, self.settings, bool(classes), within["egress"], within["ingress"], fronts)
+        isolated = bool(unknown) or any(distinct.values())
+        chains = skeleton(family, self.settings, isolated, within["egress"], within["ingress"], fronts)
         chains |= {found.chain.name: found.chain for found in classes}
         for direction in DIRECTIONS:
             place = family, direction

@@ -36,9 +36,9 @@ from netpol.rules.ruleset import (
     SetMatch,
     TableName,
     front_match,
+    link_local_rules,
 )
 
-LINK_LOCAL = Network(b"\xfe\x80" + bytes(14), 10)
 # Multicast listener discovery (130-132, 143) and neighbour discovery with redirects (133-137): IPv6 does not work without them.
 ALWAYS_ALLOWED_ICMPV6 = (*range(130, 138), 143)
 
@@ -78,8 +78,9 @@ def skeleton(
 ) -> dict[str, Chain]:
     """NETPOL, NETPOL-NEW and NETPOL-DENY of a family.
 
-    isolated -- whether any pod of this node is; egress, ingress -- a prefix of all sources, and of all destinations, that matter; None
-    where none does, and there is no tree of them; fronts -- the directions whose tree has a set in front.
+    isolated -- whether any pod of this node is, in whatever family, or any range is denied; egress, ingress -- a prefix of all sources, and
+    of all destinations, that matter; None where none does, and there is no tree of them; fronts -- the directions whose tree has a set in
+    front.
     """
     # A flow that nobody has answered yet is judged as a new one, marked or not: when it is allowed again it need not wait until its mark is
     # taken away, and what it is denied it is denied anyway.
@@ -89,8 +90,8 @@ def skeleton(
     )
     new: list[Rule] = []
     if family == 6 and isolated:
-        # Between pods on one bridge these addresses would be a way around.
-        new.append(Rule(Goto(DENY), source=LINK_LOCAL, destination=LINK_LOCAL))
+        # Between pods on one bridge these addresses would be a way around, also for pods of IPv4, and where only one end has one.
+        new += link_local_rules()
     # A packet from elsewhere does not pay for the tree of sources, nor one to elsewhere for that of destinations. From the first a packet
     # has to come back, for the second; after that nothing is left to do here.
     if egress is not None:
@@ -112,7 +113,7 @@ def closed(settings: Settings, ranges: tuple[Network, ...]) -> Ruleset:
     for family in FAMILIES:
         own = [net for net in ranges if net.family == family]
         within = scope((), tuple(own))
-        chains[family] = skeleton(family, settings, bool(own), within, within)
+        chains[family] = skeleton(family, settings, bool(ranges), within, within)
         for direction in DIRECTIONS:
             chains[family] |= tree(direction, {}, tuple(own))
     return Ruleset(chains, {}, frozenset(FAMILIES), settings.table)
