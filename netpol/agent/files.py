@@ -74,6 +74,7 @@ class FileSource:
         # What else is written in a folder, a log of ours perhaps, is no change.
         seen, before = stamp(self._paths), self._seen
         if seen == before:
+            self._since, self._named = None, False
             return True
         if self._is_written(seen):
             return False
@@ -94,7 +95,7 @@ class FileSource:
 
     def _is_written(self, seen: Stamp) -> bool:
         """Whether somebody is writing one of the files; for long, and he is told of, once."""
-        written = [file for file in seen.files if is_being_written(file)]
+        written = _written(seen)
         if not written:
             self._since, self._named = None, False
             return False
@@ -102,9 +103,36 @@ class FileSource:
             self._since = time.monotonic()
         if time.monotonic() - self._since >= SLOW and not self._named:
             self._named = True
-            reason = f"has been open for writing for {SLOW:g} s: what changed is read when it is closed"
-            self._complain(InvalidManifests(tuple(InvalidObject("file", "", reason, file) for file in written)))
+            self._complain(_open(written, "what changed is read when it is closed"))
         return True
+
+
+def read(paths: Sequence[str]) -> tuple[tuple[Object, ...], Stamp]:
+    """All that the files hold, and their stamp, when nobody writes them; who does is waited for, `SLOW` seconds, and then named.
+
+    Raises InvalidManifests for that, and as `load`.
+    """
+    end = time.monotonic() + SLOW
+    while True:
+        seen = stamp(paths)
+        written = _written(seen)
+        if not written:
+            objects = load(paths)
+            written = _written(seen)
+            if not written and not seen.is_torn(stamp(paths)):
+                return objects, seen
+        if time.monotonic() >= end:
+            raise _open(written or seen.files, "what it holds may be half of something")
+        time.sleep(AGAIN)
+
+
+def _written(seen: Stamp) -> list[str]:
+    return [file for file in seen.files if is_being_written(file)]
+
+
+def _open(written: Sequence[str], words: str) -> InvalidManifests:
+    reason = f"has been open for writing for {SLOW:g} s: {words}"
+    return InvalidManifests(tuple(InvalidObject("file", "", reason, file) for file in written))
 
 
 def _by_key(objects: Sequence[Object]) -> dict[_Key, Object]:

@@ -43,20 +43,20 @@ def apply(
     from pathlib import Path
 
     from netpol.agent.enforcer import Enforcer
+    from netpol.agent.files import read
     from netpol.agent.saved import save
     from netpol.cli import isolation
     from netpol.cli.files import node_name
     from netpol.kernel.apply import Kernel
-    from netpol.kube.manifests import STANDARD_INPUT, load, stamp
+    from netpol.kube.manifests import STANDARD_INPUT
 
     if watch and STANDARD_INPUT in files:
         raise click.UsageError("--watch follows files, and standard input is none: it could be read once only")
-    read = stamp(files)
-    objects = load(files)
+    objects, seen = read(files)
     with Kernel(settings.table) as kernel:
         enforcer = Enforcer(kernel, node_name(objects, node), settings, grace)
         if watch:
-            _follow(enforcer, objects, files, read, state, cut_flows)
+            _follow(enforcer, objects, files, seen, state, cut_flows)
             return
         enforcer.replace(objects)
         report = enforcer.enforce()
@@ -74,10 +74,10 @@ def apply(
                 save(Path(state), enforcer.state.wanted())
 
 
-def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str], read: Stamp, state: str | None, cut_flows: bool) -> None:
+def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str], seen: Stamp, state: str | None, cut_flows: bool) -> None:
     """Until a signal comes. Files that cannot be understood, and a kernel that refuses, are reported; what is in force stays.
 
-    read -- the stamp of the files when they gave these objects.
+    seen -- the stamp of the files when they gave these objects.
     """
     import random
     import sys
@@ -133,7 +133,7 @@ def _follow(enforcer: Enforcer, objects: Sequence[Object], files: Sequence[str],
     saver = Saver(Path(state), complain) if state is not None else None
     loop = Loop(enforcer, KINDS, Words(), look=enforcer.kernel.touched, rest=enforcer.kernel.rest, jitter=random.random)
     source = FileSource(files, loop.hear, complain)
-    source.say(objects, read)
+    source.say(objects, seen)
     with Cutting(enforcer.state.settings.cut_bit, cut=cut_flows, failed=complain) as cutting:
         ended = run_until_signal(ends, loop, source.start, lambda: None)
     if saver is not None:

@@ -10,7 +10,7 @@ Invariants
   that fails is an `ApiError`, and not an anonymous request.
 - Credentials are as fresh as they can be: token files are read for each request, exec plugins run again when what they gave runs out,
   and all of the configuration is loaded anew after an answer 401 or a failed TLS handshake.
-- Keys and certificates that stand in a configuration, or that an exec plugin gave, are written to no disk.
+- Keys and certificates that stand in a configuration, or that an exec plugin gave, are written to no disk (`netpol.kube.inline`).
 - Nothing is retried or redirected here, and every wait for the network has an end.
 - Who waited for the configuration while it could not be loaded is told the same, and does not have it loaded once more: an exec plugin
   that hangs holds up everybody as long as it holds up one.

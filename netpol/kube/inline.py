@@ -18,21 +18,26 @@ from netpol.errors import ApiError
 def in_memory(values: dict[str, Any], *names: str) -> list[int]:
     """Puts "NAME": a path for each "NAME-data": base64 of a kubeconfig; the descriptors by which the paths live, each to be closed once.
 
-    Where the system has no such files nothing changes. ApiError for what is no base64.
+    What is empty counts as not there. Where the system has no such files, or does not let us have one, the data stays, for the package's
+    way. ApiError for what is no base64.
     """
     found: list[int] = []
     if not hasattr(os, "memfd_create"):
         return found
     try:
         for name in names:
-            data = values.get(f"{name}-data")
-            if data:
-                content = _decoded(name, data)
+            data = values.pop(f"{name}-data", None)
+            if not data:
+                continue
+            content = _decoded(name, data)
+            try:
                 found.append(os.memfd_create(f"netpol-{name}"))
-                with open(found[-1], "wb", closefd=False) as file:
-                    file.write(content)
-                values[name] = f"/proc/self/fd/{found[-1]}"
-                del values[f"{name}-data"]
+            except OSError:
+                values[f"{name}-data"] = data
+                continue
+            with open(found[-1], "wb", closefd=False) as file:
+                file.write(content)
+            values[name] = f"/proc/self/fd/{found[-1]}"
     except BaseException:
         close_all(found)
         raise

@@ -251,6 +251,7 @@ class Stamp(NamedTuple):
         """Whether some file was written in its place meanwhile, so that half of it may have been read. One that was replaced by another
         of its name, as by a rename, was whole before and is whole now."""
         before = dict(zip(self.files, self.times, strict=True))
+        before.pop(STANDARD_INPUT, None)  # a pipe has another time whenever it is read
         pairs = [(before[file], now) for file, now in zip(later.files, later.times, strict=True) if file in before]
         return any(then[:2] == now[:2] and then[:4] != now[:4] for then, now in pairs)
 
@@ -266,7 +267,8 @@ def stamp(paths: Sequence[str]) -> Stamp:
     times = tuple(map(_times, files))
     # What was written as lately as this may be written once more without another time.
     now = time.time_ns()
-    is_fresh = any(changed > now - (TICK if changed % 1_000_000_000 else COARSE) for *_, changed in times)
+    # A file from the future, of a clock that was set back, is none of these.
+    is_fresh = any(now - (TICK if changed % 1_000_000_000 else COARSE) < changed <= now + COARSE for *_, changed in times)
     return Stamp(tuple(files), times, tuple(map(str, errors)), object() if is_fresh else None)
 
 

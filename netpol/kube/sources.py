@@ -209,18 +209,18 @@ class _Follower:
 
     def _list(self, request: Request) -> None:
         answer = self._client.ask("GET", request.path, request.query, compressed=True, silence=request.silence)
+        self._answered(answer.code)
         if answer.code == 200:
-            self._answered()
             self._hand_on(self.reflector.receive_page(answer.body))
         else:
             self.reflector.reject(answer.code, answer.body, answer.retry_after)
 
     def _watch(self, request: Request) -> None:
         with self._client.watch(request.path, request.query, request.silence, protobuf=request.protobuf) as stream:
+            self._answered(stream.code)
             if stream.code != 200:
                 self.reflector.reject(stream.code, stream.rest(), stream.retry_after)
                 return
-            self._answered()
             self.reflector.granted(stream.protobuf)
             self._tell()
             while self.reflector.reading:
@@ -240,8 +240,9 @@ class _Follower:
                     else:
                         self.reflector.end("timeout")
 
-    def _answered(self) -> None:
-        if self._was_away:
+    def _answered(self, code: int) -> None:
+        # What a gateway says while the server is away is no answer of it.
+        if self._was_away and code < 500:
             self._was_away = False
             self._rests.found_back()
 

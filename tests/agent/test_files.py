@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from netpol.agent.files import FileSource
 from netpol.errors import InvalidManifests, KernelError
 from netpol.kube.events import Event, Gone, Put
 from netpol.kube.manifests import load, stamp
+from netpol.model import Pod
 
 POD = '{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "%s", "namespace": "x"}}\n'
 
@@ -123,6 +125,63 @@ def test_who_writes_for_long_is_named_once(folder: Path, monkeypatch: pytest.Mon
         assert scene.source.look()
         words = f"{folder}/b.json: file: has been open for writing for 0 s: what changed is read when it is closed"
         assert scene.complaints == [words] * times
+
+
+def test_who_writes_before_the_first_reading_is_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in force from before stays until he is done; for long, and he is named."""
+    with (folder / "b.json").open("a") as file:
+        file.write(POD % "c")
+        monkeypatch.setattr(time, "sleep", lambda seconds: file.close())
+        objects, seen = files.read([str(folder)])
+    assert [item.name for item in objects if isinstance(item, Pod)] == ["a", "b", "c"]
+    assert seen.looks_like(stamp([str(folder)]))
+    monkeypatch.setattr(files, "SLOW", 0.0)
+    with (folder / "b.json").open("a"), pytest.raises(InvalidManifests, match=r"b\.json: file: has been open for writing for 0 s: what it"):
+        files.read([str(folder)])
+
+
+def test_what_is_torn_while_it_is_read_first_is_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was written in its place from beginning to end meanwhile."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    texts = ["", POD % "c"]
+
+    def writing(paths: list[str]) -> object:
+        if texts:
+            (folder / "b.json").write_text(texts.pop())
+        return load(paths)
+
+    monkeypatch.setattr(files, "load", writing)
+    with pytest.raises(InvalidManifests, match="is empty"):
+        files.read([str(folder)])
+    (folder / "b.json").write_text(POD % "b")
+    texts.append(POD % "longer")
+    objects, _ = files.read([str(folder)])
+    assert [item.name for item in objects if isinstance(item, Pod)] == ["a", "longer"]
+
+
+def test_a_writer_who_took_his_file_away_is_forgotten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one has all of his time."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    scene = Scene(folder)
+    seen = stamp([str(folder)])
+    with (folder / "new.json").open("w"):
+        assert not scene.source.look()
+        (folder / "new.json").unlink()
+    monkeypatch.setattr(files, "stamp", lambda paths: scene.source._seen)
+    assert scene.source.look()
+    monkeypatch.setattr(files, "stamp", lambda paths: seen._replace(fresh=object()))
+    now[0] += 2 * files.SLOW
+    with (folder / "b.json").open("a"):
+        assert not scene.source.look()
+    assert scene.complaints == []
+
+
+def test_files_from_the_future_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that was set back makes nothing look as if it had been written just now."""
+    then = time.time_ns() - 3_600_000_000_000
+    monkeypatch.setattr(time, "time_ns", lambda: then)
+    assert stamp([str(folder)]) == stamp([str(folder)])
 
 
 def test_a_mistake_is_told_once_and_changes_nothing(folder: Path) -> None:

@@ -147,6 +147,23 @@ def test_silent_clients_do_not_keep_others_out(scene: Scene, monkeypatch: pytest
     assert scene.complaints == [f"more than {health.MOST} clients at once: the oldest are turned away (said once)"]
 
 
+def test_one_that_cannot_be_turned_away_is_passed_over(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its page is still being made: who comes first meanwhile finds no place, and the next one has that of the next oldest."""
+    monkeypatch.setattr(health, "PATIENCE", 600.0)
+    monkeypatch.setattr(health, "LEAVING", 0.05)
+    assert scene.health.address is not None
+    slow = socket.create_connection(scene.health.address)
+    slow.sendall(b"GET /slow HTTP/1.0\r\n\r\n")
+    assert scene.asked.wait(20)
+    silent = [socket.create_connection(scene.health.address) for _ in range(health.MOST - 1)]
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        assert scene.ask("/fine") == (0, b"")
+    assert scene.ask("/fine") == (200, b"fine\n")
+    scene.answer.set()
+    for client in (slow, *silent):
+        client.close()
+
+
 def test_clients_that_do_not_read_do_not_keep_others_out(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that has its answer, and takes none of it, gives way like any other."""
     monkeypatch.setattr(health, "PATIENCE", 600.0)

@@ -17,6 +17,7 @@ from netpol.agent.enforcer import Enforcer, Report
 from netpol.agent.loop import Listener, Loop, Refusal
 from netpol.errors import Contended, InvalidObject
 from netpol.kernel.apply import Kernel
+from netpol.kernel.proofs import Look
 from netpol.kernel.watch import Bell
 from netpol.kube.events import Event, Gone, Put, Synced
 from netpol.model import EVERYTHING, Namespace, Node, Pod, Policy
@@ -311,6 +312,20 @@ def test_drift_that_the_kernel_does_not_let_be_repaired_is_named(stage: Stage, m
     assert "-A FORWARD -j NETPOL" in rules()
     assert stage.heard.repaired == [False]
     assert stage.loop.tally.drift == {"jump_deleted": 1}
+
+
+def test_an_audit_that_is_refused_and_found_nothing_tells_of_no_drift(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a refusal, and no more."""
+    stage.loop.hear(*WORLD, *COMPLETE)
+    stage.pass_time(0.02)
+
+    def refusing(self: Kernel) -> Look:
+        raise Contended(errno.EAGAIN, "ipset list", "all sets", "they changed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Kernel, "look", refusing)
+        stage.pass_time(10.1)
+    assert (stage.heard.drifts, len(stage.heard.refusals)) == ([], 1)
 
 
 def test_a_look_that_sees_a_foreign_hand_audits_at_once(kernel: Kernel) -> None:

@@ -216,6 +216,16 @@ def test_a_file_that_is_written_slowly_is_read_when_it_is_whole(tmp_path: Path) 
         assert eventually(lambda: "-d 10.0.0.2/32" in rules() and "-d 10.0.0.1/32" not in rules())
 
 
+def test_a_file_behind_a_link_is_followed(tmp_path: Path) -> None:
+    """The kernel tells of nothing in the folder that is watched."""
+    (tmp_path / "watched").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "watched" / "all.yaml").symlink_to(tmp_path / "elsewhere" / "real.yaml")
+    with following(tmp_path / "watched", subprocess.DEVNULL, subprocess.DEVNULL):
+        (tmp_path / "elsewhere" / "real.yaml").write_text(f"{PODS}---\n{POLICY % 'a'}")
+        assert eventually(lambda: "-d 10.0.0.1/32" in rules())
+
+
 @pytest.mark.parametrize("text", ["", "# nothing\n---\n"], ids=["empty", "comments"])
 def test_no_manifests_at_all_change_nothing(tmp_path: Path, text: str) -> None:
     """A command that failed and wrote nothing into a pipe does not open the host; who wants no objects has an empty list."""

@@ -34,6 +34,29 @@ def test_who_has_a_file_open_for_writing_is_writing_it(tmp_path: Path) -> None:
     assert not is_being_written(str(file))
 
 
+def test_who_opens_the_file_while_it_is_looked_at(tmp_path: Path) -> None:
+    """He waits for the look to end, and the signal that the kernel sends for it ends nobody."""
+    program = """
+import fcntl, sys, threading, time
+from netpol.kernel import leases
+
+real = fcntl.fcntl
+
+def slowly(descriptor, what, value):
+    found = real(descriptor, what, value)
+    if (what, value) == (fcntl.F_SETLEASE, fcntl.F_RDLCK):
+        threading.Thread(target=open, args=(sys.argv[1], "a")).start()
+        time.sleep(0.3)
+    return found
+
+leases.fcntl.fcntl = slowly
+print(leases.is_being_written(sys.argv[1]))
+"""
+    (tmp_path / "file").write_text("x")
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "file"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
+
+
 def test_what_the_kernel_does_not_tell_of(tmp_path: Path) -> None:
     """A file that is not there, a directory, a pipe: nobody is writing, nothing is waited for, and nothing stays open."""
     os.mkfifo(tmp_path / "pipe")

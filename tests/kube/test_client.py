@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import gc
 import gzip
 import json
@@ -446,11 +447,44 @@ def _opened(descriptor: str) -> str:
 
 
 def test_a_key_that_is_no_base64(server: FakeServer, tmp_path: Path) -> None:
-    """It is a mistake in the configuration, and nothing is asked without it."""
-    client = Client(configured(server.kubeconfig(tmp_path, {"client-key-data": "x"})))
+    """It is a mistake in the configuration, nothing is asked without it, and nothing else of it stays open."""
+    good = base64.b64encode(b"x").decode()
+    client = Client(configured(server.kubeconfig(tmp_path, {"client-certificate-data": good, "client-key-data": "x"})))
     with pytest.raises(ApiError, match=r"^configuration: client-key-data is no base64$"):
         ask(client)
     assert server.asked == []
+    gc.collect()
+    assert not any("memfd:netpol" in name for name in map(_opened, os.listdir("/proc/self/fd")))
+
+
+def test_keys_where_the_system_lets_us_have_no_files_in_memory(
+    server: FakeServer, tmp_path: Path, certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the package's way is right: it works."""
+
+    def refuse(name: str) -> int:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    server.tls = serving(certificates)
+    path = Path(server.kubeconfig(tmp_path, {"token": "t"}, f"https://127.0.0.1:{server.port}"))
+    config = json.loads(path.read_text())
+    authority = base64.b64encode((certificates / "server.crt").read_bytes()).decode()
+    config["clusters"][0]["cluster"]["certificate-authority-data"] = authority
+    path.write_text(json.dumps(config))
+    server.answer(PATH, page("1"))
+    assert ask(Client(configured(str(path)))) == 200
+
+
+def test_data_that_is_empty_is_not_there(server: FakeServer, tmp_path: Path, certificates: Path) -> None:
+    """The file beside it counts."""
+    server.tls = serving(certificates)
+    path = Path(server.kubeconfig(tmp_path, {"token": "t"}, f"https://127.0.0.1:{server.port}"))
+    config = json.loads(path.read_text())
+    config["clusters"][0]["cluster"] |= {"certificate-authority-data": "", "certificate-authority": str(certificates / "server.crt")}
+    path.write_text(json.dumps(config))
+    server.answer(PATH, page("1"))
+    assert ask(Client(configured(str(path)))) == 200
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------

@@ -370,7 +370,7 @@ def test_an_outage_is_over_when_a_quiet_watch_is_there_again(server: FakeServer,
     assert heard.said == list(HEARD)
 
 
-@pytest.mark.parametrize("by", ["watch", "look"])
+@pytest.mark.parametrize("by", ["watch", "look", "refusal"])
 def test_a_server_that_is_back_for_one_kind_is_asked_for_the_others_at_once(
     server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
@@ -396,11 +396,13 @@ def test_a_server_that_is_back_for_one_kind_is_asked_for_the_others_at_once(
     server.answer(PATH, CLOSED, CLOSED)
     with Sources(client, [Selection(PODS), Selection(NAMESPACES)], listener, listener, timing=timing, jitter=dice):
         listener.until(lambda: listener.troubles == ["unreachable"])
-        server.answer(other, *([CLOSED, start] if by == "watch" else [start, CLOSED]), page("99"))
+        first = {"watch": [CLOSED, start], "look": [start, CLOSED], "refusal": [CLOSED, bare(503), status(403), start]}[by]
+        server.answer(other, *first, page("99"))
         wait_for(lambda: len(rested) == 2)
         go.set()
         server.answer(other, watch(whole=False), page("99"))
-        assert [one.what for one in server.wait(6, other)][3:] == ["watch@10", "look", "watch@10"]
+        asked = server.wait(len(first) + 4, other)
+        assert [one.what for one in asked][len(first) + 1 :] == ["watch@10", "look", "watch@10"]
         assert [(rests.returns, returns) for rests, returns in rested] == [(1, 0), (1, 1)]
 
 
