@@ -1,7 +1,7 @@
 """sd_notify: tells a service manager, where there is one, that we are ready, how it stands, that we live, that we stop.
 
 A datagram of NAME=VALUE lines to the socket that NOTIFY_SOCKET names (sd_notify(3)); without that variable nothing is sent. A manager
-that cannot be reached is no reason to stop enforcing: then nothing is said.
+that cannot be reached, or whose socket is full, is no reason to stop enforcing: what he was not told he is told at the next occasion.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ class Notifier:
         self._clock = clock
         self._socket: socket.socket | None = None
         self._said: str | None = None
+        self._is_ready = self._told_ready = False
         self._fed = clock()
         self.watchdog = _watchdog(environment, pid)
         """Seconds within which the manager wants to hear that we live; None where it does not care."""
@@ -31,32 +32,42 @@ class Notifier:
                 self._socket.connect("\0" + path[1:] if path[0] == "@" else path)
 
     def ready(self) -> None:
-        """The service does what it is for."""
-        self._send("READY=1")
+        """The service does what it is for. Said once, however long it takes until it can be."""
+        self._is_ready = True
+        self._pay()
+
+    def _pay(self) -> None:
+        if self._is_ready and not self._told_ready:
+            self._told_ready = self._send("READY=1")
 
     def stopping(self) -> None:
         self._send("STOPPING=1")
 
     def status(self, words: str) -> None:
         """One line for `systemctl status`; sent when it is another one than last time."""
-        if words != self._said:
+        self._pay()
+        if words != self._said and self._send("STATUS=" + words.replace("\n", " ")):
             self._said = words
-            self._send("STATUS=" + words.replace("\n", " "))
 
     def alive(self) -> None:
         """Feeds the watchdog, where there is one, in half of its time. To be called as often as one likes."""
-        if self.watchdog is not None and self._clock() - self._fed >= self.watchdog / 2:
+        self._pay()
+        if self.watchdog is not None and self._clock() - self._fed >= self.watchdog / 2 and self._send("WATCHDOG=1"):
             self._fed = self._clock()
-            self._send("WATCHDOG=1")
 
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()
 
-    def _send(self, message: str) -> None:
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.send(printable(message).encode())
+    def _send(self, message: str) -> bool:
+        """Whether it went, or nobody wants it."""
+        if self._socket is None:
+            return True
+        try:
+            self._socket.send(printable(message).encode())
+        except OSError:
+            return False
+        return True
 
 
 def _watchdog(environment: Mapping[str, str], pid: int) -> float | None:

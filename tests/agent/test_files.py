@@ -140,6 +140,26 @@ def test_who_writes_before_the_first_reading_is_waited_for(folder: Path, monkeyp
         files.read([str(folder)])
 
 
+def test_who_begins_to_write_during_the_first_reading_is_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read of it is not used."""
+    held = []
+
+    def opening(paths: list[str]) -> object:
+        found = load(paths)
+        if not held:
+            held.append((folder / "b.json").open("a"))
+        return found
+
+    def closing(seconds: float) -> None:
+        held[0].write(POD % "c")
+        held[0].close()
+
+    monkeypatch.setattr(files, "load", opening)
+    monkeypatch.setattr(time, "sleep", closing)
+    objects, _ = files.read([str(folder)])
+    assert [item.name for item in objects if isinstance(item, Pod)] == ["a", "b", "c"]
+
+
 def test_what_is_torn_while_it_is_read_first_is_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that was written in its place from beginning to end meanwhile."""
     monkeypatch.setattr(time, "sleep", lambda seconds: None)

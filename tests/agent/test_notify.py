@@ -55,6 +55,28 @@ def test_what_is_said(manager: Manager, place: str) -> None:
     assert manager.heard() == ["STATUS=waits for Pods", "READY=1", "STATUS=in force", "STOPPING=1"]
 
 
+def test_a_manager_who_does_not_listen_for_a_while(manager: Manager, place: str) -> None:
+    """His socket is full: all that he was not told he is told when there is room, each once; the watchdog is fed as soon as it can be."""
+    now = 0.0
+    notifier = Notifier({"NOTIFY_SOCKET": place, "WATCHDOG_USEC": "60000000"}, 1, lambda: now)
+    while True:
+        try:
+            notifier._socket.send(b"x")  # type: ignore[union-attr]
+        except BlockingIOError:
+            break
+    now = 30.0
+    notifier.ready()
+    notifier.status("in force")
+    notifier.alive()
+    assert set(manager.heard()) == {"x"}
+    now = 31.0
+    for _ in range(2):
+        notifier.alive()
+        notifier.status("in force")
+    assert manager.heard() == ["READY=1", "WATCHDOG=1", "STATUS=in force"]
+    notifier.close()
+
+
 def test_words_that_are_no_text(manager: Manager, place: str) -> None:
     """Somebody's bytes, in the name of a chain, do not end who says them."""
     notifier = Notifier({"NOTIFY_SOCKET": place}, 1, lambda: 0.0)
