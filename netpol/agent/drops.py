@@ -12,11 +12,11 @@ from __future__ import annotations
 import errno
 import os
 import select
+import stat
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -39,6 +39,8 @@ QUESTION = 2.0  # seconds that the loop may take to answer
 PULSE = 5.0  # seconds between two looks at what was left out
 AGAIN = 5.0  # seconds before a group that could not be had is tried again
 ENDING = 1.0  # seconds
+TAKING = 2.0  # seconds that somebody may take to read of standard output
+STANDARD_OUTPUT = 1
 
 
 class Line(Struct, frozen=True, omit_defaults=True):
@@ -77,23 +79,22 @@ class Sink:
     def __init__(self, path: Path | None, most: int = MOST) -> None:
         self._path, self._most = path, most
 
-    def write(self, lines: bytes) -> None:
-        """Whole lines, at the end. The file is opened anew each time: whoever moves it away gets a new one. OSError where it fails; then
-        the file has none of them."""
+    def write(self, lines: Sequence[bytes]) -> tuple[int, OSError | None]:
+        """Whole lines, at the end: how many of them are there now, and why not all. A file is opened anew each time: whoever moves it away
+        gets a new one."""
         if self._path is None:
-            sys.stdout.buffer.write(lines)
-            sys.stdout.buffer.flush()
-            return
-        if self._length() + len(lines) > self._most:
-            os.replace(self._path, f"{self._path}.1")
-        with open(self._path, "ab", buffering=0) as file:
-            begin = os.fstat(file.fileno()).st_size
-            if file.write(lines) == len(lines):
-                return
-            # A disk that is full takes what it has room for. The next line would be glued to the half of one.
-            with suppress(OSError):  # it is no regular file
-                file.truncate(begin)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            return _written_out(lines)
+        try:
+            whole = b"".join(lines)
+            if self._length() + len(whole) > self._most:
+                os.replace(self._path, f"{self._path}.1")
+            # Where a pipe without a reader stands there, this is an error, and no wait.
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+            with open(descriptor, "wb", buffering=0) as file:
+                _append(file.fileno(), whole, str(self._path))
+        except OSError as error:
+            return 0, error
+        return len(lines), None
 
     def _length(self) -> int:
         assert self._path is not None
@@ -101,6 +102,37 @@ class Sink:
             return self._path.stat().st_size
         except FileNotFoundError:
             return 0
+
+
+def _written_out(lines: Sequence[bytes]) -> tuple[int, OSError | None]:
+    """`Sink.write` for standard output: line by line, and not while nobody takes them. Not by way of Python's own buffer, which keeps what
+    could not be written, and would be waited for when the process ends."""
+    if sys.stdout is None:
+        return 0, OSError(errno.EBADF, "standard output is closed")
+    room = select.poll()
+    room.register(STANDARD_OUTPUT, select.POLLOUT)
+    for number, line in enumerate(lines):
+        try:
+            if not room.poll(TAKING * 1000):
+                raise OSError(errno.EAGAIN, "nobody takes what is written to standard output")
+            _append(STANDARD_OUTPUT, line, "standard output")
+        except OSError as error:
+            return number, error
+    return len(lines), None
+
+
+def _append(descriptor: int, data: bytes, name: str) -> None:
+    """All of it, or of a file nothing: a disk that is full takes what it has room for, and the next line would be glued to the half of one."""
+    before = os.fstat(descriptor)
+    if not stat.S_ISREG(before.st_mode):
+        while data:
+            data = data[os.write(descriptor, data) :]
+        return
+    place = os.lseek(descriptor, 0, os.SEEK_CUR)
+    if os.write(descriptor, data) < len(data):
+        os.ftruncate(descriptor, before.st_size)
+        os.lseek(descriptor, place, os.SEEK_SET)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
 
 
 class DropLog:
@@ -189,13 +221,12 @@ class DropLog:
 
     def _write(self, lines: Sequence[Line | LeftOut]) -> bool:
         """Whether it could be."""
-        try:
-            self._sink.write(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
-        except OSError as error:
-            self._limiter.left_out += sum(line.packets for line in lines if isinstance(line, Line))
+        written, error = self._sink.write([msgspec.json.encode(line) + b"\n" for line in lines])
+        self.lines += written
+        if error is not None:
+            self._limiter.left_out += sum(line.packets for line in lines[written:] if isinstance(line, Line))
             self._trouble(f"the drop log cannot be written: {error}; what it leaves out is counted")
             return False
-        self.lines += len(lines)
         self._told = None
         return True
 
