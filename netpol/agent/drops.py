@@ -122,7 +122,7 @@ def _written_out(lines: Sequence[bytes]) -> tuple[int, OSError | None]:
 
 
 def _append(descriptor: int, data: bytes, name: str) -> None:
-    """All of it, or of a file nothing: a disk that is full takes what it has room for, and the next line would be glued to the half of one."""
+    """All of it, or of a file nothing: a full disk takes what it has room for, and the next line would be glued to the half of one."""
     before = os.fstat(descriptor)
     if not stat.S_ISREG(before.st_mode):
         while data:

@@ -109,7 +109,7 @@ def _of_the_kernel(census: Census) -> Iterator[Metric]:
         for number, count in sorted(counts.items()):
             family.add_metric((f"ipv{number}",), count)
         yield family
-    denied = CounterMetricFamily("netpol_denied_packets", "Packets denied since the agent started.", labels=("direction", "reason"))
+    denied = CounterMetricFamily("netpol_denied_packets", "Packets denied since somebody first asked.", labels=("direction", "reason"))
     for labels, count in sorted(census.denied.items()):
         denied.add_metric(labels, count)
     yield denied
