@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -142,7 +143,7 @@ def test_who_writes_before_the_first_reading_is_waited_for(folder: Path, monkeyp
 
 def test_who_begins_to_write_during_the_first_reading_is_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was read of it is not used."""
-    held = []
+    held: list[IO[str]] = []
 
     def opening(paths: list[str]) -> object:
         found = load(paths)

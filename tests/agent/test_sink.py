@@ -47,7 +47,7 @@ def test_the_same_of_standard_output(tmp_path: Path, append: bool) -> None:
     """Lines that were written whole stay, and are not counted as left out."""
     path = tmp_path / "drops"
     with path.open("ab" if append else "wb") as output:
-        command = [sys.executable, "-c", PROGRAM, path, "1", "3", "out"]
+        command = [sys.executable, "-c", PROGRAM, str(path), "1", "3", "out"]
         done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, f"1 {errno.ENOSPC} standard output\n")
     assert path.read_text().splitlines() == ['{"a": 10}', '{"b": 10}', '{"c": 10}']
