@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,29 @@ def dropped(w: World) -> int:
 def counts(w: World, family: int) -> list[int]:
     with w.lab.entered():
         return [packets for packets, _ in w.kernel.counters(4 if family == 4 else 6)[DENY]]
+
+
+def test_a_stray_segment_of_an_allowed_connection_is_not_answered() -> None:
+    """Connection tracking does not know it, so it is judged as a new one, and denied: a reset would end the connection."""
+    with world(Settings(table="filter", deny="reject")) as w:
+        w.put(isolate("p", "b", ingress=()))
+        with w.lab.entered("a"):
+            server = socket.create_server((format_address(A4), 5000))
+            raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+        with w.lab.entered("b"):
+            client = socket.create_connection((format_address(A4), 5000), 10)
+        with server, raw, client:
+            served, (_, port) = server.accept()
+            with served:
+                # SYN and FIN: which sequence numbers it would have to have to be none of the connection's is nobody's to know.
+                head = struct.pack("!HHIIBBHHH", 5000, port, 1, 1, 5 << 4, 0x03, 1000, 0, 0)
+                total = sum(struct.unpack("!16H", A4 + B4 + struct.pack("!HH", TCP, len(head)) + head))
+                total = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+                raw.sendto(head[:16] + struct.pack("!H", total) + head[18:], (format_address(B4), 0))
+                wait_for(lambda: counts(w, 4)[0] > 0)
+                assert counts(w, 4) == [1, 0, 0]
+                served.sendall(b"x")
+                assert client.recv(1) == b"x"
 
 
 @pytest.mark.parametrize("wish", [Settings(log_group=7), Settings(table="filter", deny="reject", log_group=7)], ids=["drop", "reject"])

@@ -96,11 +96,13 @@ def test_the_log_stands_before_the_drop(family: Family, width: int) -> None:
 
 @pytest.mark.parametrize(("family", "answer"), [(4, "icmp-admin-prohibited"), (6, "icmp6-adm-prohibited")])
 def test_what_is_denied_can_be_answered(family: Family, answer: str) -> None:
-    """TCP by a reset, all else by ICMP; behind the log and what always passes, and in the filter table only."""
+    """TCP by a reset, all else by ICMP, but what connection tracking does not know; behind the log and what always passes, and in the filter
+    table only."""
     wish = Settings(table="filter", deny="reject", log_group=3)
     rules = skeleton(family, wish, False)[DENY].rules
     before = skeleton(family, replace(wish, deny="drop"), False)[DENY].rules
-    assert rules == (*before[:-1], Rule(Reject("tcp-reset"), protocol=TCP), Rule(Reject(answer)))
+    unknown = Rule(DROP, (Conntrack(("INVALID",)),))
+    assert rules == (*before[:-1], unknown, Rule(Reject("tcp-reset"), protocol=TCP), Rule(Reject(answer)))
     with pytest.raises(ValueError, match=r"^the kernel takes REJECT in the filter table only$"):
         Settings(deny="reject")
 

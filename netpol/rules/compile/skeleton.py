@@ -139,7 +139,9 @@ def _ends(settings: Settings, family: Family) -> tuple[Rule, ...]:
     if settings.deny == "drop":
         return (Rule(DROP),)
     answer = "icmp-admin-prohibited" if family == 4 else "icmp6-adm-prohibited"
-    return Rule(Reject("tcp-reset"), protocol=TCP), Rule(Reject(answer))
+    # A packet that connection tracking does not know may be a stray one of a connection that is allowed: an answer would end that.
+    unknown = Rule(DROP, (Conntrack(("INVALID",)),))
+    return unknown, Rule(Reject("tcp-reset"), protocol=TCP), Rule(Reject(answer))
 
 
 def _log(settings: Settings, family: Family) -> tuple[Rule, ...]:
