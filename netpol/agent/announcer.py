@@ -60,7 +60,7 @@ class _Status(Struct):
 
 
 class Announcer:
-    """See the module. `complain` is told, by its thread, what could not be said; now -- the time for people."""
+    """See the module. `complain` is told, mostly by its thread, what could not be said; now -- the time for people."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Announcer:
         self._client, self._complain, self._pause, self._now = client, complain, pause, now
         self._waiting: dict[tuple[str, str], tuple[InvalidObject, ...]] = {}
         self._change = threading.Condition(threading.Lock())
-        self._stopping = False
+        self._stopping = self._told = False
         self._thread = threading.Thread(target=self._run, name="announcer", daemon=True)
         self._thread.start()
 
@@ -83,9 +83,14 @@ class Announcer:
         with self._change:
             if not put.errors:
                 self._waiting.pop(put.object.key, None)
-            elif len(self._waiting) < WAITING:
+                return
+            fits = put.object.key in self._waiting or len(self._waiting) < WAITING
+            if fits:
                 self._waiting[put.object.key] = put.errors
                 self._change.notify()
+            told, self._told = self._told, self._told or not fits
+        if not fits and not told:
+            self._complain(f"more than {WAITING} policies wait for Events: others get none (said once)")
 
     def close(self, timeout: float) -> None:
         """Says nothing more."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from netpol.agent import announcer as announcer_module
 from netpol.agent.announcer import MESSAGE, TRIES, Announcer, event
 from netpol.errors import InvalidObject
 from netpol.kube.client import Client, configured
@@ -65,6 +66,25 @@ def test_an_event_stands_on_the_policy(scene: Scene) -> None:
     assert (found["involvedObject"]["uid"], found["involvedObject"]["name"], found["type"]) == (uid, "bad", "Warning")
     assert "spec.ingress[0].from[0]: says nothing" in found["message"]
     assert "spec.podSelector: cannot be read" in found["message"]
+
+
+def test_more_policies_than_can_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that wait are told of as they are now; of others it is said, once, that they are not."""
+    monkeypatch.setattr(announcer_module, "WAITING", 2)
+    complaints: list[str] = []
+    with FakeServer() as server:
+        client = Client(configured(server.kubeconfig(tmp_path)))
+        announcer = Announcer(client, complaints.append, pause=0.01)
+        for one in (put("a", BROKEN), put("b", BROKEN), put("c", BROKEN), put("b", WORSE), put("d", BROKEN)):
+            announcer.tell(one)
+        assert announcer._waiting == {(WHERE, "a"): (BROKEN,), (WHERE, "b"): (WORSE,)}
+        announcer.tell(put("b"))
+        announcer.tell(put("d", BROKEN))
+        assert list(announcer._waiting) == [(WHERE, "a"), (WHERE, "d")]
+        client.close()
+        announcer.close(20)
+    assert complaints[:1] == ["more than 2 policies wait for Events: others get none (said once)"]
+    assert len([words for words in complaints if "wait for Events" in words]) == 1
 
 
 def test_once_however_many_say_so(scene: Scene) -> None:

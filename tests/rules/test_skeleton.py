@@ -96,8 +96,8 @@ def test_the_log_stands_before_the_drop(family: Family, width: int) -> None:
 
 @pytest.mark.parametrize(("family", "answer"), [(4, "icmp-admin-prohibited"), (6, "icmp6-adm-prohibited")])
 def test_what_is_denied_can_be_answered(family: Family, answer: str) -> None:
-    """TCP by a reset, all else by ICMP, but what connection tracking does not know; behind the log and what always passes, and in the filter
-    table only."""
+    """TCP by a reset, all else by ICMP, but not what connection tracking does not know; behind the log and what always passes; in the
+    filter table only."""
     wish = Settings(table="filter", deny="reject", log_group=3)
     rules = skeleton(family, wish, False)[DENY].rules
     before = skeleton(family, replace(wish, deny="drop"), False)[DENY].rules
