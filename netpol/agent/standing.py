@@ -22,7 +22,7 @@ class Standing:
 
     def __init__(self, loop: Loop, obstacles: Callable[[], Sequence[str]] = tuple, clock: Callable[[], float] = time.monotonic) -> None:
         self._loop, self._obstacles, self._clock = loop, obstacles, clock
-        self.refusal: str | None = None  # what the kernel said last, where it refused
+        self.waits_for: str | None = None  # a grace; or what the kernel said, where it refused last
 
     def objections(self) -> list[str]:
         """Why it is not ready, a sentence each; none where it is."""
@@ -30,7 +30,7 @@ class Standing:
         if missing:
             return [f"waits until the API server has said all of {', '.join(missing)}"]
         if not self._loop.in_force:
-            return [f"not in force: {self.refusal or 'the kernel is being written'}"]
+            return [f"not in force: {self.waits_for or 'the kernel is being written'}"]
         return [*self.nowhere(), *self._obstacles()]
 
     def nowhere(self) -> list[str]:

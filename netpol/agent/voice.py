@@ -59,6 +59,8 @@ class Voice(Listener, sources.Listener):
             self._changed(report)
         if report.steps:
             log.debug("%d steps, %d system calls", len(report.steps), report.system_calls)
+        if self.standing is not None:
+            self.standing.waits_for = f"policies come into force in {report.grace:.1f} s" if report.grace else None
         if report.grace:
             log.warning(
                 "policies come into force in %.1f s: this node tracked no connections, and those that run are to be known by then",
@@ -76,7 +78,7 @@ class Voice(Listener, sources.Listener):
         self._in_force = False
         self._doubted()
         if self.standing is not None:
-            self.standing.refusal = str(error)
+            self.standing.waits_for = str(error)
         log.error("%s; what of it came into force stays so, and it is tried again", error)
 
     def drifted(self, drift: Drift, report: Report | None) -> None:

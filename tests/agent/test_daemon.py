@@ -103,6 +103,14 @@ def test_32_it_waits_for_every_kind_and_then_enforces(scene: Scene) -> None:
         assert is_isolated("10.0.0.2")
 
 
+def test_a_first_install_says_what_it_waits_for(scene: Scene) -> None:
+    """While a node that tracked nothing learns of the connections that run; then it is ready."""
+    scene.play_all(policy("p", 3))
+    with scene.agent(environment={"NETPOL_GRACE": "2"}) as agent:
+        until(lambda: agent.page("/readyz") == (503, "not in force: policies come into force in 2.0 s\n"), agent.log)
+        agent.ready()
+
+
 def test_without_a_standard_error(scene: Scene) -> None:
     """Who closed it hears nothing; all is enforced, and a signal ends it."""
     scene.play_all(policy("p", 3))
