@@ -25,6 +25,7 @@ from netpol.model import Namespace, Node, Object, Pod, Policy
 KINDS: tuple[type[Object], ...] = (Namespace, Node, Pod, Policy)
 GLANCE = 2.0  # seconds
 AGAIN = 0.1  # the same, while somebody writes
+SETTLED = 5.0  # seconds after which nothing that looks the same may have been written in the same tick of a clock
 SLOW = 30.0  # seconds: who writes a file for longer is named
 _Key = tuple[type[Object], str, str]
 
@@ -36,6 +37,7 @@ class FileSource:
         self._paths, self._hear, self._complain = tuple(paths), hear, complain
         self._said: dict[_Key, Object] = {}
         self._seen: Stamp | None = None  # of what was read last
+        self._changed = float("-inf")  # when the files were seen to look otherwise
         self._since: float | None = None  # from when on somebody has been writing
         self._named = False  # whether that was told
         self._told = ""
@@ -43,6 +45,7 @@ class FileSource:
     def say(self, objects: Sequence[Object], seen: Stamp) -> None:
         """These are all the objects that there are, read when the files had this stamp."""
         self._seen, self._told = seen, ""
+        self._changed = time.monotonic()
         now = _by_key(objects)
         events: list[Event] = [Gone(kind, name, namespace) for kind, namespace, name in self._said.keys() - now.keys()]
         events += [Put(item) for key, item in now.items() if self._said.get(key) != item]
@@ -73,6 +76,10 @@ class FileSource:
         """Reads what changed, if something did; False where somebody is writing, so that it is to be done again soon. For one thread."""
         # What else is written in a folder, a log of ours perhaps, is no change.
         seen, before = stamp(self._paths), self._seen
+        if before is None or not seen.looks_like(before):
+            self._changed = time.monotonic()
+        elif seen != before and time.monotonic() - self._changed > SETTLED:
+            self._seen = before = seen  # a file from the future, of a clock that was set back, would look just written for as long
         if seen == before:
             self._since, self._named = None, False
             return True

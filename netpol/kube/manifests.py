@@ -267,8 +267,7 @@ def stamp(paths: Sequence[str]) -> Stamp:
     times = tuple(map(_times, files))
     # What was written as lately as this may be written once more without another time.
     now = time.time_ns()
-    # A file from the future, of a clock that was set back, is none of these.
-    is_fresh = any(now - (TICK if changed % 1_000_000_000 else COARSE) < changed <= now + COARSE for *_, changed in times)
+    is_fresh = any(changed > now - (TICK if changed % 1_000_000_000 else COARSE) for *_, changed in times)
     return Stamp(tuple(files), times, tuple(map(str, errors)), object() if is_fresh else None)
 
 

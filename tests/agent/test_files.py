@@ -191,18 +191,33 @@ def test_a_writer_who_took_his_file_away_is_forgotten(folder: Path, monkeypatch:
         (folder / "new.json").unlink()
     monkeypatch.setattr(files, "stamp", lambda paths: scene.source._seen)
     assert scene.source.look()
-    monkeypatch.setattr(files, "stamp", lambda paths: seen._replace(fresh=object()))
+    monkeypatch.setattr(files, "stamp", lambda paths: seen._replace(errors=("other",)))
     now[0] += 2 * files.SLOW
     with (folder / "b.json").open("a"):
         assert not scene.source.look()
     assert scene.complaints == []
 
 
-def test_files_from_the_future_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that was set back makes nothing look as if it had been written just now."""
-    then = time.time_ns() - 3_600_000_000_000
+def test_files_from_the_future_are_not_read_for_ever(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that was set back makes them look as if they had been written just now: for some seconds that may be so."""
+    then, now = time.time_ns() - 3_600_000_000_000, [100.0]
     monkeypatch.setattr(time, "time_ns", lambda: then)
-    assert stamp([str(folder)]) == stamp([str(folder)])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    scene, read = Scene(folder), list[float]()
+
+    def noted(paths: list[str]) -> object:
+        read.append(now[0])
+        return load(paths)
+
+    monkeypatch.setattr(files, "load", noted)
+    for now[0] in (102.0, 104.0, 106.0, 108.0):
+        assert scene.source.look()
+    assert read == [102.0, 104.0]
+    (folder / "c.json").write_text(POD % "c")
+    for now[0] in (110.0, 112.0, 118.0):
+        assert scene.source.look()
+    assert read == [102.0, 104.0, 110.0, 112.0]
+    assert scene.said == ["+c"]
 
 
 def test_a_mistake_is_told_once_and_changes_nothing(folder: Path) -> None:
