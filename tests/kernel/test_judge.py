@@ -163,6 +163,19 @@ def sides(*new: Rule) -> Callable[[Ruleset], Ruleset]:
     return lambda ruleset: edited(NEW, *new)(edited(EGRESS)(ruleset))
 
 
+def test_a_flow_with_one_link_local_end_is_asked_about() -> None:
+    """Rules of their own deny it, whichever end that is, and the index knows nothing of them."""
+    here, there, near = (bytes.fromhex(f"fd00{n:028x}") for n in (1, 2, 3))
+    near = b"\xfe\x80" + near[2:]
+    ruleset = Watched(pod("db", A), pod("free", here)).wanted()
+    isolated = Watched(pod("db", A), pod("free", here), policy("p", "db")).wanted()
+    flows = [call(here, near), call(near, here), call(here, there)]
+    assert Both(Index(), isolated, frozenset((A, here))).agree(flows) == flows[:2]
+    slow = Judge(isolated, frozenset((A, here)), frozenset())
+    assert slow.sort_out(pack(flows), BIT).mark == pack(flows[:2])
+    assert Judge(ruleset, frozenset((A, here)), frozenset()).sort_out(pack(flows), BIT).mark == b""
+
+
 IS_NEW = Rule(Goto(NEW), (Conntrack(("RELATED", "ESTABLISHED"), invert=True),))
 GO = Goto("NETPOL-I-x")
 NET = network(A, 24)
