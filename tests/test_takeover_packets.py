@@ -23,10 +23,11 @@ from netpol.kernel.xtables import TableSocket
 from netpol.lab import Host, Lab
 from netpol.model import TCP, UDP, Namespace, NumberedPort, Object, Policy, PolicyRule
 from netpol.rules.compile import Settings
+from netpol.rules.compile.skeleton import skeleton
 from netpol.rules.diff import diff
 from netpol.rules.flows import unpack
 from netpol.rules.ruleset import ReplaceTable
-from tests.flows import BASE, BIT, CLIENT, FRIENDS_ONLY, NOBODY, PODS, SERVER, SERVER6, World, guard, wait_for
+from tests.flows import BASE, BIT, CLIENT, FRIENDS_ONLY, HOSTS, NOBODY, PODS, SERVER, SERVER6, World, guard, pod, wait_for
 from tests.test_hitless_packets import ADDRESSES, ALWAYS, NEVER, OUTSIDE, Random, Traffic, running, selector, stay
 
 PLAIN = Settings(unknown_pods="allow")
@@ -280,6 +281,23 @@ def test_when_there_is_a_grace() -> None:
         world.tool("ip6tables-legacy", "-w", "-A", "FORWARD", "-m", "conntrack", "--ctstate", "NEW", "-j", "ACCEPT")
         world.assert_alive(world.tcp(server=SERVER6))
         assert enforced(world, install(world, 5.0, NOBODY)).grace == 0
+
+
+def test_link_local_addresses_alone_are_not_waited_for() -> None:
+    """Pods of IPv4 only: their flows are known, and what IPv6 they may speak is no reason to wait; at a first install both learn."""
+    four = [pod(host.name, host.addresses[0]) for host in HOSTS]
+    with ExitStack() as stack:
+        world = untracked(stack)
+        assert enforced(world, install(world, 5.0, NOBODY, *four)).grace == 5.0
+        world.assert_alive(world.tcp())
+        clean(world)
+        world.tool("iptables-legacy", "-w", "-A", "FORWARD", "-m", "conntrack", "--ctstate", "NEW", "-j", "ACCEPT")
+        report = enforced(world, install(world, 5.0, NOBODY, *four))
+        assert report.grace == 0
+        assert report.whole is not None
+        assert report.whole.chains[6] == skeleton(6, Settings(), isolated=True)
+        with world.lab.entered():
+            assert world.kernel.read() == report.whole
 
 
 def clean(world: World) -> None:

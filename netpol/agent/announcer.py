@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
+from netpol.agent.lasting import lasting
 from netpol.errors import ApiError, InvalidObject
 from netpol.kube.events import Put
 from netpol.kube.watch import UNREADABLE
@@ -73,7 +74,7 @@ class Announcer:
         self._waiting: dict[tuple[str, str], tuple[InvalidObject, ...]] = {}
         self._change = threading.Condition(threading.Lock())
         self._stopping = self._told = False
-        self._thread = threading.Thread(target=self._run, name="announcer", daemon=True)
+        self._thread = lasting("announcer", self._run)
         self._thread.start()
 
     def tell(self, put: Put) -> None:

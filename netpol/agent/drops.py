@@ -24,6 +24,7 @@ import msgspec
 from msgspec import Struct
 
 from netpol.agent.denials import Denial, Reason, judge, unjudged
+from netpol.agent.lasting import lasting
 from netpol.agent.limiter import Limiter, Told
 from netpol.agent.loop import Loop
 from netpol.errors import KernelError, MalformedKernelData
@@ -147,7 +148,7 @@ class DropLog:
         self._said = (0, 0, 0)  # of what was left out, as the last line about it had it
         self._reading, self._waking = os.pipe2(os.O_CLOEXEC)
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="drops", daemon=True)
+        self._thread = lasting("drops", self._run)
 
     def start(self) -> None:
         self._thread.start()

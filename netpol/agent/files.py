@@ -10,11 +10,11 @@ host) is found by a look every `GLANCE` seconds.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 
 from netpol.agent.enforcer import identity
+from netpol.agent.lasting import lasting
 from netpol.errors import InvalidManifests, InvalidObject, KernelError
 from netpol.kernel.inotify import Watcher
 from netpol.kernel.leases import is_being_written
@@ -56,7 +56,7 @@ class FileSource:
     def start(self) -> None:
         """Begins to follow the files in a thread that ends with the process. KernelError where they cannot be watched."""
         watcher = Watcher(self._paths)
-        threading.Thread(target=self._follow, args=(watcher,), name="files", daemon=True).start()
+        lasting("files", lambda: self._follow(watcher)).start()
 
     def _follow(self, watcher: Watcher) -> None:
         refused = ""
@@ -83,15 +83,15 @@ class FileSource:
         if seen == before:
             self._since, self._named = None, False
             return True
-        if self._is_written(seen):
+        if self._is_kept_from(_open(seen)):
             return False
         try:
             objects, mistake = load(self._paths), None
         except InvalidManifests as error:
             objects, mistake = (), error
-        if self._is_written(seen) or seen.is_torn(stamp(self._paths)):
+        if self._is_kept_from(_open(seen) or seen.torn(stamp(self._paths))):
             return False
-        self._seen = seen
+        self._seen, self._since, self._named = seen, None, False
         if mistake is not None:
             if str(mistake) != self._told:
                 self._told = str(mistake)
@@ -100,17 +100,15 @@ class FileSource:
             self.say(objects, seen)
         return True
 
-    def _is_written(self, seen: Stamp) -> bool:
-        """Whether somebody is writing one of the files; for long, and he is told of, once."""
-        written = _written(seen)
-        if not written:
-            self._since, self._named = None, False
+    def _is_kept_from(self, writing: Sequence[str]) -> bool:
+        """Whether these files are being written, so that nothing can be read; for long, and they are named, once."""
+        if not writing:
             return False
         if self._since is None:
             self._since = time.monotonic()
         if time.monotonic() - self._since >= SLOW and not self._named:
             self._named = True
-            self._complain(_open(written, "what changed is read when it is closed"))
+            self._complain(_restless(writing, "what changed is read when that ends"))
         return True
 
 
@@ -122,24 +120,28 @@ def read(paths: Sequence[str]) -> tuple[tuple[Object, ...], Stamp]:
     end = time.monotonic() + SLOW
     while True:
         seen = stamp(paths)
-        written = _written(seen)
-        if not written:
-            objects = load(paths)
-            written = _written(seen)
-            if not written and not seen.is_torn(stamp(paths)):
+        if not (writing := _open(seen)):
+            try:
+                objects, mistake = load(paths), None
+            except InvalidManifests as error:
+                objects, mistake = (), error
+            if not (writing := _open(seen) or seen.torn(stamp(paths))):
+                if mistake is not None:
+                    raise mistake
                 return objects, seen
         if time.monotonic() >= end:
-            raise _open(written or seen.files, "what it holds may be half of something")
+            raise _restless(writing, "what it holds may not be all")
         time.sleep(AGAIN)
 
 
-def _written(seen: Stamp) -> list[str]:
+def _open(seen: Stamp) -> list[str]:
+    """The files that somebody has open for writing."""
     return [file for file in seen.files if is_being_written(file)]
 
 
-def _open(written: Sequence[str], words: str) -> InvalidManifests:
-    reason = f"has been open for writing for {SLOW:g} s: {words}"
-    return InvalidManifests(tuple(InvalidObject("file", "", reason, file) for file in written))
+def _restless(writing: Sequence[str], words: str) -> InvalidManifests:
+    reason = f"has been written to for {SLOW:g} s on end: {words}"
+    return InvalidManifests(tuple(InvalidObject("file", "", reason, file) for file in writing))
 
 
 def _by_key(objects: Sequence[Object]) -> dict[_Key, Object]:

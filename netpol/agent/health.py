@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, NamedTuple
 
+from netpol.agent.lasting import lasting
+
 MOST = 16  # clients
 PATIENCE = 5.0  # seconds for a client, from its connection on
 LEAVING = 1.0  # seconds that one who is turned away may take to go
@@ -40,7 +42,7 @@ class Health:
         self._host, self._port, self._pages, self._complain = host, port, pages, complain
         self._stopping = threading.Event()
         self._server: _Server | None = None
-        self._thread = threading.Thread(target=self._run, name="health", daemon=True)
+        self._thread = lasting("health", self._run)
 
     def start(self) -> None:
         self._thread.start()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from netpol.agent.lasting import lasting
 from netpol.agent.preflight import Check, obstacles
 
 INTERVAL = 60.0  # seconds, while nothing stands in the way
@@ -23,7 +24,7 @@ class Lookout:
         self._look, self._tell = look, tell
         self._checks: tuple[Check, ...] = ()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="lookout", daemon=True)
+        self._thread = lasting("lookout", self._run)
 
     def start(self) -> None:
         """Looks once, and then from the thread."""

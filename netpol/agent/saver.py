@@ -6,10 +6,10 @@ What cannot be saved is tried again after a while, for the next change may be da
 from __future__ import annotations
 
 import queue
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from netpol.agent.lasting import lasting
 from netpol.agent.saved import SavedStateError, save
 from netpol.rules.ruleset import Ruleset
 
@@ -22,7 +22,7 @@ class Saver:
     def __init__(self, path: Path, complain: Callable[[SavedStateError], None], again: float = AGAIN) -> None:
         self._path, self._complain, self._again = path, complain, again
         self._given: queue.SimpleQueue[Ruleset | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="saver", daemon=True)
+        self._thread = lasting("saver", self._run)
         self._thread.start()
 
     def give(self, ruleset: Ruleset) -> None:

@@ -11,8 +11,9 @@ flows that it had cut: it means nothing any more.
 A first install. Where nothing tracks connections, a packet of a running flow looks like a new flow's; one of a server would be denied
 although its client may call. So the gate goes in alone, which makes the kernel track, and what is to be denied follows after a grace.
 A node counts as one that tracks nothing while the connection tracking table has no entry of a family: either nothing tracks it, or
-nothing runs that could be lost. It is asked for each family, only where nothing of ours was in force and something is to be denied. A
-try that fails on its way has put a gate there: what it found holds for the next ones.
+nothing runs that could be lost. It is asked for each family, only where nothing of ours was in force and something is to be denied; a
+family of which nothing but link-local addresses are, on a node whose pods have IPv4 only, is not waited for alone. A try that fails on
+its way has put a gate there: what it found holds for the next ones.
 TCP flows that rest during the grace are met in their middle when they wake up, and judged by whoever speaks first then.
 """
 
@@ -29,7 +30,7 @@ from netpol.kernel.apply import Kernel, last_destroyed
 from netpol.kernel.conntrack import ConntrackSocket
 from netpol.model import FAMILIES, Family
 from netpol.rules.compile import Settings
-from netpol.rules.compile.skeleton import gate
+from netpol.rules.compile.skeleton import gate, skeleton
 from netpol.rules.diff import diff
 from netpol.rules.flows import pack, unpack
 from netpol.rules.ruleset import DENY, Connmark, Goto, OpaqueTarget, ReplaceTable, Ruleset, Step, TableName
@@ -168,9 +169,12 @@ def _untracked(wanted: Ruleset, settings: Settings, found: Ruleset, left: Rulese
     try:
         with ConntrackSocket() as socket:
             none = socket.count() == 0
-            return frozenset(family for family in first if none or not socket.count(family)), socket.calls
+            learners = frozenset(family for family in first if none or not socket.count(family))
+            calls = socket.calls
     except Unsupported:
         return frozenset(), 0
+    waits = any(wanted.chains[family] != skeleton(family, settings, isolated=True) for family in learners)
+    return (learners if waits else frozenset()), calls
 
 
 def _gates(wanted: Ruleset, settings: Settings, learning: frozenset[Family]) -> Ruleset:

@@ -247,13 +247,13 @@ class Stamp(NamedTuple):
     errors: tuple[str, ...]
     fresh: object
 
-    def is_torn(self, later: Stamp) -> bool:
-        """Whether some file was written in its place meanwhile, so that half of it may have been read. One that was replaced by another
+    def torn(self, later: Stamp) -> list[str]:
+        """The files that were written in their place meanwhile, so that half of one may have been read. One that was replaced by another
         of its name, as by a rename, was whole before and is whole now."""
         before = dict(zip(self.files, self.times, strict=True))
         before.pop(STANDARD_INPUT, None)  # a pipe has another time whenever it is read
-        pairs = [(before[file], now) for file, now in zip(later.files, later.times, strict=True) if file in before]
-        return any(then[:2] == now[:2] and then[:4] != now[:4] for then, now in pairs)
+        pairs = [(file, before[file], now) for file, now in zip(later.files, later.times, strict=True) if file in before]
+        return [file for file, then, now in pairs if then[:2] == now[:2] and then[:4] != now[:4]]
 
     def looks_like(self, other: Stamp) -> bool:
         """Whether no change is to be seen; there may have been one without another time."""

@@ -124,7 +124,7 @@ def test_who_writes_for_long_is_named_once(folder: Path, monkeypatch: pytest.Mon
             file.flush()
             assert [scene.source.look() for _ in range(3)] == [False] * 3
         assert scene.source.look()
-        words = f"{folder}/b.json: file: has been open for writing for 0 s: what changed is read when it is closed"
+        words = f"{folder}/b.json: file: has been written to for 0 s on end: what changed is read when that ends"
         assert scene.complaints == [words] * times
 
 
@@ -137,7 +137,7 @@ def test_who_writes_before_the_first_reading_is_waited_for(folder: Path, monkeyp
     assert [item.name for item in objects if isinstance(item, Pod)] == ["a", "b", "c"]
     assert seen.looks_like(stamp([str(folder)]))
     monkeypatch.setattr(files, "SLOW", 0.0)
-    with (folder / "b.json").open("a"), pytest.raises(InvalidManifests, match=r"b\.json: file: has been open for writing for 0 s: what it"):
+    with (folder / "b.json").open("a"), pytest.raises(InvalidManifests, match=r"b\.json: file: has been written to for 0 s on end: what"):
         files.read([str(folder)])
 
 
@@ -162,9 +162,9 @@ def test_who_begins_to_write_during_the_first_reading_is_waited_for(folder: Path
 
 
 def test_what_is_torn_while_it_is_read_first_is_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that was written in its place from beginning to end meanwhile."""
+    """A file that was written in its place from beginning to end meanwhile: half of it may have been read, or no text at all."""
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    texts = ["", POD % "c"]
+    texts = [POD % "longer", "", POD % "c"]
 
     def writing(paths: list[str]) -> object:
         if texts:
@@ -172,12 +172,42 @@ def test_what_is_torn_while_it_is_read_first_is_read_again(folder: Path, monkeyp
         return load(paths)
 
     monkeypatch.setattr(files, "load", writing)
-    with pytest.raises(InvalidManifests, match="is empty"):
-        files.read([str(folder)])
-    (folder / "b.json").write_text(POD % "b")
-    texts.append(POD % "longer")
     objects, _ = files.read([str(folder)])
     assert [item.name for item in objects if isinstance(item, Pod)] == ["a", "longer"]
+    (folder / "b.json").write_text("")
+    with pytest.raises(InvalidManifests, match="is empty"):
+        files.read([str(folder)])
+    texts.append(POD % "b")
+    monkeypatch.setattr(files, "SLOW", 0.0)
+    with pytest.raises(InvalidManifests, match=r"b\.json: file: has been written to for 0 s on end: what it holds may not be all$"):
+        files.read([str(folder)])
+
+
+def test_a_file_that_is_written_faster_than_all_are_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its place, and closed each time: no look finds it open, and each one finds that it changed meanwhile."""
+    now, names = [100.0], ["e", "dd", "ccc", "bbbb"]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    scene = Scene(folder)
+
+    def writing(paths: list[str]) -> object:
+        found = load(paths)
+        if names:
+            (folder / "b.json").write_text(POD % names.pop())
+        return found
+
+    monkeypatch.setattr(files, "load", writing)
+    (folder / "b.json").write_text(POD % "before")
+    for expected in ([], [], [f"{folder}/b.json: file: has been written to for 30 s on end: what changed is read when that ends"]):
+        assert not scene.source.look()
+        assert scene.complaints == expected
+        now[0] += 15
+    assert not scene.source.look()
+    assert scene.source.look()
+    assert (scene.said, len(scene.complaints)) == (["+e", "-b"], 1)
+    names.append("ff")
+    (folder / "b.json").write_text(POD % "before")
+    assert not scene.source.look()  # another time, and all of it again until anybody is named
+    assert len(scene.complaints) == 1
 
 
 def test_a_writer_who_took_his_file_away_is_forgotten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

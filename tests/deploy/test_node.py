@@ -54,23 +54,23 @@ class Pod:
             *(() if security["allowPrivilegeEscalation"] else ("--no-new-privs",)),
         ]
         seen = ["strace", "-D", "-f", "-qq", "-e", "signal=none", "-o", str(self.trace)]
-        return [*seen, *rights, sys.executable, "-m", "netpol.cli.main", *map(self._inside, self.container["args"])]
+        return [*seen, *rights, sys.executable, "-m", "netpol.cli.main", *self.container["args"]]
 
     def environment(self) -> dict[str, str]:
         fields = {"spec.nodeName": NODE}
         given = {
-            one["name"]: one["value"] if "value" in one else fields[one["valueFrom"]["fieldRef"]["fieldPath"]]
+            one["name"]: self._inside(one["value"]) if "value" in one else fields[one["valueFrom"]["fieldRef"]["fieldPath"]]
             for one in self.container["env"]
         }
         # What the container has otherwise: the image's, the service account's in the place where it is, and no first install.
         image = dict(re.findall(r"(\w+)=(\d)", (DEPLOY / "Dockerfile").read_text()))
         return {**os.environ, **image, **given, "KUBECONFIG": str(self._kubeconfig), "NETPOL_GRACE": "0"}
 
-    def _inside(self, argument: str) -> str:
+    def _inside(self, value: str) -> str:
         """Paths are those of the mounts."""
         for path, where in self.mounts.items():
-            argument = argument.replace(path, str(where))
-        return argument
+            value = value.replace(path, str(where))
+        return value
 
     @contextmanager
     def started(self) -> Iterator[subprocess.Popen[bytes]]:

@@ -68,7 +68,7 @@ def test_netpol_knows_what_a_closed_node_starts() -> None:
 def test_the_state_is_one_file_for_all() -> None:
     """The unit of `netpol restore` brings back what the agent saved, whichever way that was deployed."""
     (made,) = read(DEPLOY / "daemonset.yaml")["spec"]["template"]["spec"]["containers"]
-    assert f"--state={STATE}" in made["args"]
+    assert {"name": "NETPOL_STATE", "value": STATE} in made["env"]
     assert settings(AGENT)["StateDirectory"] == [Path(STATE).parent.name]
     assert settings(RESTORE)["RequiresMountsFor"] == [str(Path(STATE).parent)]
 
