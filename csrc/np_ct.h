@@ -16,9 +16,10 @@
 #define NP_CT_ZONE_ORIGINAL 8
 #define NP_CT_ZONE_REPLY    16
 
-#define NP_CT_DONE 1
-#define NP_CT_LOST 2
-#define NP_CT_EACH 4
+#define NP_CT_DONE       1
+#define NP_CT_LOST       2
+#define NP_CT_EACH       4
+#define NP_CT_LINK_LOCAL 8
 
 #define NP_CT_ALL             0
 #define NP_CT_ORIGINAL_SOURCE 1

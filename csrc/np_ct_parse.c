@@ -273,10 +273,14 @@ static int among6(const uint8_t *address, const uint8_t *sorted, size_t count)
     return 0;
 }
 
-/* Whether an address of `size` bytes, 4 or 16, is one of the wanted ends. */
+/* Whether an address of `size` bytes, 4 or 16, is one of the wanted ends: with NP_CT_LINK_LOCAL these are among them, fe80::/10. */
 int np_ct_is_end(const struct np_ct_dump *dump, const uint8_t *address, size_t size)
 {
-    return size == 4 ? among4(address, dump->ends4, dump->count4) : among6(address, dump->ends6, dump->count6);
+    if (size == 4)
+        return among4(address, dump->ends4, dump->count4);
+    if (dump->flags & NP_CT_LINK_LOCAL && address[0] == 0xfe && (address[1] & 0xc0) == 0x80)
+        return 1;
+    return among6(address, dump->ends6, dump->count6);
 }
 
 /* Whether a tuple's source address, of `size` bytes, is one of the wanted ends. */

@@ -263,11 +263,14 @@ static int by_packet(const struct np_judge *judge, const struct packet *packet)
 
     if (packet->family != 4 && packet->family != 6)
         return NP_JUDGE_ASK;
-    if (!(judge->families & 1u << packet->family) || !(either & NP_JUDGE_POD) || either & NP_JUDGE_LOCAL)
+    if (!(judge->families & 1u << packet->family) || either & NP_JUDGE_LOCAL)
         return NP_JUDGE_PASS;
-    /* Link-local addresses, and what IPv6 cannot do without: rules of their own. */
-    if (packet->family == 6 &&
-        (packet->protocol == NP_ICMPV6 || packet->ends[0][0] == 0xfe || packet->ends[1][0] == 0xfe))
+    /* Link-local addresses, a pod's as well as anybody's, and what IPv6 cannot do without: rules of their own. */
+    if (packet->family == 6 && (packet->ends[0][0] == 0xfe || packet->ends[1][0] == 0xfe))
+        return NP_JUDGE_ASK;
+    if (!(either & NP_JUDGE_POD))
+        return NP_JUDGE_PASS;
+    if (packet->family == 6 && packet->protocol == NP_ICMPV6)
         return NP_JUDGE_ASK;
     if (memcmp(packet->ends[0], packet->ends[1], 16) == 0)
         return NP_JUDGE_ASK;

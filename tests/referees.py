@@ -12,9 +12,17 @@ import pytest
 def require(*programs: str) -> None:
     """Skips the calling test where one of the programs is missing, with a sentence; under NETPOL_REQUIRE_ALL=1 fails it instead."""
     missing = [name for name in programs if shutil.which(name) is None]
-    if not missing:
-        return
-    sentence = f"needs {', '.join(missing)}: install it, or run `make test` as root, which does"
+    if missing:
+        _do_without(f"needs {', '.join(missing)}: install it, or run `make test` as root, which does")
+
+
+def require_bridges() -> None:
+    """As `require`, where packets between two ports of a bridge meet no rules on this kernel."""
+    if not os.path.isdir("/proc/sys/net/bridge"):
+        _do_without("needs rules that see bridged packets: run `modprobe br_netfilter`")
+
+
+def _do_without(sentence: str) -> None:
     if os.environ.get("NETPOL_REQUIRE_ALL") == "1":
         pytest.fail(sentence)
     pytest.skip(sentence)

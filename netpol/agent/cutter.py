@@ -118,7 +118,7 @@ class Cutter:
         """Whether all entries were read."""
         entries = self._socket.count()
         if touched is None:
-            self._socket.flows(pods, self._bit, judging, self._bit, entries)
+            self._socket.flows(pods, self._bit, judging, self._bit, entries, link_local=True)
         elif len(touched) > FILTERED or entries <= max(WALK * (filtered_dumps(touched) - 1), FEW):
             self._socket.flows(touched, 0, judging, self._bit, entries)
         else:

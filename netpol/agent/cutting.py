@@ -132,16 +132,20 @@ class Sweeper:
         """This was enforced. Before the first report of a whole state nothing is known, and nothing is swept."""
         if self._replay is None and not self._cut:
             self._ration.tell(None)
+        touched = report.touched
         if report.whole is not None:
             self._replay = Replay(report.whole)
         elif self._replay is None:
             return
         elif self._cut:
+            denied = self._replay.denies_link_local
             self._replay.follow(report.steps)
+            if self._replay.denies_link_local != denied:
+                touched = None  # addresses that nobody knows are concerned
         self._pods = report.pods
         is_idle = report.whole is None and opens(report.steps) and self._cutter is not None and self._cutter.is_clear
         if self._cut and not is_idle:
-            self._ration.tell(report.touched)
+            self._ration.tell(touched)
 
     def doubt(self) -> None:
         """Nobody knows what is in force, until a report says all of it: who judged by what was would cut flows that are allowed."""

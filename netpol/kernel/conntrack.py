@@ -163,18 +163,26 @@ class ConntrackSocket(NetlinkSocket):
 
     @exclusive
     def flows(
-        self, ends: Iterable[Address], bits: int = 0, judging: Judging | None = None, counted: int = 0, entries: int | None = None
+        self,
+        ends: Iterable[Address],
+        bits: int = 0,
+        judging: Judging | None = None,
+        counted: int = 0,
+        entries: int | None = None,
+        link_local: bool = False,
     ) -> bytes:
         """Packed entries of both families with an end among these addresses, or with one of `bits` in their mark, in one dump of all.
 
         All that have one of the bits `counted` are counted, too. entries -- how many there are, for who knows it and is in
         the socket's namespace: where they are few, those that can matter are found without a dump (`netpol.kernel.listing`).
+        link_local -- IPv6 link-local addresses are ends, too.
         With `judging` they are judged as they come, and what it keeps of them is all that becomes of them.
         """
         ends = frozenset(ends)
-        if entries is not None and (found := self._get(entries, ends, bits, judging, counted)) is not None:
+        flags = lib.NP_CT_LINK_LOCAL if link_local else 0
+        if entries is not None and (found := self._get(entries, ends, bits, judging, counted, flags)) is not None:
             return found
-        return self._dump(lib.NP_CT_ALL, ends, bits, judging=judging, counted=counted)
+        return self._dump(lib.NP_CT_ALL, ends, bits, judging=judging, counted=counted, flags=flags)
 
     @exclusive
     def flows_at(self, addresses: Collection[Address], judging: Judging | None = None) -> bytes:
@@ -219,8 +227,9 @@ class ConntrackSocket(NetlinkSocket):
         address: Address | None = None,
         judging: Judging | None = None,
         counted: int = 0,
+        flags: int = 0,
     ) -> bytes:
-        dump, _ends = self._new_dump(ends, bits, counted)
+        dump, _ends = self._new_dump(ends, bits, counted, flags)
         found = bytearray()
         what = "entries" if address is None else f"entries of {format_address(address)}"
         try:
@@ -241,14 +250,14 @@ class ConntrackSocket(NetlinkSocket):
             raise MalformedKernelData(f"conntrack list {what}: what the kernel sent has no such form")
         raise translate(-code, "list", what)
 
-    def _get(self, entries: int, ends: frozenset[Address], bits: int, judging: Judging | None, counted: int) -> bytes | None:
+    def _get(self, entries: int, ends: frozenset[Address], bits: int, judging: Judging | None, counted: int, flags: int) -> bytes | None:
         """What a dump of everything would find; None where only a dump can tell."""
-        dump, _ends = self._new_dump(ends, bits, counted)
+        dump, _ends = self._new_dump(ends, bits, counted, flags)
         listed = listing.find(entries, dump)
         self._native.calls += listed.calls
         if listed.keys is None:
             return None
-        dump.flags = lib.NP_CT_EACH
+        dump.flags |= lib.NP_CT_EACH
         keys = ffi.from_buffer("struct np_ct_flow[]", listed.keys)
         try:
             code = int(lib.np_ct_get(self._native, keys, len(keys), dump))
@@ -262,7 +271,7 @@ class ConntrackSocket(NetlinkSocket):
             self._dirty = True
             raise
 
-    def _new_dump(self, ends: Iterable[Address], bits: int, counted: int) -> tuple[Any, object]:
+    def _new_dump(self, ends: Iterable[Address], bits: int, counted: int, flags: int) -> tuple[Any, object]:
         """What C reads entries into, and what has to live as long."""
         wanted = frozenset(ends)
         by_family = {family: sorted(end for end in wanted if family_of(end) == family) for family in FAMILIES}
@@ -270,7 +279,7 @@ class ConntrackSocket(NetlinkSocket):
         dump = ffi.new(
             "struct np_ct_dump *", {"flows": self._area, "room": _FLOWS, "ends4": ends4, "ends6": ends6, "bits": bits, "seq": self._next(1)}
         )
-        dump.count4, dump.count6, dump.counted = len(by_family[4]), len(by_family[6]), counted
+        dump.count4, dump.count6, dump.counted, dump.flags = len(by_family[4]), len(by_family[6]), counted, flags
         return dump, (ends4, ends6)
 
     def _taken(self, dump: Any, judging: Judging | None, all_of_few: bool = False) -> bytes:

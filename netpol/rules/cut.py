@@ -6,7 +6,7 @@ has the bit and is allowed, or none of ours any more, is to lose it. Both ends' 
 this node is judged by both sides at once.
 
 What is never denied
-- A flow of which no end is a pod of this node: others enforce it.
+- A flow of which no end is a pod of this node: others enforce it. An IPv6 link-local address may be that of any pod on a bridge.
 - One between the node and a pod: it does not pass FORWARD, and the rules, which do not say so, are not asked.
 - A connection that another one announced (a helper's data connection): its first packet was RELATED.
 
@@ -32,7 +32,7 @@ from msgspec.structs import replace
 from netpol.model import ICMP, ICMPV6, SCTP, TCP, UDP, Address, network
 from netpol.rules.flows import EXPECTED, FIRST, PICKED_UP, SCAN, SIZE, Entry, unpack
 from netpol.rules.interpret import Packet, interpret
-from netpol.rules.ruleset import Ruleset
+from netpol.rules.ruleset import LINK_LOCAL, Ruleset
 from netpol.rules.sets import Set
 
 EPHEMERAL = 32768
@@ -95,7 +95,7 @@ class Judge:
 
     def _denies(self, packet: Packet) -> bool:
         ends = packet.source, packet.destination
-        if self.pods.isdisjoint(ends) or not self.local.isdisjoint(ends):
+        if not self.local.isdisjoint(ends) or (self.pods.isdisjoint(ends) and not any(end in LINK_LOCAL for end in ends)):
             return False
         return not interpret(replace(self.ruleset, sets=_Near(self.ruleset.sets, self._lengths, packet)), packet).passes
 

@@ -12,7 +12,7 @@ from itertools import groupby
 from msgspec.structs import replace
 
 from netpol.model import Address
-from netpol.rules.ruleset import CreateSet, GrowSet, ReplaceTable, Ruleset, ShrinkSet, Step, grown, is_front
+from netpol.rules.ruleset import NEW, CreateSet, GrowSet, ReplaceTable, Ruleset, ShrinkSet, Step, grown, is_front, link_local_rules
 from netpol.rules.sets import Set, is_flagged
 
 LATER = 256
@@ -55,6 +55,12 @@ class Replay:
             self._ruleset = Ruleset(dict(self._chains), dict(self._sets), frozenset(self._hooked), self._ruleset.table)
             self._same = True
         return self._ruleset
+
+    @property
+    def denies_link_local(self) -> bool:
+        """Whether new flows from and to IPv6 link-local addresses are denied now."""
+        chain = self._chains.get(6, {}).get(NEW)
+        return chain is not None and link_local_rules()[0] in chain.rules
 
 
 def _changed(found: Set, steps: Iterable[GrowSet | ShrinkSet]) -> Set:

@@ -27,7 +27,7 @@ from netpol.model import network, parse_address
 from netpol.rules.compile import Settings
 from tests.agent.process import ROOT, until
 from tests.agent.stage import OBJECTS, enforced
-from tests.referees import require, run
+from tests.referees import require, require_bridges, run
 
 Found = dict[str, list[tuple[str, str]]]
 
@@ -282,6 +282,7 @@ def calls(family: str, value: int) -> None:
 @pytest.fixture
 def bridge(node: int) -> None:
     """A bridge with the node's address of its pods' ranges."""
+    require_bridges()
     run("ip", "link", "add", "pods0", "up", "type", "bridge")
     run("ip", "address", "add", "10.9.0.1/24", "dev", "pods0")
     run("ip", "address", "add", "fd09::1/64", "dev", "pods0", "nodad")

@@ -14,7 +14,7 @@ from netpol.errors import MalformedKernelData
 from netpol.kernel import conntrack as module
 from netpol.kernel import release
 from netpol.kernel.conntrack import ConntrackSocket
-from netpol.model import ICMP, ICMPV6, SCTP, TCP, UDP, parse_address
+from netpol.model import ICMP, ICMPV6, SCTP, TCP, UDP, format_address, parse_address
 from netpol.rules.flows import HAS_PORTS, IS_ICMP, PICKED_UP, SIZE, ZONE_ORIGINAL, ZONE_REPLY, Entry, Tuple, pack, unpack
 from tests.referees import run
 
@@ -172,6 +172,23 @@ def test_filters_that_may_find_nothing_are_not_asked(netns: int, monkeypatch: py
         monkeypatch.setattr(some, "_seq", 100)
         assert some.flows_at((A,))[:SIZE] == expected
         assert some._seq - 100 == dumps
+
+
+# Each with an address of no pod; the first ones, of either side, are link-local.
+LINK_LOCAL = ("fe80::1", "febf:ffff::1", "fd00::1"), ("fd00::9", "fd00::9", "fe80::2")
+BESIDE = ("fe7f:ffff::1", "fec0::1", "fd80::1", "ff80::1"), ("fd00::9",) * 4
+
+
+@pytest.mark.parametrize("entries", [None, 8], ids=["a dump", "the list"])
+def test_link_local_addresses_are_ends_where_they_are_asked_for(conntrack: ConntrackSocket, entries: int | None) -> None:
+    """All of fe80::/10, on either side, and what lies beside that is not; an IPv4 address that begins so neither."""
+    for source, destination in (*zip(*LINK_LOCAL, strict=True), *zip(*BESIDE, strict=True)):
+        make("-s", source, "-d", destination, *WEB)
+    make("-s", "254.128.0.1", "-d", "10.0.0.9", *WEB)
+    found = unpack(conntrack.flows((), entries=entries, link_local=True))
+    ends = {(format_address(entry.original.source), format_address(entry.reply.source)) for entry in found}
+    assert ends == set(zip(*LINK_LOCAL, strict=True))
+    assert conntrack.flows((), entries=entries) == b""
 
 
 def test_many_ends(conntrack: ConntrackSocket) -> None:

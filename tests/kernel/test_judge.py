@@ -176,6 +176,17 @@ def test_a_flow_with_one_link_local_end_is_asked_about() -> None:
     assert Judge(ruleset, frozenset((A, here)), frozenset()).sort_out(pack(flows), BIT).mark == b""
 
 
+def test_a_flow_between_link_local_addresses_is_asked_about() -> None:
+    """Nobody knows whose pods' they are. One with the node itself passes, and so do others between addresses of no pod."""
+    near, far, node = (bytes.fromhex(f"fe80{n:028x}") for n in (1, 2, 3))
+    isolated = Watched(pod("db", A), policy("p", "db")).wanted()
+    flows = [call(near, far), call(near, node), call(node, far), call(b"\xfd" + near[1:], b"\xfd" + far[1:])]
+    assert Both(Index(), isolated, frozenset((A,)), frozenset((node,))).agree(flows) == flows[:1]
+    slow = Judge(isolated, frozenset((A,)), frozenset((node,)))
+    assert slow.sort_out(pack(flows), BIT).mark == pack(flows[:1])
+    assert Judge(Watched(pod("db", A)).wanted(), frozenset((A,)), frozenset((node,))).sort_out(pack(flows), BIT).mark == b""
+
+
 IS_NEW = Rule(Goto(NEW), (Conntrack(("RELATED", "ESTABLISHED"), invert=True),))
 GO = Goto("NETPOL-I-x")
 NET = network(A, 24)
