@@ -14,6 +14,8 @@
 #define NP_NFLOG_ICMP     2
 #define NP_NFLOG_FRAGMENT 4
 #define NP_NFLOG_CUT_OFF  8
+#define NP_NFLOG_ORIGINAL 16
+#define NP_NFLOG_REPLY    32
 
 struct np_nflog {
     uint8_t *buffer;
@@ -35,7 +37,8 @@ struct np_nflog_packet {
     uint16_t flags;
 };
 
-/* `packets` has room for `room` of them. Of the messages of a datagram: `count` are there, `strangers` had another prefix, `unreadable`
+/* `packets` has room for `room` of them. Ours have the prefix as it is, and those of a flow that was cut with "-cut" behind it, on their
+ * way back with "-cut-reply". Of the messages of a datagram: `count` are there, `strangers` had another prefix, `unreadable`
  * held no packet whose addresses can be read. `lost` is how many the kernel numbered before them that never came; `next` is the number
  * that is expected, once `numbered` is not 0. The counters go on from one call to the next, but for `count`. */
 struct np_nflog_batch {

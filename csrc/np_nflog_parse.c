@@ -155,14 +155,27 @@ static int parse_time(const struct np_nl_attribute *attribute, uint64_t *time)
     return 0;
 }
 
-/* Whether an attribute is that text, with or without its terminating zero. */
-static int is_text(const struct np_nl_attribute *attribute, const char *text)
+/* Whether that is the text, with or without its terminating zero. */
+static int is_text(struct np_nl_in value, const char *text)
 {
     const size_t size = strlen(text);
-    const struct np_nl_in *value = &attribute->value;
 
-    return value->left >= size && value->left <= size + 1 && memcmp(value->data, text, size) == 0 &&
-           (value->left == size || value->data[size] == 0);
+    return value.left >= size && value.left <= size + 1 && memcmp(value.data, text, size) == 0 &&
+           (value.left == size || value.data[size] == 0);
+}
+
+/* Whether an attribute is the prefix of our rules; then what they say behind it of the packet is among its flags. */
+static int parse_prefix(const struct np_nl_attribute *attribute, const char *prefix, struct np_nflog_packet *packet)
+{
+    const size_t size = strlen(prefix);
+    struct np_nl_in rest = attribute->value;
+
+    if (rest.left < size || memcmp(rest.data, prefix, size) != 0)
+        return 0;
+    rest.data += size;
+    rest.left -= size;
+    packet->flags = is_text(rest, "-cut") ? NP_NFLOG_ORIGINAL : is_text(rest, "-cut-reply") ? NP_NFLOG_REPLY : 0;
+    return packet->flags || is_text(rest, "");
 }
 
 /* Reads the attributes of a logged packet. Returns 0 or -EBADMSG. */
@@ -188,7 +201,7 @@ static int parse_attributes(struct np_nl_in in, const char *prefix, struct np_nf
             fields->has_number = 1;
             break;
         case NFULA_PREFIX:
-            fields->is_ours = is_text(&attribute, prefix);
+            fields->is_ours = parse_prefix(&attribute, prefix, packet);
             break;
         case NFULA_PAYLOAD:
             fields->payload = attribute.value;

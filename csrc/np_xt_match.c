@@ -23,7 +23,8 @@ _Static_assert(sizeof(struct xt_set_info_match_v4) == 48, "struct xt_set_info_ma
 _Static_assert(sizeof(struct xt_addrtype_info_v1) == 8, "struct xt_addrtype_info_v1");
 _Static_assert(sizeof(struct xt_hashlimit_mtinfo3) == 312, "struct xt_hashlimit_mtinfo3");
 _Static_assert(sizeof(struct ipt_icmp) == 4 && sizeof(struct ip6t_icmp) == 4, "struct ipt_icmp");
-_Static_assert(XT_MULTI_PORTS == 15 && XT_CONNTRACK_STATE_UNTRACKED == 256, "multiport, conntrack");
+_Static_assert(XT_MULTI_PORTS == 15 && XT_CONNTRACK_STATE_UNTRACKED == 256 && XT_CONNTRACK_DIRECTION == 4096,
+               "multiport, conntrack");
 
 /* The place of a text among `count` words; -EPROTO when it is none of them. */
 static unsigned np_word(struct np_pack *pack, const char *const *words, unsigned count)
@@ -72,14 +73,19 @@ static void np_conntrack(struct np_pack *pack, uint32_t fields, struct np_xt_enc
                                     XT_CONNTRACK_STATE_UNTRACKED,
                                     XT_CONNTRACK_STATE_SNAT,
                                     XT_CONNTRACK_STATE_DNAT};
+    static const char *const directions[] = {"ORIGINAL", "REPLY"};
+    static const unsigned inverted[] = {0, XT_CONNTRACK_DIRECTION};
     struct xt_conntrack_mtinfo3 info = {.match_flags = XT_CONNTRACK_STATE};
 
     while (fields-- && np_pack_key(pack))
         if (np_pack_is(pack, "states"))
             info.state_mask = (uint16_t)np_words(pack, states, bits, 7);
         else if (np_pack_is(pack, "invert"))
-            info.invert_flags = (uint16_t)np_flag(pack, XT_CONNTRACK_STATE);
-        else
+            info.invert_flags |= (uint16_t)np_flag(pack, XT_CONNTRACK_STATE);
+        else if (np_pack_is(pack, "direction")) {
+            info.match_flags |= XT_CONNTRACK_DIRECTION;
+            info.invert_flags |= (uint16_t)inverted[np_word(pack, directions, 2)];
+        } else
             np_pack_fail(pack, -EPROTO);
     np_xt_put(pack, out, "conntrack", 3, &info, sizeof(info));
 }

@@ -7,20 +7,21 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from netpol.agent.cutter import Cutter
 from netpol.agent.drops import GROUP, DropLog, Sink
 from netpol.agent.enforcer import Enforcer
 from netpol.agent.limiter import Limiter
 from netpol.agent.loop import Listener, Loop
 from netpol.cli.main import main
 from netpol.kernel.apply import Kernel
-from netpol.kube.events import Put, Synced
+from netpol.kube.events import Event, Put, Synced
 from netpol.lab import Host, Lab, Probe
 from netpol.model import (
     ICMP,
@@ -95,6 +96,25 @@ class Place:
         """The first line of which this is true, once there is one."""
         until(lambda: any(holds(line) for line in self.lines()), lambda: (self.lines(), self.complaints))
         return next(line for line in self.lines() if holds(line))
+
+    def change(self, *events: Event) -> None:
+        """Until they are in force."""
+        self.loop.hear(*events)
+        until(lambda: self.loop.waiting == 0 and self.loop.in_force)
+
+    def cut(self) -> int:
+        """Cuts what is denied by now; how many flows that were."""
+        ruleset, pods = self.loop.ask(lambda enforcer: (enforcer.state.wanted(), enforcer.state.judged), 20) or (None, ())
+        assert ruleset is not None
+        with Cutter(Settings().cut_bit) as cutter:
+            return cutter.sweep(ruleset, pods).marked
+
+    def udp(self, name: str, address: bytes, port: int) -> socket.socket:
+        with self.lab.entered(name):
+            made = socket.socket(socket.AF_INET if len(address) == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
+        made.settimeout(20)
+        made.bind((format_address(address), port))
+        return made
 
 
 @contextmanager
@@ -189,6 +209,28 @@ def test_what_changes_is_named_as_it_was_enforced(tmp_path: Path) -> None:
         here.lab.probe([Probe("outside", FOUR["inside"], UDP, 2)], patience=0.1)
         line = here.await_line(lambda line: line.get("port") == 2)
         assert (line["destination"], line["policies"]) == ("y/heir", ["y/late"])
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_flow_that_was_cut(tmp_path: Path, family: int) -> None:
+    """Both its ends are told so, whoever speaks, with the policies that deny how it began: not those by which its server may not call."""
+    addresses = ADDRESSES[family]
+    with place(tmp_path) as here, ExitStack() as stack:
+        client, server = (stack.enter_context(here.udp(name, addresses[name], 82)) for name in ("free", "inside"))
+        open_to_udp = Policy("x", "in-1", selected("inside"), (PolicyRule(ports=(NumberedPort(UDP, 82, 82),)),), None)
+        here.change(Put(open_to_udp))
+        for sender, name, receiver in ((client, "inside", server), (server, "free", client)):
+            sender.sendto(b"x", (format_address(addresses[name]), 82))
+            assert receiver.recv(10) == b"x"
+        here.change(Put(Policy("x", "in-1", selected("inside"), (), None)), Put(Policy("x", "mute", selected("inside"), None, ())))
+        assert here.cut() == 1
+        for sender, name in ((client, "inside"), (server, "free")):
+            sender.sendto(b"x", (format_address(addresses[name]), 82))
+        there = here.await_line(lambda line: line["source"] == "y/free")
+        back = here.await_line(lambda line: line["source"] == "x/inside")
+        for line in (there, back):
+            assert (line["reason"], line["direction"], line["policies"]) == ("cut", "ingress", ["x/in-1", "x/in-2"])
+        assert ("reply" in there, back["reply"]) == (False, True)
 
 
 def test_extension_headers_and_fragments(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ ALIGN = 8
 
 # linux/netfilter/xt_conntrack.h: XT_CONNTRACK_STATE_*; the order is that of the values' documentation.
 STATES = {"INVALID": 1, "NEW": 8, "RELATED": 4, "ESTABLISHED": 2, "UNTRACKED": 256, "SNAT": 64, "DNAT": 128}
+DIRECTION = 4096  # XT_CONNTRACK_DIRECTION, a flag of what is asked for, and inverted: the reply's
 HASHLIMIT_MODES = {"dstip": 1, "dstport": 2, "srcip": 4, "srcport": 8}
 
 CONNTRACK = Layout("=146xHHH12x")
@@ -58,8 +59,11 @@ def c_string(raw: bytes) -> str:
 
 
 def _decode_conntrack(data: bytes, family: Family) -> Match | None:
-    _, inverted, states = CONNTRACK.unpack_from(data)
-    return Conntrack(tuple(name for name, bit in STATES.items() if states & bit), bool(inverted))
+    flags, inverted, states = CONNTRACK.unpack_from(data)
+    names = tuple(name for name, bit in STATES.items() if states & bit)
+    if not flags & DIRECTION:
+        return Conntrack(names, bool(inverted))
+    return Conntrack(names, bool(inverted & ~DIRECTION), "REPLY" if inverted & DIRECTION else "ORIGINAL")
 
 
 def _decode_connmark(data: bytes, family: Family) -> Match | None:

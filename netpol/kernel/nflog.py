@@ -17,7 +17,7 @@ import errno
 import os
 from collections.abc import Iterator
 from struct import Struct as Layout
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from netpol.errors import KernelError, MalformedKernelData, NotPermitted, Unsupported
 from netpol.kernel._native import ffi, lib
@@ -33,7 +33,9 @@ COPY = 128  # bytes of each packet: headers, and those of IPv6 that may come bef
 
 PACKET = Layout("=16s16sQIIHHBBH")
 SIZE = PACKET.size
-PORTS, ICMP, FRAGMENT, CUT_OFF = 1, 2, 4, 8
+PORTS, ICMP, FRAGMENT, CUT_OFF, ORIGINAL, REPLY = 1, 2, 4, 8, 16, 32
+
+Cut = Literal["original", "reply"]
 
 _GRANT = "run netpol as root, or with CAP_NET_ADMIN in the user namespace that owns this network namespace"
 _NO_NFLOG = (
@@ -56,6 +58,7 @@ class Packet(NamedTuple):
 
     ports -- of source and destination, None for protocols without them and where they are not there; icmp -- type and code likewise;
     fragment -- a later fragment, without those; cut_off -- they stand behind what was logged of the packet.
+    cut -- its way in a flow that was cut; None for one of no flow that was known.
     """
 
     time: int
@@ -68,6 +71,7 @@ class Packet(NamedTuple):
     out_device: int
     fragment: bool
     cut_off: bool
+    cut: Cut | None = None
 
 
 class Counts(NamedTuple):
@@ -142,4 +146,5 @@ def unpack(packed: bytes) -> Iterator[Packet]:
             outside,
             bool(flags & FRAGMENT),
             bool(flags & CUT_OFF),
+            "original" if flags & ORIGINAL else "reply" if flags & REPLY else None,
         )

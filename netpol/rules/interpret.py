@@ -50,6 +50,7 @@ class Packet(Struct, frozen=True):
     destination_port: int | None = None
     source_port: int | None = None
     state: Literal["NEW", "ESTABLISHED", "RELATED", "INVALID"] = "NEW"
+    reply: bool = False
     connmark: int = 0
     icmp_type: int | None = None
     icmp_code: int = 0
@@ -120,6 +121,8 @@ def _applies(rule: Rule, packet: Packet, sets: Mapping[str, Set], family: Family
 
 def _matches(match: Match, packet: Packet, sets: Mapping[str, Set], family: Family) -> bool:
     if isinstance(match, Conntrack):
+        if match.direction and (match.direction == "REPLY") != packet.reply:
+            return False
         return (packet.state in match.states) != match.invert
     if isinstance(match, Connmark):
         return (packet.connmark & match.mask == match.mark) != match.invert

@@ -91,10 +91,14 @@ def beside_what(name: str) -> tuple[str, Literal["a", "r"]] | None:
 
 
 class Conntrack(Struct, frozen=True, tag_field="kind", tag=True, gc=False, omit_defaults=True):
-    """`-m conntrack --ctstate`; `states` by iptables' names, in the order INVALID, NEW, RELATED, ESTABLISHED, UNTRACKED, SNAT, DNAT."""
+    """`-m conntrack --ctstate`; `states` by iptables' names, in the order INVALID, NEW, RELATED, ESTABLISHED, UNTRACKED, SNAT, DNAT.
+
+    `direction` is `--ctdir`, "" for both; `invert` does not concern it.
+    """
 
     states: tuple[str, ...]
     invert: bool = False
+    direction: Literal["", "ORIGINAL", "REPLY"] = ""
 
 
 class Connmark(Struct, frozen=True, tag_field="kind", tag=True, gc=False, omit_defaults=True):

@@ -124,7 +124,8 @@ def _ports(ports: PortRange) -> str:
 
 def _match(match: Match, family: Family) -> str:
     if isinstance(match, Conntrack):
-        return "-m conntrack " + _option("--ctstate", ",".join(match.states), match.invert)
+        options = _option("--ctstate", ",".join(match.states), match.invert), _option("--ctdir", match.direction)
+        return " ".join(["-m conntrack", *filter(None, options)])
     if isinstance(match, Connmark):
         mask = "" if match.mask == 0xFFFFFFFF else f"/{match.mask:#x}"
         return "-m connmark " + _option("--mark", f"{match.mark:#x}{mask}", match.invert)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from netpol.agent.denials import Denial, judge, unjudged
 from netpol.agent.drops import as_it_began
 from netpol.agent.limiter import Limiter
-from netpol.kernel.nflog import Packet
+from netpol.kernel.nflog import Cut, Packet
 from netpol.model import (
     ICMP,
     ICMPV6,
@@ -61,9 +61,11 @@ def state(settings: Settings | None = None) -> NodeState:
     return made
 
 
-def packet(source: bytes, destination: bytes, protocol: int = TCP, ports: tuple[int, int] | None = (4000, 81)) -> Packet:
+def packet(
+    source: bytes, destination: bytes, protocol: int = TCP, ports: tuple[int, int] | None = (4000, 81), cut: Cut | None = None
+) -> Packet:
     icmp = (8, 0) if protocol in (ICMP, ICMPV6) else None
-    return Packet(0, source, destination, protocol, None if icmp else ports, icmp, 0, 0, False, False)
+    return Packet(0, source, destination, protocol, None if icmp else ports, icmp, 0, 0, False, False, cut)
 
 
 CASES = {
@@ -79,10 +81,7 @@ CASES = {
     "into a pod of another node": (packet(FREE, THERE), Denial("changed", None, (), "y/free", "x/there")),
     "from an unknown pod": (packet(UNKNOWN, OUTSIDE), Denial("unknown_pod", "egress", (), "10.0.0.99", "192.0.2.1")),
     "to an unknown pod": (packet(OUTSIDE, UNKNOWN), Denial("unknown_pod", "ingress", (), "192.0.2.1", "10.0.0.99")),
-    "back on a flow that was cut": (
-        packet(HERE, FREE, TCP, (81, 4000)),
-        Denial("cut", "ingress", ("x/in", "x/more"), "x/here", "y/free", is_reply=True),
-    ),
+    "what is denied the other way round": (packet(HERE, FREE, TCP, (81, 4000)), Denial("changed", None, (), "x/here", "y/free")),
     "what is allowed by now": (packet(FREE, HERE, TCP, (4000, 80)), Denial("changed", None, (), "y/free", "x/here")),
     "from a link-local address": (
         packet(parse_address("fe80::1"), parse_address("fd00:99::2")),
@@ -94,8 +93,39 @@ CASES = {
     ),
 }
 
+# Of flows that were cut.
+CUT = {
+    "there": (packet(FREE, HERE, cut="original"), Denial("cut", "ingress", ("x/in", "x/more"), "y/free", "x/here")),
+    "back": (
+        packet(HERE, FREE, TCP, (81, 4000), "reply"),
+        Denial("cut", "ingress", ("x/in", "x/more"), "x/here", "y/free", is_reply=True),
+    ),
+    "back between two that are isolated": (
+        packet(HERE, HELD, TCP, (81, 4000), "reply"),
+        Denial("cut", "egress", ("z/out",), "x/here", "z/held", is_reply=True),
+    ),
+    "there, and met in its middle": (
+        packet(HERE, FREE, TCP, (81, 4000), "original"),
+        Denial("cut", "ingress", ("x/in", "x/more"), "x/here", "y/free", is_reply=True),
+    ),
+    "to an unknown pod": (packet(OUTSIDE, UNKNOWN, cut="original"), Denial("cut", "ingress", (), "192.0.2.1", "10.0.0.99")),
+    "back to an unknown pod": (
+        packet(OUTSIDE, UNKNOWN, cut="reply"),
+        Denial("cut", "egress", (), "192.0.2.1", "10.0.0.99", is_reply=True),
+    ),
+    "between link-local addresses": (
+        packet(parse_address("fe80::1"), parse_address("fe80::2"), cut="original"),
+        Denial("cut", None, (), "fe80::1", "fe80::2"),
+    ),
+    "allowed again": (packet(FREE, HERE, TCP, (4000, 80), "original"), Denial("changed", None, (), "y/free", "x/here")),
+    "allowed again, back": (
+        packet(HERE, FREE, TCP, (80, 4000), "reply"),
+        Denial("changed", None, (), "x/here", "y/free", is_reply=True),
+    ),
+}
 
-@pytest.mark.parametrize(("logged", "denial"), CASES.values(), ids=CASES)
+
+@pytest.mark.parametrize(("logged", "denial"), [*CASES.values(), *CUT.values()], ids=[*CASES, *(f"cut, {name}" for name in CUT)])
 def test_reasons(logged: Packet, denial: Denial) -> None:
     """Names, the side that denied, and the policies that isolate it."""
     assert judge(state(Settings(unknown_pods="deny")), logged) == denial
@@ -103,13 +133,13 @@ def test_reasons(logged: Packet, denial: Denial) -> None:
 
 @pytest.mark.parametrize("unknown_pods", ["allow", "auto"])
 def test_unknown_addresses_where_they_are_allowed(unknown_pods: Literal["allow", "auto"]) -> None:
-    """They are no reason then, nor while no pod waits for an address; the reply of a flow whose client is gone is that of a cut flow."""
+    """They are no reason then, nor while no pod waits for an address; a flow that was cut is one, also when its client is gone."""
     made = state(Settings(unknown_pods=unknown_pods))
     assert judge(made, packet(OUTSIDE, UNKNOWN)).reason == "changed"
     made.follow(made.cluster.drop(Pod, "free", "y"))
     made.wanted()
     reply = Denial("cut", "ingress", ("x/in", "x/more"), "x/here", "10.0.0.4", is_reply=True)
-    assert judge(made, packet(HERE, FREE, TCP, (81, 4000))) == reply
+    assert judge(made, packet(HERE, FREE, TCP, (81, 4000), "reply")) == reply
 
 
 def test_unknown_addresses_while_a_pod_waits_for_one() -> None:
@@ -127,6 +157,7 @@ def test_unknown_addresses_while_a_pod_waits_for_one() -> None:
 def test_without_the_state() -> None:
     """Addresses and nothing else."""
     assert unjudged(packet(FREE, HERE)) == Denial("unjudged", None, (), "10.0.0.4", "10.0.0.2")
+    assert unjudged(packet(HERE, FREE, cut="reply")) == Denial("unjudged", None, (), "10.0.0.2", "10.0.0.4", is_reply=True)
 
 
 @settings(max_examples=60, deadline=None)

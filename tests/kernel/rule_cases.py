@@ -108,6 +108,8 @@ _MATCHES: dict[str, dict[Family, Case]] = {
         text="-m conntrack --ctstate INVALID,NEW,RELATED,ESTABLISHED,UNTRACKED,SNAT,DNAT",
     ),
     "conntrack not": match(Conntrack(("NEW",), True), text="-m conntrack ! --ctstate NEW"),
+    "conntrack there": match(Conntrack(("NEW",), direction="ORIGINAL"), text="-m conntrack --ctstate NEW --ctdir ORIGINAL"),
+    "conntrack back": match(Conntrack(("NEW",), True, "REPLY"), text="-m conntrack ! --ctstate NEW --ctdir REPLY"),
     "connmark": match(Connmark(7), text="-m connmark --mark 7"),
     "connmark zero": match(Connmark(0, 0x80000000), text="-m connmark --mark 0/0x80000000"),
     "tcp": match(Tcp(), protocol=TCP, text="-p tcp -m tcp"),

@@ -89,7 +89,7 @@ def matches(family: Family) -> st.SearchStrategy[Match]:
     wide = st.integers(0, 2**63 - 1)
     ours = {"conntrack", "connmark", "tcp", "udp", "sctp", "multiport", "set", "addrtype", "hashlimit", "icmp", "icmp6"}
     return st.one_of(
-        st.builds(Conntrack, subset(STATES), yes),
+        st.builds(Conntrack, subset(STATES), yes, st.sampled_from(("", "ORIGINAL", "REPLY"))),
         st.builds(Connmark, words, words, yes),
         st.builds(Tcp, ranges, ranges, yes, yes, bytes_, bytes_, yes, bytes_, yes),
         st.builds(Udp, ranges, ranges, yes, yes),

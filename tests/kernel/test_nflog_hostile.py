@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from netpol.kernel import namespaces
 from netpol.kernel._native import ffi, lib
-from netpol.kernel.nflog import SIZE, NflogSocket, unpack
+from netpol.kernel.nflog import SIZE, NflogSocket, Packet, unpack
 from tests.kernel.test_nflog import A4, B4, PORTS, extension, ipv4, ipv6
 from tests.referees import run
 
@@ -64,6 +64,9 @@ GOOD = ipv4(17, PORTS)
         pytest.param(logged(GOOD, prefix=b"netpolx"), (0, 0, 1, 0, 0), id="a longer prefix without its end"),
         pytest.param(logged(GOOD, prefix=b"netpol\0x"), (0, 0, 1, 0, 0), id="a prefix with more behind its end"),
         pytest.param(logged(GOOD, prefix=b""), (0, 0, 1, 0, 0), id="an empty prefix"),
+        pytest.param(logged(GOOD, prefix=b"netpol-cut-repl"), (0, 0, 1, 0, 0), id="half of what may follow"),
+        pytest.param(logged(GOOD, prefix=b"netpol-cut-"), (0, 0, 1, 0, 0), id="more than may follow"),
+        pytest.param(logged(GOOD, attribute(10, b"netpol-cut"), prefix=b"x"), (0, 0, 1, 0, 0), id="somebody else's behind ours"),
         pytest.param(message(PACKET, b"\2\0\0\7" + attribute(9, GOOD)), (0, 0, 1, 0, 0), id="no prefix"),
         pytest.param(message(PACKET, b"\2\0\0\7" + attribute(10, b"netpol")), (0, 0, 0, 1, 0), id="no packet"),
         pytest.param(logged(b""), (0, 0, 0, 1, 0), id="an empty packet"),
@@ -84,6 +87,20 @@ GOOD = ipv4(17, PORTS)
 def test_forms_of_a_datagram(data: bytes, found: tuple[int, int, int, int, int]) -> None:
     """What is whole is read; what cannot be is refused."""
     assert parse(data) == found
+
+
+@pytest.mark.parametrize(
+    ("behind", "cut"),
+    [(b"", None), (b"-cut", "original"), (b"-cut\0", "original"), (b"-cut-reply", "reply"), (b"-cut-reply\0", "reply")],
+)
+def test_what_rules_say_of_a_flow_that_was_cut(behind: bytes, cut: str | None) -> None:
+    """Behind their prefix. Where there are two of these the last one holds, as of all that is said."""
+    for before in ([], [attribute(10, b"netpol-cut")], [attribute(10, b"else")]):
+        data = logged(GOOD, *before, prefix=b"netpol" + behind)
+        packets, prefix = ffi.new("struct np_nflog_packet[]", 1), ffi.new("char[]", b"netpol")
+        batch = ffi.new("struct np_nflog_batch *", {"packets": packets, "room": 1, "prefix": prefix})
+        assert lib.np_nflog_parse(data, len(data), batch) == 0
+        assert [packet.cut for packet in unpack(bytes(ffi.buffer(packets)))] == [cut]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +210,7 @@ def test_addresses_of_a_datagram() -> None:
     batch.prefix = prefix
     assert lib.np_nflog_parse(data, len(data), batch) == 0
     (packet,) = unpack(bytes(ffi.buffer(packets)))
-    assert packet == (1_700_000_000_000_042, A4, B4, 17, (4660, 80), None, 2, 3, False, False)
+    assert packet == Packet(1_700_000_000_000_042, A4, B4, 17, (4660, 80), None, 2, 3, False, False)
 
 
 def test_a_socket_that_cannot_be_had() -> None:

@@ -88,10 +88,16 @@ def test_only_packets_that_may_concern_a_pod_are_looked_up(egress: Network | Non
 
 @pytest.mark.parametrize(("family", "width"), [(4, 32), (6, 128)])
 def test_the_log_stands_before_the_drop(family: Family, width: int) -> None:
-    """Ten a second for each pair of whole addresses, in a table of its family; the group that was asked for."""
+    """Ten a second for each pair of whole addresses, in a table of its family; the group that was asked for. Each packet meets one."""
     limit = Hashlimit(f"netpol-deny{family}", 100_000, 20, ("dstip", "srcip"), source_length=width, destination_length=width)
+    known = "RELATED", "ESTABLISHED"
     rules = skeleton(family, Settings(log_group=0), False)[DENY].rules
-    assert rules[-2:] == (Rule(Nflog(0, "netpol", size=128), (limit,)), Rule(DROP))
+    assert rules[-4:] == (
+        Rule(Nflog(0, "netpol-cut", size=128), (Conntrack(known, direction="ORIGINAL"), limit)),
+        Rule(Nflog(0, "netpol-cut-reply", size=128), (Conntrack(known, direction="REPLY"), limit)),
+        Rule(Nflog(0, "netpol", size=128), (Conntrack(known, invert=True), limit)),
+        Rule(DROP),
+    )
 
 
 @pytest.mark.parametrize(("family", "answer"), [(4, "icmp-admin-prohibited"), (6, "icmp6-adm-prohibited")])

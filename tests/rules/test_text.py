@@ -40,6 +40,7 @@ UPTO = "-m hashlimit --hashlimit-upto"
 MATCHES: tuple[tuple[Match, str], ...] = (
     (Conntrack(("RELATED", "ESTABLISHED")), "-m conntrack --ctstate RELATED,ESTABLISHED"),
     (Conntrack(("NEW",), invert=True), "-m conntrack ! --ctstate NEW"),
+    (Conntrack(("NEW",), True, "REPLY"), "-m conntrack ! --ctstate NEW --ctdir REPLY"),
     (Connmark(0xAB), "-m connmark --mark 0xab"),
     (Connmark(0xAB, 0xFF, invert=True), "-m connmark ! --mark 0xab/0xff"),
     (Tcp(), "-m tcp"),

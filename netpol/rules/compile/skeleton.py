@@ -45,6 +45,9 @@ ALWAYS_ALLOWED_ICMPV6 = (*range(130, 138), 143)
 # A look into a set costs as much as the tree of so many pods, for a packet that goes to another one (docs/decisions/0011).
 FRONT_FROM = 64
 
+# Prefixes of packets that are logged.
+LOG, LOG_CUT, LOG_CUT_REPLY = "netpol", "netpol-cut", "netpol-cut-reply"
+
 
 class Settings(Struct, frozen=True):
     """What the user may choose of the rules.
@@ -145,10 +148,17 @@ def _ends(settings: Settings, family: Family) -> tuple[Rule, ...]:
 
 
 def _log(settings: Settings, family: Family) -> tuple[Rule, ...]:
-    """At most 10 packets a second for each pair of addresses, so that a flood does not bury the rest."""
+    """At most 10 packets a second for each pair of addresses, so that a flood does not bury the rest. A prefix says what a packet is to its
+    connection: one of a known one is here because that was cut."""
     if settings.log_group is None:
         return ()
     width = 32 if family == 4 else 128
     name = f"netpol-deny{family}"
     limit = Hashlimit(name, average=100_000, burst=20, mode=("dstip", "srcip"), source_length=width, destination_length=width)
-    return (Rule(Nflog(settings.log_group, "netpol", size=128), (limit,)),)
+    known = "RELATED", "ESTABLISHED"
+    prefixes = {
+        LOG_CUT: Conntrack(known, direction="ORIGINAL"),
+        LOG_CUT_REPLY: Conntrack(known, direction="REPLY"),
+        LOG: Conntrack(known, invert=True),
+    }
+    return tuple(Rule(Nflog(settings.log_group, prefix, size=128), (match, limit)) for prefix, match in prefixes.items())
