@@ -118,7 +118,7 @@ def run(options: Options, ends: Ends) -> None:
         try:
             ended = run_until_signal(ends, loop, sources.start, notifier.stopping)
         except Exception:
-            log.exception("the loop ended by a mistake of its own; the rules stay in force")
+            log.exception("a thread ended by a mistake of its own; the rules stay in force")
             sys.exit(1)
         log.info("stopped; the rules stay in force")
         if not ended:

@@ -138,11 +138,13 @@ class _Server(HTTPServer):
 
     def _serve(self, request: socket.socket, client_address: object) -> None:
         try:
-            # A client that went away is nobody's trouble.
-            with contextlib.suppress(OSError):
-                self.finish_request(request, client_address)
-            self.shutdown_request(request)
+            self.finish_request(request, client_address)
+        except OSError:
+            pass  # a client that went away is nobody's trouble
+        except Exception as error:
+            self.complain(f"a client cannot be served: {error!r}")
         finally:
+            self.shutdown_request(request)
             self._leave(request)
 
 

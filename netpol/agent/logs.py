@@ -118,7 +118,7 @@ class Writer(logging.Handler):
             if isinstance(line, threading.Event):
                 line.set()
                 continue
-            with suppress(OSError):  # the reader is gone: there is nobody to tell
+            with suppress(Exception):  # the reader is gone, or there is no memory: there is nobody to tell
                 self._write(line)
 
     def _write(self, line: bytes) -> None:

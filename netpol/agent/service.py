@@ -1,7 +1,8 @@
 """A loop that runs until a signal comes: its thread, the signals, the end.
 
 TERM and INT end the process; the rules stay in force. A loop that ends by itself, on an error that nobody foresaw, ends the process
-too: whoever started it starts it again, and meanwhile the last rules stay.
+too, and so does any other thread without which enforcement is half of one (those of `netpol.agent.lasting` begin again): whoever started
+the process starts it again, and meanwhile the last rules stay.
 """
 
 from __future__ import annotations
@@ -58,9 +59,13 @@ def run_until_signal(ends: Ends, loop: Loop, ready: Callable[[], None], stopping
             ends.put(error)
 
     thread = threading.Thread(target=run, name="loop", daemon=True)
-    thread.start()
-    ready()
-    error = _next(ends)
+    before, threading.excepthook = threading.excepthook, lambda died: ends.put(died.exc_value)
+    try:
+        thread.start()
+        ready()
+        error = _next(ends)
+    finally:
+        threading.excepthook = before
     if error is not None:
         raise error
     _end_in(END)
@@ -81,7 +86,9 @@ def _end_in(seconds: float) -> None:
     """Ends the process then, and leaves unsaid what nobody takes: a log may be what does not end."""
     timer = threading.Timer(seconds, os._exit, (0,))
     timer.daemon = True
-    timer.start()
+    # Where no thread can be had it ends when all else has ended.
+    with suppress(RuntimeError):
+        timer.start()
 
 
 def leave() -> NoReturn:

@@ -22,8 +22,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from msgspec.structs import replace
-
 from netpol.errors import KernelError, MalformedKernelData, Unsupported
 from netpol.kernel.blocks import NO_SETS, EncodedChain, SetNumbers
 from netpol.kernel.encode import encode_chains
@@ -108,6 +106,7 @@ class Kernel(Closing):
         self._proofs: dict[Family, Proof] = {}  # of tables in which ours is as written
         self._sets = NO_SETS
         self._watch, self._armed = Watch(), UNARMED
+        self._behind: list[str] = []  # sets that exchanges have left, by steps that are being done
         self._standing: tuple[SetNumbers, Mapping[int, int | None]] = NO_SETS, {}
         self.moved: frozenset[Family] = frozenset()
         """Families whose FORWARD had our jump when it was read last, but not first, or more than once."""
@@ -149,8 +148,9 @@ class Kernel(Closing):
         """Does the steps. KernelError names what failed; the steps before it are in force, and where it is a table that could not be
         written, all of the other family: that one has no IPv6 must not keep what narrows IPv4 from being done.
 
-        The value: sets that were to be destroyed last of all, and could not, for a rule or a set that is not ours refers to them.
+        The value: sets that were to be destroyed, last of all or aside, and could not, for somebody uses them.
         """
+        self._behind = []
         batch: list[Step] = []
         refused: dict[Family, KernelError | MalformedKernelData] = {}
         for step in steps:
@@ -177,7 +177,7 @@ class Kernel(Closing):
         leftover = self._run(batch)
         if refused:
             raise next(iter(refused.values()))
-        return leftover
+        return (*leftover, *self._behind)
 
     def _run(self, steps: Sequence[Step]) -> tuple[str, ...]:
         """The names of those sets, of the ones that are destroyed last, that are in use."""
@@ -236,8 +236,22 @@ class Kernel(Closing):
         except KernelError:
             self._ask_numbers()
             self._ipset.run([_command(step)])
-            return replace(step, left=None)
+            self._clear_away(beside(left.name, OTHER))
+        # It may have taken the place before that failed: either way it is as one that was made anew.
         return CreateSet(left)
+
+    def _clear_away(self, aside: str) -> None:
+        """Destroys what an exchange that failed has left, or says that it is left over."""
+        if self._sets.get(aside) is None:
+            return
+        try:
+            self._ipset.run([Destroy(aside)])
+        except KernelError as error:
+            if error.code not in (BUSY, REFERENCED):
+                raise
+            self._behind.append(aside)
+        else:
+            self._sets = self._sets.changed([aside], {})
 
     def _exchange(self, new: Set) -> None:
         """Makes a set and lets it take the place of the one of this name and type: rules that use the name see the new members at once."""

@@ -24,6 +24,7 @@ from netpol.policy.index import NOTHING, Profile, QueryIndex
 
 # Pods of one profile whose labels a new one is compared with. Where they differ they are those of the few ReplicaSets of a roll-out.
 LOOK_AT = 3
+KEEP = 1024  # values that pods shared and that may be of none any more, besides as many as are
 
 
 class Standing(Struct, frozen=True, gc=False):
@@ -67,6 +68,7 @@ class Cluster:
         # Addresses that more than one live pod claims, oldest claim first; `_elect` says who holds it. Rare and short-lived.
         self._contested: dict[Address, list[tuple[str, str]]] = {}
         self._shared: dict[object, object] = {}
+        self._keep_shared = KEEP
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -264,6 +266,9 @@ class Cluster:
         self._holders[address] = self._pods[namespace][name]
 
     def _share(self, value: str | tuple[object, ...]) -> object:
+        if len(self._shared) >= self._keep_shared:
+            self._shared = {one: one for pod in self.all_pods() for one in (pod.node, pod.ports)}
+            self._keep_shared = 2 * len(self._shared) + KEEP
         return self._shared.setdefault(value, value)
 
 

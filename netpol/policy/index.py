@@ -32,6 +32,7 @@ Filing = tuple[Scope, str, str | None]
 Held = Any  # None, one item (which is no tuple), a tuple of 2 to FEW, or a set of more
 FEW = 16
 PAST = 16  # keys
+SPARE = 256  # keys
 
 
 def _with(held: Held, item: object) -> Held:
@@ -87,14 +88,16 @@ class Profile:
 class _Space:
     """A namespace: its labels (None while it is not known), its profiles, the registered namespace selectors that select it.
 
-    keys -- the label keys that count here; spare -- others that its pods had when they came, and perhaps some more.
+    keys -- the label keys that count here; spare -- others that its pods had when they came, and perhaps some more; keep -- so many of
+    these, and they are looked for anew.
     """
 
-    __slots__ = ("keys", "labels", "name", "profiles", "selectors", "spare")
+    __slots__ = ("keep", "keys", "labels", "name", "profiles", "selectors", "spare")
 
     def __init__(self, name: str, keys: set[str]) -> None:
         self.name, self.keys = name, keys
         self.spare: set[str] = set()
+        self.keep = SPARE
         self.labels: Labels | None = None
         self.profiles: dict[Labels, Profile] = {}
         self.selectors: set[Selector] = set()
@@ -132,6 +135,8 @@ class QueryIndex:
     def join(self, namespace: str, labels: Labels, name: str) -> Profile:
         """The profile for these labels, which now has a pod of that name."""
         space = self._space(namespace)
+        if len(space.spare) >= space.keep:
+            self._forget_spare(space)
         keys, spare = space.keys, space.spare
         counting = []  # as `_Space.counting`, and the others on the way
         for pair in labels:
@@ -155,6 +160,12 @@ class QueryIndex:
             space = self._spaces[profile.namespace]
             self._remove(space, profile)
             self._forget_empty(space)
+
+    def _forget_spare(self, space: _Space) -> None:
+        """Keys that only pods of the past had are none that one of its pods has."""
+        names = [name for profile in space.profiles.values() for name in profile.names]
+        space.spare = {key for name in names for key, _ in self._labels_of(space.name, name)} - space.keys
+        space.keep = 2 * len(space.spare) + SPARE
 
     def _space(self, name: str) -> _Space:
         space = self._spaces.get(name)

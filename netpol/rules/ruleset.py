@@ -358,12 +358,13 @@ def _unpackable(rules: tuple[Rule, ...], chain: str) -> str:
 
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(tuple[Rule, ...]).decode
-_KEPT = 4096  # chains
+# Values take six times as much as what they are packed in: of long chains, which a policy of a thousand peers has, few are kept.
+_SHORT = 512  # bytes
+_kept_short, _kept_long = lru_cache(4096)(_unpack), lru_cache(16)(_unpack)
 
 
-@lru_cache(_KEPT)
 def _unpacked(packed: bytes) -> tuple[Rule, ...]:
-    return _unpack(packed)
+    return (_kept_short if len(packed) <= _SHORT else _kept_long)(packed)
 
 
 class Ruleset(Struct, frozen=True):

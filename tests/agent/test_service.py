@@ -32,8 +32,17 @@ def stopping():
     if "hangs" in sys.argv:
         time.sleep(100)
 
+def fail():
+    if "dies" in sys.argv:
+        raise ValueError("a mistake")
+    if "alone" in sys.argv:
+        def none(thread):
+            raise RuntimeError("can't start new thread")
+        threading.Thread.start = none
+    send()
+
 def soon():
-    threading.Timer(0.2, send).start()
+    threading.Timer(0.2, fail).start()
 
 ends = heed_signals()
 if "before" in sys.argv:
@@ -64,3 +73,16 @@ def test_after_a_signal_the_process_ends_whatever_does_not(what: str) -> None:
     """What is to be done before the loop ends, or after it, takes a hundred seconds: it does not get them."""
     done = subprocess.run([sys.executable, "-c", SCRIPT, "SIGTERM", "main", what], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert (done.returncode, done.stdout.splitlines()[0], done.stderr) == (0, "stopping", "")
+
+
+def test_where_no_thread_can_be_had_it_ends_all_the_same() -> None:
+    """The one that would end it in any case cannot be started."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT, "SIGTERM", "alone"], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("stopping\nTrue\n", "")
+
+
+def test_a_thread_that_dies_of_a_mistake_ends_it() -> None:
+    """Whoever started it starts it again; half of an agent would look well."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT, "SIGTERM", "dies"], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("ValueError: a mistake\n")

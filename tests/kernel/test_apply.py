@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from netpol.errors import KernelError
 from netpol.kernel import namespaces
@@ -15,6 +16,7 @@ from netpol.kernel.apply import Kernel
 from netpol.kernel.blocks import SetNumbers
 from netpol.kernel.encode import encode_chain
 from netpol.kernel.ipset import IpsetSocket
+from netpol.kernel.ipset_values import Command, Create, Swap
 from netpol.model import FAMILIES, TCP, Family, Object, Pod, Policy
 from netpol.policy.cluster import Cluster
 from netpol.rules.compile import NodeState, Settings, compiled
@@ -436,6 +438,54 @@ def test_what_most_members_leave_is_exchanged(
         ]
         kernel.apply([GrowSet(name, kind, family, old)])
         assert ipset.read(name).members == old
+
+
+@pytest.mark.parametrize("done", range(5), ids=["nothing", "made", "filled", "exchanged", "destroyed"])
+def test_an_exchange_that_fails_leaves_nothing(netns: int, monkeypatch: pytest.MonkeyPatch, done: int) -> None:
+    """Whatever was done before: the members are right, and so is what is known of them; nothing stays aside."""
+    real, failing = IpsetSocket.run, [True]
+
+    def run_some(self: IpsetSocket, commands: Sequence[Command], numbered: bool = False) -> dict[str, int]:
+        first, parts = commands[0], list[Sequence[Command]]()
+        if failing and isinstance(first, Create) and first.name.startswith("NETPOL4x") and done < 3:
+            parts = [[], [replace(first, members=b"")], [first]]
+        elif failing and isinstance(first, Swap):
+            parts = [[], [], [], [first], list(commands)]
+        else:
+            return real(self, commands, numbered)
+        failing.clear()
+        real(self, parts[done], numbered)
+        raise KernelError(16, "ipset", first.name if isinstance(first, Create) else first.first, "Device or resource busy")
+
+    monkeypatch.setattr(IpsetSocket, "run", run_some)
+    name = "NETPOL4-many"
+    old, left = (frozenset(host(4, number) for number in range(count)) for count in (200, 10))
+    with Kernel() as kernel, IpsetSocket() as ipset:
+        kernel.read()
+        kernel.apply([CreateSet(Set(name, "hash:ip", 4, old))])
+        assert not kernel.look()
+        assert kernel.apply([ShrinkSet(name, "hash:ip", 4, old - left, Set(name, "hash:ip", 4, left))]) == ()
+        assert failing == []
+        assert ipset.names("NETPOL") == [name]
+        assert ipset.read(name).members == left
+        assert not kernel.look()
+        # The next one goes well.
+        kernel.apply([GrowSet(name, "hash:ip", 4, old - left)])
+        assert kernel.apply([ShrinkSet(name, "hash:ip", 4, old - left, Set(name, "hash:ip", 4, left))]) == ()
+        assert (ipset.headers()[name].hashsize, ipset.names("NETPOL")) == (64, [name])
+
+
+def test_what_an_exchange_leaves_is_told(netns: int) -> None:
+    """Where somebody uses it, so that it cannot be destroyed: his set has the name that it needs."""
+    run("ipset", "create", "NETPOL4xmany", "hash:ip")
+    run("ipset", "create", "other", "list:set")
+    run("ipset", "add", "other", "NETPOL4xmany")
+    old, left = (frozenset(host(4, number) for number in range(count)) for count in (200, 10))
+    with Kernel() as kernel:
+        kernel.apply([CreateSet(Set("NETPOL4-many", "hash:ip", 4, old))])
+        steps = [ShrinkSet("NETPOL4-many", "hash:ip", 4, old - left, Set("NETPOL4-many", "hash:ip", 4, left))]
+        assert kernel.apply(steps) == ("NETPOL4xmany",)
+        assert kernel.apply([CreateSet(Set("NETPOL4-new", "hash:ip", 4, left))]) == ()
 
 
 def test_nothing_narrows_before_what_widens_is_done(netns: int) -> None:

@@ -22,7 +22,7 @@ from netpol.model import (
     Selector,
     parse_address,
 )
-from netpol.policy.cluster import NO_CHANGE, Change, Cluster, Move, Standing
+from netpol.policy.cluster import KEEP, NO_CHANGE, Change, Cluster, Move, Standing
 from netpol.policy.selectors import matches
 from tests import clusters
 
@@ -260,6 +260,19 @@ def test_pods_share_what_they_have_in_common() -> None:
     state = cluster(parsed("one"), parsed("two"))
     one, two = state.pods["ns"].values()
     assert (one.namespace is two.namespace, one.labels is two.labels, one.node is two.node, one.ports is two.ports) == (True,) * 4
+
+
+def test_what_pods_of_the_past_shared_is_forgotten() -> None:
+    """Nodes that come and go, and pods with a port each, leave a bounded number of them; pods that are there go on sharing theirs."""
+    state = cluster()
+    ports = (ContainerPort("web", 6, 80),)
+    state.put(Pod("ns", "first", (), "steady", ports=ports))
+    for number in range(5 * KEEP):
+        state.put(Pod("ns", "other", (), f"node-{number}", ports=(ContainerPort(f"p{number}", 6, 80),)))
+        assert len(state._shared) <= 2 * KEEP
+    state.put(Pod("ns", "last", (), "".join(("stea", "dy")), ports=(ContainerPort("web", 6, 80),)))
+    first, last = (state.pods["ns"][name] for name in ("first", "last"))
+    assert (first.node is last.node, first.ports is last.ports) == (True, True)
 
 
 def test_labels_that_nobody_asks_for_are_shared_too() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from netpol.model import EVERYONE, EVERYTHING, Labels, Query, Requirement, Selector
-from netpol.policy.index import FEW, NOTHING, PAST, QueryIndex
+from netpol.policy.index import FEW, NOTHING, PAST, SPARE, QueryIndex
 from netpol.policy.selectors import matches
 from tests import clusters
 
@@ -303,6 +303,29 @@ def test_keys_of_the_past_are_forgotten() -> None:
         index.unregister(query)
         assert len(index._spaces["red"].keys) <= PAST + 2
         assert len(index._spaces["red"].profiles) <= PAST + 3
+
+
+def test_keys_of_pods_of_the_past_are_forgotten() -> None:
+    """Pods that come and go, each with a key that no policy asks for: those of the pods that are there are known, and few others."""
+    pods: dict[Key, Labels] = {}
+    index = QueryIndex(lambda namespace, name: pods[namespace, name])
+    index.label_namespace("red", ())
+    steady = {"red": "one", "blue": "two"}
+    for key, name in steady.items():
+        pods["red", name] = ((key, "x"),)
+        index.join("red", pods["red", name], name)
+    for number in range(10 * SPARE):
+        pods["red", str(number)] = ((f"key-{number}", "x"),)
+        profile = index.join("red", pods["red", str(number)], str(number))
+        if number >= 3:
+            index.leave(profile, str(number - 3))
+            del pods["red", str(number - 3)]
+        assert len(index._spaces["red"].spare) <= SPARE + 10
+    there = steady | {f"key-{number}": str(number) for number in range(10 * SPARE - 3, 10 * SPARE)}
+    for key, name in there.items():
+        query = Query("red", EVERYTHING, Selector((Requirement(key, "Exists"),)))
+        index.register(query)
+        assert [set(profile.names) for profile in index.selected(query)] == [{name}]
 
 
 def test_few_names_and_many() -> None:

@@ -9,7 +9,23 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from netpol.model import FAMILIES, Family, Network, parse_address, parse_network
-from netpol.rules.ruleset import ANY_PORT, Connmark, GrowSet, Hashlimit, Icmp, Multiport, Tcp, Udp, beside_what, grown, is_our_set, is_ours
+from netpol.rules.ruleset import (
+    ANY_PORT,
+    DROP,
+    Chain,
+    Connmark,
+    GrowSet,
+    Hashlimit,
+    Icmp,
+    Multiport,
+    Rule,
+    Tcp,
+    Udp,
+    beside_what,
+    grown,
+    is_our_set,
+    is_ours,
+)
 from netpol.rules.sets import Set, SetKind, is_flagged, member_size, net_member, net_port_member, port_member
 
 A4, A6 = parse_address("10.0.0.1"), parse_address("fd00::1")
@@ -154,3 +170,18 @@ def test_defaults_are_those_of_iptables() -> None:
     assert (Tcp().source, Tcp().destination, Udp().source, Udp().destination) == (ANY_PORT,) * 4
     assert (Connmark(1).mask, Icmp(8).codes, Multiport(()).which) == (0xFFFFFFFF, (0, 255), "dports")
     assert (Hashlimit("x", 1, 1).gc_interval, Hashlimit("x", 1, 1).expire) == (1000, 1000)
+
+
+def test_of_long_chains_few_are_kept_as_values() -> None:
+    """Values take several times as much as packed rules; chains that are edited again and again would fill the memory with their past."""
+
+    def chain(length: int, number: int) -> Chain:
+        return Chain("x", (Rule(DROP, protocol=number), *(Rule(DROP, protocol=254) for _ in range(length))))
+
+    long, short = chain(100, 255), chain(3, 255)
+    before = long.rules, short.rules
+    assert (long.rules is before[0], short.rules is before[1]) == (True, True)
+    for number in range(20):
+        assert chain(100, number).rules[0].protocol == chain(3, number).rules[0].protocol == number
+    assert (long.rules is before[0], short.rules is before[1]) == (False, True)
+    assert long.rules == before[0]
