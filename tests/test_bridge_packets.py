@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from itertools import count
@@ -18,7 +19,7 @@ from netpol.agent.enforcer import Enforcer
 from netpol.kernel import namespaces
 from netpol.kernel.apply import Kernel
 from netpol.lab.cables import FIRST_INDEX, HOST_DEVICE, LOOPBACK, Wiring, netlink
-from netpol.model import Address, Namespace, Node, Object, Policy, family_of, format_address, network, parse_address
+from netpol.model import Address, Namespace, Node, Object, Policy, family_of, format_address, network, parse_address, parse_network
 from netpol.rules.compile import Settings
 from tests.flows import guard, pod, wait_for
 from tests.referees import require_bridges
@@ -27,14 +28,15 @@ NAMES = ("server", "client", "friend")
 FOUR = {name: parse_address(f"10.244.0.{number}") for number, name in enumerate(NAMES, 10)}
 SIX = {name: parse_address(f"fd00:244::{number}") for number, name in enumerate(NAMES, 10)}
 BRIDGE, PORT = 500, 80
-SETTINGS = {
+AT_ONCE = {"net/ipv6/conf/default/accept_dad": "0"}
+OF_THE_NODE = {
     "net/ipv4/ip_forward": "1",
     "net/ipv6/conf/all/forwarding": "1",
     "net/bridge/bridge-nf-call-iptables": "1",
     "net/bridge/bridge-nf-call-ip6tables": "1",
-    "net/ipv6/conf/default/accept_dad": "0",
 }
-LINK_SCOPE = "20"
+LINK_SCOPE, GLOBAL_SCOPE = "20", "00"
+ALL_NODES, STRANGE = parse_address("ff02::1"), parse_network("2001:db8:bad::/64")
 TENTATIVE = 0x40
 Kind = str  # of a datagram's addresses, the source's first: "v4", "v6", "local", "v6 to local", "local to v6"
 WAYS_AROUND: tuple[Kind, ...] = ("local", "v6 to local", "local to v6")
@@ -112,7 +114,7 @@ class World:
         if not address or family_of(address) == 4:
             return (format_address(address) if address else "", port)
         with namespaces.entered(self.pods[name]):
-            return (format_address(address), port, 0, socket.if_nametoindex(HOST_DEVICE) if address[0] == 0xFE else 0)
+            return (format_address(address), port, 0, socket.if_nametoindex(HOST_DEVICE) if address[0] >= 0xFE else 0)
 
     def sender(self, source: str, destination: str, kind: Kind) -> Sender:
         one, _, other = kind.partition(" to ")
@@ -146,7 +148,7 @@ class World:
     def _build(self, families: tuple[int, ...]) -> None:
         for space in (self.node, *self.pods.values()):
             with namespaces.entered(space):
-                for name, value in SETTINGS.items():
+                for name, value in (AT_ONCE | (OF_THE_NODE if space == self.node else {})).items():
                     Path("/proc/sys", name).write_text(value)
         with closing(Bridging()) as wiring:
             wiring.up(LOOPBACK, arp=True)
@@ -170,16 +172,22 @@ class World:
 
     def _link_local(self, name: str) -> Address:
         """The one that the kernel gave to the pod's device, once it may be used."""
-        found: list[Address] = []
+        wait_for(lambda: bool(self.ipv6(name, LINK_SCOPE)))
+        return self.ipv6(name, LINK_SCOPE)[0]
 
-        def look() -> bool:
-            with namespaces.entered(self.pods[name]):
-                lines = [line.split() for line in Path("/proc/thread-self/net/if_inet6").read_text().splitlines()]
-            found[:] = [bytes.fromhex(line[0]) for line in lines if line[3] == LINK_SCOPE and not int(line[4], 16) & TENTATIVE]
-            return bool(found)
+    def ipv6(self, name: str, scope: str) -> list[Address]:
+        """A pod's addresses of that scope that may be used."""
+        with namespaces.entered(self.pods[name]):
+            lines = [line.split() for line in Path("/proc/thread-self/net/if_inet6").read_text().splitlines()]
+        return [bytes.fromhex(line[0]) for line in lines if line[3] == scope and not int(line[4], 16) & TENTATIVE]
 
-        wait_for(look)
-        return found[0]
+    def advertise(self, name: str) -> None:
+        """That pod plays the router: whoever hears it may give itself an address of a strange network. It needs CAP_NET_RAW."""
+        prefix = struct.pack("!BBBBIII", 3, 4, STRANGE.length, 0xC0, 86400, 14400, 0) + STRANGE.address
+        with namespaces.entered(self.pods[name]), socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as made:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+            made.bind(self._place(name, self.addresses[name]["local"], 0))
+            made.sendto(struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 0, 0, 0) + prefix, self._place(name, ALL_NODES, 0))
 
     def _server(self, name: str) -> socket.socket:
         with namespaces.entered(self.pods[name]):
@@ -259,6 +267,21 @@ def test_pods_of_ipv4_have_link_local_addresses(stack: ExitStack) -> None:
     world.put(NOBODY)
     assert [kind for kind in ("v4", "local") if world.passes("client", "server", kind)] == []
     assert world.passes("client", "friend", "v4")
+
+
+@pytest.mark.parametrize("families", [(4, 6), (4,)], ids=["dual stack", "IPv4"])
+def test_no_pod_gives_addresses_to_others(stack: ExitStack, families: tuple[int, ...]) -> None:
+    """By a router's advertisement: no policy would know them. Without an isolated pod it is nobody's business; nobody loses an address."""
+    world = World(stack, families)
+    world.put(NOBODY)
+    known, before = world.ipv6("server", GLOBAL_SCOPE), world.dropped()
+    world.advertise("client")
+    wait_for(lambda: world.dropped() == before + 2)  # one for each of the others
+    assert world.passes("client", "friend", "v4")
+    assert world.ipv6("server", GLOBAL_SCOPE) == known
+    world.drop(Policy, NOBODY.name)
+    world.advertise("client")
+    wait_for(lambda: any(address in STRANGE for address in world.ipv6("server", GLOBAL_SCOPE)))
 
 
 @pytest.mark.parametrize("kind", WAYS_AROUND)

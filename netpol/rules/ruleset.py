@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, TypeVar
 import msgspec
 from msgspec import Struct
 
-from netpol.model import Direction, Family, Network
+from netpol.model import ICMPV6, Direction, Family, Network
 from netpol.rules.sets import Set, SetKind, is_flagged
 
 PortRange = tuple[int, int]
@@ -295,13 +295,16 @@ class Rule(Struct, frozen=True, gc=False, omit_defaults=True):
 
 LINK_LOCAL = Network(b"\xfe\x80" + bytes(14), 10)
 MULTICAST = Network(b"\xff" + bytes(15), 8)
+ROUTER_ADVERTISEMENT = 134  # of ICMPv6
 
 
-def link_local_rules() -> tuple[Rule, Rule]:
-    """What is new to an IPv6 link-local address, or from one, is denied; not what goes from one to many."""
+def link_local_rules() -> tuple[Rule, ...]:
+    """What is new to an IPv6 link-local address, or from one, is denied; not what goes from one to many, but for router advertisements:
+    one of a pod would give all others on the bridge addresses that no policy knows."""
     return (
         Rule(Goto(DENY), destination=LINK_LOCAL),
         Rule(Goto(DENY), source=LINK_LOCAL, destination=MULTICAST, not_destination=True),
+        Rule(Goto(DENY), (Icmp(ROUTER_ADVERTISEMENT),), source=LINK_LOCAL, protocol=ICMPV6),
     )
 
 

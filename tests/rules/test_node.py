@@ -243,8 +243,15 @@ def test_bridged_link_local_traffic_is_denied_while_a_pod_is_isolated() -> None:
             assert not state.passes(one, other)
             assert interpret(state.wanted(), Packet(one, other, 58, icmp_type=135)).passes
         assert state.passes(source, many)
+        # A router's advertisement gives addresses to whoever hears it, and is heeded from such a source only.
+        for other in (many, destination, parse_address("fd00::9")):
+            assert not interpret(state.wanted(), Packet(source, other, 58, icmp_type=134)).passes
+        assert interpret(
+            state.wanted(), Packet(parse_address("fd00::9"), addresses[-1] if len(addresses) > 1 else many, 58, icmp_type=134)
+        ).passes
         state.drop(Policy, "p")
         assert state.passes(source, destination)
+        assert interpret(state.wanted(), Packet(source, many, 58, icmp_type=134)).passes
 
 
 def test_bridged_link_local_traffic_is_denied_while_ranges_are() -> None:
@@ -258,7 +265,7 @@ def test_settings_shape_the_skeleton() -> None:
     settings = Settings(table="filter", cut_bit=0x20000000, log_group=5)
     wanted = Watched(pod("db", A), policy("p", "db"), settings=settings).wanted()
     assert wanted.table == "filter"
-    assert len(wanted.chains[4][DENY].rules) == 2
+    assert len(wanted.chains[4][DENY].rules) == 4
     cut = Packet(OUT, A, TCP, 80, 1, state="ESTABLISHED", connmark=0x20000001)
     assert not interpret(wanted, cut).passes
     assert interpret(wanted, structs.replace(cut, connmark=0x10000000)).passes

@@ -49,8 +49,16 @@ IS_NEW = Rule(Goto(NEW), (Conntrack(("RELATED", "ESTABLISHED"), invert=True),))
 GATE = Chain(ROOT, (IS_NEW, Rule(Goto(DENY), (Connmark(BIT, BIT),))))
 SOURCES, DESTINATIONS = parse_network("10.0.0.0/24"), parse_network("10.0.0.8/30")
 LOCAL, MANY = parse_network("fe80::/10"), parse_network("ff00::/8")
-LINK_LOCAL = Rule(Goto(DENY), destination=LOCAL), Rule(Goto(DENY), source=LOCAL, destination=MANY, not_destination=True)
-DISCOVERY = tuple(Rule(RETURN, (Icmp(number),), protocol=58) for number in (130, 131, 132, 133, 134, 135, 136, 137, 143))
+LINK_LOCAL = (
+    Rule(Goto(DENY), destination=LOCAL),
+    Rule(Goto(DENY), source=LOCAL, destination=MANY, not_destination=True),
+    Rule(Goto(DENY), (Icmp(134),), source=LOCAL, protocol=58),
+)
+DISCOVERY = (
+    *(Rule(RETURN, (Icmp(number),), protocol=58) for number in (130, 131, 132, 133)),
+    Rule(RETURN, (Icmp(134),), source=LOCAL, not_source=True, protocol=58),
+    *(Rule(RETURN, (Icmp(number),), protocol=58) for number in (135, 136, 137, 143)),
+)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +154,7 @@ def test_a_node_whose_state_is_not_known_is_closed(settings: Settings) -> None:
     )
     both = closed(settings, (four, six))
     assert both.chains[4] == shut.chains[4]
-    assert both.chains[6][NEW].rules[:2] == LINK_LOCAL
+    assert both.chains[6][NEW].rules[:3] == LINK_LOCAL
     assert both.chains[6][INGRESS].rules == (Rule(Goto(DENY), destination=six),)
 
 

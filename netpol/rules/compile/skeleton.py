@@ -19,9 +19,11 @@ from netpol.rules.ruleset import (
     DROP,
     EGRESS,
     INGRESS,
+    LINK_LOCAL,
     NEW,
     RETURN,
     ROOT,
+    ROUTER_ADVERTISEMENT,
     Chain,
     Connmark,
     Conntrack,
@@ -134,7 +136,12 @@ def _tested(net: Network) -> Network | None:
 def _exceptions(family: Family) -> tuple[Rule, ...]:
     if family == 4:
         return ()
-    return tuple(Rule(RETURN, (Icmp(number),), protocol=ICMPV6) for number in ALWAYS_ALLOWED_ICMPV6)
+    # No host heeds a router's advertisement from another source than a link-local one: those are denied (`link_local_rules`).
+    source = {ROUTER_ADVERTISEMENT: LINK_LOCAL}
+    return tuple(
+        Rule(RETURN, (Icmp(number),), source=source.get(number), not_source=number in source, protocol=ICMPV6)
+        for number in ALWAYS_ALLOWED_ICMPV6
+    )
 
 
 def _ends(settings: Settings, family: Family) -> tuple[Rule, ...]:
