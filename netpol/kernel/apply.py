@@ -176,7 +176,10 @@ class Kernel(Closing):
             batch.append(step)
         leftover = self._run(batch)
         if refused:
-            raise next(iter(refused.values()))
+            first = next(iter(refused.values()))
+            # It leads to this frame, by what it was raised through: all that was encoded would stay until a collection.
+            refused.clear()
+            raise first.with_traceback(None)
         return (*leftover, *self._behind)
 
     def _run(self, steps: Sequence[Step]) -> tuple[str, ...]:

@@ -6,7 +6,9 @@ the fields that policy needs are looked at.
 Rules (SEMANTICS 33, 34): a value that cannot be valid is an `InvalidObject` with object, field path and reason, and the object
 stays in force as far as it is safe: a policy with a broken rule allows nothing through that rule and keeps the others; one whose
 podSelector is unreadable selects its whole namespace; one whose policyTypes are unreadable isolates both directions. Nothing is
-guessed open. A field that this version does not know inside a rule makes that rule broken: it may restrict what we would allow.
+guessed open. A field that this version does not know inside a rule makes that rule broken: it may restrict what we would allow. A direction
+that asks for more than `MOST_RULES`, `MOST_NAMES` or `MOST_PAIRS` allows nothing: one policy of 1.5 MB could fill the kernel's table of
+sets, and nobody's changes would come into force.
 """
 
 from __future__ import annotations
@@ -69,6 +71,9 @@ from netpol.policy.wire import (
 
 T = TypeVar("T")
 Report = Callable[[str, str], None]
+
+MOST_RULES, MOST_NAMES, MOST_PAIRS = 5_000, 1_000, 250_000
+"""Of one direction of a policy: rules; different named ports; and peers times ports, summed over the rules."""
 
 QUALIFIED_NAME = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 # What msgspec raises for bytes that are not the JSON asked for: broken UTF-8 and bottomless nesting come as Python's own errors.
@@ -312,8 +317,8 @@ def _policy(wire: WirePolicy, report: Report) -> Policy:
         return Policy(namespace, name, EVERYTHING, (), ())
     pods = _attempt(report, lambda: _selector(_read(_or_empty(spec.podSelector), WireSelector, "spec.podSelector"), "spec.podSelector"))
     types = _attempt(report, lambda: _policy_types(spec.policyTypes, _is_present(spec.egress)))
-    ingress = tuple(_rules(spec.ingress, "ingress", WireIngressRule, namespace, report))
-    egress = tuple(_rules(spec.egress, "egress", WireEgressRule, namespace, report))
+    ingress = _bounded(tuple(_rules(spec.ingress, "ingress", WireIngressRule, namespace, report)), "ingress", report)
+    egress = _bounded(tuple(_rules(spec.egress, "egress", WireEgressRule, namespace, report)), "egress", report)
     return Policy(
         namespace,
         name,
@@ -343,6 +348,21 @@ def _rules(
             yield _rule(_read(item, kind, path), namespace, path)
         except _Invalid as invalid:
             report(invalid.path, invalid.reason)
+
+
+def _bounded(rules: tuple[PolicyRule, ...], direction: Direction, report: Report) -> tuple[PolicyRule, ...]:
+    """The same, or none where they ask for too much."""
+    names = {(port.protocol, port.name) for rule in rules for port in rule.ports or () if isinstance(port, NamedPort)}
+    pairs = sum(len(rule.peers or (None,)) * len(rule.ports or (None,)) for rule in rules)
+    for count, most, what in (
+        (len(rules), MOST_RULES, "rules"),
+        (len(names), MOST_NAMES, "named ports"),
+        (pairs, MOST_PAIRS, "peers times ports"),
+    ):
+        if count > most:
+            report(f"spec.{direction}", f"asks for {count} {what}, where at most {most} are enforced: nothing is allowed by it")
+            return ()
+    return rules
 
 
 def _policy_types(raw: Raw, has_egress: bool) -> tuple[str, ...]:

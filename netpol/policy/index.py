@@ -18,7 +18,7 @@ takes a fourth of the room of a set (`_with`, `_without`, `_each`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from netpol.model import EVERYTHING, Labels, Query, Selector
@@ -275,38 +275,56 @@ class QueryIndex:
 
     # -- queries -------------------------------------------------------------------------------------------------------
 
-    def register(self, query: Query) -> None:
-        """Someone uses this query from now on; each use is to be ended by `unregister`."""
-        uses = self._uses.get(query, 0)
-        self._uses[query] = uses + 1
-        if uses:
-            return
-        self._ask_for(query)
-        for filing in self._filings(query):
-            self._filed[filing] = _with(self._filed.get(filing), query)
-        if not query.namespace:
-            self._register_selector(query.namespaces)
-        # Many profiles, few combinations: each is put together once.
-        with_it: dict[frozenset[Query], frozenset[Query]] = {}
-        for profile in self._search(query):
-            before = profile.queries
-            if before not in with_it:
-                with_it[before] = before | {query}
-            self._assign(profile, with_it[before])
+    def register(self, *queries: Query) -> None:
+        """Someone uses these queries from now on; each use is to be ended by `unregister`."""
+        new = []
+        for query in queries:
+            uses = self._uses.get(query, 0)
+            self._uses[query] = uses + 1
+            if uses:
+                continue
+            new.append(query)
+            self._ask_for(query)
+            for filing in self._filings(query):
+                self._filed[filing] = _with(self._filed.get(filing), query)
+            if not query.namespace:
+                self._register_selector(query.namespaces)
+        self._change(new, self._search, frozenset.union)
 
-    def unregister(self, query: Query) -> None:
-        """One use of this query has ended."""
-        self._uses[query] -= 1
-        if self._uses[query]:
-            return
-        del self._uses[query]
-        for profile in list(self.selected(query)):
-            self._assign(profile, profile.queries - {query})
-        for filing in self._filings(query):
-            self._unfile(self._filed, filing, query)
-        if not query.namespace:
-            self._unregister_selector(query.namespaces)
-        self._ask_no_more(query)
+    def unregister(self, *queries: Query) -> None:
+        """One use of each of these queries has ended."""
+        gone = []
+        for query in queries:
+            self._uses[query] -= 1
+            if not self._uses[query]:
+                del self._uses[query]
+                gone.append(query)
+        self._change(gone, self.selected, frozenset.difference)
+        for query in gone:
+            for filing in self._filings(query):
+                self._unfile(self._filed, filing, query)
+            if not query.namespace:
+                self._unregister_selector(query.namespaces)
+            self._ask_no_more(query)
+
+    def _change(
+        self,
+        queries: Sequence[Query],
+        select: Callable[[Query], Iterable[Profile]],
+        put_together: Callable[[frozenset[Query], Sequence[Query]], frozenset[Query]],
+    ) -> None:
+        """The queries of the profiles that these select. Many profiles, few combinations: each is put together once, however many
+        queries come or go."""
+        those: dict[Profile, list[Query]] = {}
+        for query in queries:
+            for profile in select(query):
+                those.setdefault(profile, []).append(query)
+        made: dict[tuple[frozenset[Query], tuple[Query, ...]], frozenset[Query]] = {}
+        for profile, found in those.items():
+            key = profile.queries, tuple(found)
+            if key not in made:
+                made[key] = put_together(*key)
+            self._assign(profile, made[key])
 
     def selected(self, query: Query) -> Iterator[Profile]:
         """The profiles that a registered query selects."""

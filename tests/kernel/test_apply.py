@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -486,6 +488,29 @@ def test_what_an_exchange_leaves_is_told(netns: int) -> None:
         steps = [ShrinkSet("NETPOL4-many", "hash:ip", 4, old - left, Set("NETPOL4-many", "hash:ip", 4, left))]
         assert kernel.apply(steps) == ("NETPOL4xmany",)
         assert kernel.apply([CreateSet(Set("NETPOL4-new", "hash:ip", 4, left))]) == ()
+
+
+def test_what_was_refused_is_not_kept(netns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor what was made for it, which may be as large as a table: the error leads back to nothing of that."""
+
+    class Large:
+        pass
+
+    made: list[weakref.ref[Large]] = []
+
+    def refuse(self: Kernel, step: ReplaceTable) -> None:
+        large = Large()
+        made.append(weakref.ref(large))
+        raise KernelError(12, "iptables replace", "mangle", "Cannot allocate memory")
+
+    monkeypatch.setattr(Kernel, "_replace", refuse)
+    gc.disable()
+    try:
+        with Kernel() as kernel, pytest.raises(KernelError, match="Cannot allocate"):
+            kernel.apply([ReplaceTable(4, "mangle", {}, False)])
+        assert [one() for one in made] == [None]
+    finally:
+        gc.enable()
 
 
 def test_nothing_narrows_before_what_widens_is_done(netns: int) -> None:

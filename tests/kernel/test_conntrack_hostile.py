@@ -189,6 +189,10 @@ FORMS: dict[str, tuple[bytes, list[Entry] | None]] = {
     "whole": (ENTRY, [PLAIN]),
     "in another order": (b"\2\0\0\0" + attribute(8, bytes(4)) + tuple_of(2, B, A) + tuple_of(1, A, B), [PLAIN]),
     "unknown attributes": (ENTRY + attribute(99, b"?") + attribute(0x4001 + 98, b""), [PLAIN]),
+    "unknown numbers of a protocol": (
+        b"\2\0\0\0" + tuple_of(1, A, B, attribute(2, b"\0\1") + attribute(3, b"\0\2") + attribute(99, b"?")) + tuple_of(2, B, A),
+        [PLAIN],
+    ),
     "another family": (b"\7" + ENTRY[1:], []),
     "no reply": (b"\2\0\0\0" + tuple_of(1, A, B), None),
     "no original": (b"\2\0\0\0" + tuple_of(2, B, A), None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -364,6 +365,42 @@ def test_a_broken_policy_isolates(spec: object, expected: list[str], value: Poli
     found, errors = policy(spec)
     assert errors == [f"NetworkPolicy ns/p: {error}" for error in expected]
     assert found == value
+
+
+def selecting(number: int) -> dict[str, object]:
+    return {"podSelector": {"matchLabels": {"n": str(number)}}}
+
+
+TOO_MUCH: dict[str, tuple[int, Callable[[int], list[object]], str]] = {
+    "rules": (5_000, lambda n: [{"from": [selecting(i)]} for i in range(n)], "5001 rules, where at most 5000"),
+    "names": (
+        1_000,
+        lambda n: [{"ports": [{"port": f"p{i}"} for i in range(n)] + [{"port": "p1"}]}],
+        "1001 named ports, where at most 1000",
+    ),
+    "pairs": (
+        125_000,
+        lambda n: [
+            {"from": [selecting(i) for i in range(250)], "ports": [{"port": i + 1} for i in range(n // 250)]},
+            {"from": [selecting(i) for i in range(125)], "ports": [{"port": i + 1} for i in range(1_000)]},
+            *({"ports": [{"port": 1}]} for _ in range(n % 250)),
+        ],
+        "250001 peers times ports, where at most 250000",
+    ),
+}
+
+
+@pytest.mark.parametrize(("most", "made", "words"), TOO_MUCH.values(), ids=TOO_MUCH)
+def test_what_asks_for_too_much_allows_nothing(most: int, made: Callable[[int], list[object]], words: str) -> None:
+    """It isolates, and the other direction stands; as much as may be is no mistake."""
+    found, errors = policy({"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": made(most), "egress": [{}]})
+    assert errors == []
+    assert found is not None
+    assert found.ingress
+    found, errors = policy({"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": made(most + 1), "egress": [{}]})
+    assert errors == [f"NetworkPolicy ns/p: spec.ingress: asks for {words} are enforced: nothing is allowed by it"]
+    assert found is not None
+    assert (found.ingress, found.egress) == ((), (PolicyRule(),))
 
 
 def test_what_means_nothing_cannot_be_wrong() -> None:

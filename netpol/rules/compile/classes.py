@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct
 
 from netpol.model import SCTP, TCP, Direction, Family, IPBlock, NamedPort, NumberedPort, Policy, PolicyPort, PolicyRule, Query
-from netpol.rules.compile.prefixes import prefixes, union, whole
+from netpol.rules.compile.prefixes import Prefixes, prefixes, union, whole
 from netpol.rules.compile.ranges import Ranges, merge_ranges, subtract_ranges
 from netpol.rules.compile.selections import BlockSelection, PodSelection, PortSelection, Selection, content_hash, set_name
 from netpol.rules.ruleset import (
@@ -75,8 +75,11 @@ def class_chain(direction: Direction, family: Family, policies: Iterable[Policy]
     """
     selections: dict[str, Selection] = {}
     rules: list[Rule] = []
+    covered: dict[Peers, Prefixes] = {}  # many services may have the same thousands of blocks
     for service, peers in sorted(services(direction, family, policies, resolution).items()):
-        matches = _peer_rules(direction, family, service, peers, selections)
+        if peers not in covered:
+            covered[peers] = prefixes((whole(family),) if peers.everyone else union(peers.blocks, family), family)
+        matches = _peer_rules(direction, family, service, peers, covered[peers], selections)
         rules += [rule for match in matches for rule in _service_rules(service, match)]
     rules.sort(key=_cost)
     rules.append(Rule(Goto(DENY)))
@@ -127,22 +130,37 @@ class _Allowed:
 
 
 def services(direction: Direction, family: Family, policies: Iterable[Policy], resolution: Resolution) -> dict[Service, Peers]:
-    """Who may use what, over all rules of the policies: each pair of peer and port stands in it once."""
-    everyone = _Allowed()
-    allowed: dict[Query | IPBlock, _Allowed] = {}
+    """Who may use what, over all rules of the policies: each pair of peer and port stands in it once.
+
+    Ports are looked at once for all peers that have the same, for a policy may have thousands of both.
+    """
+    numbers: dict[tuple[PolicyPort, ...] | None, int] = {}  # of each list of ports that a rule has
+    asked: dict[Query | IPBlock | None, set[int]] = {}
     for policy in policies:
         for rule in policy.rules(direction) or ():
+            number = numbers.setdefault(rule.ports, len(numbers))
             for peer in _peers(rule, family):
-                (everyone if peer is None else allowed.setdefault(peer, _Allowed())).add(rule.ports, direction, resolution)
+                asked.setdefault(peer, set()).add(number)
+    lists = tuple(numbers)
+
+    def allowed(those: Iterable[int]) -> _Allowed:
+        what = _Allowed()
+        for number in those:
+            what.add(lists[number], direction, resolution)
+        return what
+
+    everyone = allowed(asked.pop(None, ()))
     found: dict[Service, Peers] = {service: Peers(True) for service in everyone.services(None)}
+    alike: dict[frozenset[int], list[Query | IPBlock]] = {}
+    for peer, those in asked.items():
+        if peer is not None:
+            alike.setdefault(frozenset(those), []).append(peer)
     together: dict[Service, tuple[list[Query], list[IPBlock]]] = {}
-    for peer, what in allowed.items():
-        for service in what.services(everyone):
+    for numbers_of_them, peers in alike.items():
+        for service in allowed(numbers_of_them).services(everyone):
             queries, blocks = together.setdefault(service, ([], []))
-            if isinstance(peer, Query):
-                queries.append(peer)
-            else:
-                blocks.append(peer)
+            queries += [peer for peer in peers if isinstance(peer, Query)]
+            blocks += [peer for peer in peers if isinstance(peer, IPBlock)]
     for service, (queries, blocks) in together.items():
         found[service] = Peers(False, tuple(sorted(queries)), tuple(sorted(blocks)))
     return found
@@ -161,21 +179,24 @@ def _peers(rule: PolicyRule, family: Family) -> Iterable[Query | IPBlock | None]
 # -- rules -------------------------------------------------------------------------------------------------------------
 
 
-def _peer_rules(direction: Direction, family: Family, service: Service, peers: Peers, selections: dict[str, Selection]) -> Iterable[Rule]:
-    """One rule for each match that the peers need, without the service; RETURN is "allowed here". Notes the selections used."""
+def _peer_rules(
+    direction: Direction, family: Family, service: Service, peers: Peers, plain: Prefixes, selections: dict[str, Selection]
+) -> Iterable[Rule]:
+    """One rule for each match that the peers need, without the service; RETURN is "allowed here". Notes the selections used.
+
+    plain -- what the blocks of the peers cover.
+    """
 
     def by_set(selection: Selection, directions: tuple[SetDirection, ...]) -> Rule:
         name = set_name(selection, family)
         selections[name] = selection
         return Rule(RETURN, (SetMatch(name, directions),))
 
-    ranges = (whole(family),) if peers.everyone else union(peers.blocks, family)
     if service.name:
-        covered = prefixes(ranges, family)
-        if peers.queries or covered:
-            yield by_set(PortSelection(service.protocol, service.name, peers.queries, covered), ("dst", "dst"))
+        if peers.queries or plain:
+            yield by_set(PortSelection(service.protocol, service.name, peers.queries, plain), ("dst", "dst"))
         return
-    if ranges == (whole(family),):
+    if plain == prefixes((whole(family),), family):
         yield Rule(RETURN)
         return
     side: tuple[SetDirection, ...] = ("src",) if direction == "ingress" else ("dst",)
@@ -183,7 +204,6 @@ def _peer_rules(direction: Direction, family: Family, service: Service, peers: P
         yield from (by_set(PodSelection((query,)), side) for query in peers.queries)
     else:
         yield by_set(PodSelection(peers.queries), side)
-    plain = prefixes(ranges, family)
     if len(plain) <= FEW and not any(nomatch for _, nomatch in plain):
         yield from (Rule(RETURN, source=net) if direction == "ingress" else Rule(RETURN, destination=net) for net, _ in plain)
     elif plain:

@@ -131,16 +131,18 @@ class LiveSets:
 
     def _begin(self, selection: Selection, family: Family) -> _LiveSet:
         live = _LiveSet(selection, family)
-        for query in queries_of(selection):
-            self._cluster.index.register(query)
+        queries = queries_of(selection)
+        self._cluster.index.register(*queries)
+        for query in queries:
             self._users.setdefault(query, set()).add(live)
             if isinstance(selection, PortSelection):
                 self._port_users.setdefault(query, set()).add(live)
         return live
 
     def _release(self, live: _LiveSet) -> None:
-        for query in queries_of(live.selection):
-            self._cluster.index.unregister(query)
+        queries = queries_of(live.selection)
+        self._cluster.index.unregister(*queries)
+        for query in queries:
             for users in (self._users, self._port_users):
                 found = users.get(query)
                 if found is not None:

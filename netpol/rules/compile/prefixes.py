@@ -49,12 +49,15 @@ def _range(net: Network) -> Range:
 
 
 class _Node:
-    """A prefix and what it could say (match, no match, or either) at the same cost; children where it is mixed."""
+    """A prefix and what it could say (match, no match, or either) at the same cost. Where it is mixed: children, its halves; or `within`,
+    where and how long the only prefix is that anything of it lies in, at least two levels below."""
 
-    __slots__ = ("children", "says")
+    __slots__ = ("children", "says", "within")
 
-    def __init__(self, says: frozenset[bool], children: tuple[_Node, _Node] | None = None) -> None:
-        self.says, self.children = says, children
+    def __init__(
+        self, says: frozenset[bool], children: tuple[_Node, _Node] | None = None, within: tuple[_Node, int, int] | None = None
+    ) -> None:
+        self.says, self.children, self.within = says, children, within
 
 
 _MATCH, _NO_MATCH = _Node(frozenset([True])), _Node(frozenset([False]))
@@ -68,6 +71,17 @@ def _summarise(ranges: Ranges, start: int, size: int) -> _Node:
     touches_after = at + 1 < len(ranges) and ranges[at + 1][0] < start + size
     if not touches_before and not touches_after:
         return _NO_MATCH
+    # Work follows the ranges, or the holes between them, and not the levels. What lies beside all of them says one thing, and two levels up
+    # nothing else is as cheap.
+    last = start + size - 1
+    final = ranges[bisect_left(ranges, (start + size,)) - 1]
+    touched = start if touches_before else ranges[at + 1][0], min(final[1], last)
+    holes = ranges[at][1] + 1 if touches_before else start, last if final[1] < last else final[0] - 1
+    for beside, (low, high) in ((_NO_MATCH, touched), (_MATCH, holes)):
+        inner = 1 << (low ^ high).bit_length()
+        if inner <= size >> 2:
+            base = low & -inner
+            return _Node(beside.says, within=(_summarise(ranges, base, inner), base, inner))
     half = size >> 1
     left, right = _summarise(ranges, start, half), _summarise(ranges, start + half, half)
     return _Node(left.says & right.says or left.says | right.says, (left, right))
@@ -78,6 +92,9 @@ def _emit(node: _Node, start: int, size: int, inherited: bool, width: int, found
     if says != inherited:
         length = width - (size.bit_length() - 1)
         found.append((Network(start.to_bytes(width // 8, "big"), length), not says))
+    if node.within is not None:
+        inner, base, extent = node.within
+        _emit(inner, base, extent, says, width, found)
     if node.children is not None:
         half = size >> 1
         _emit(node.children[0], start, half, says, width, found)

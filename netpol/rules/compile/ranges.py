@@ -22,13 +22,16 @@ def merge_ranges(ranges: Iterable[Range]) -> Ranges:
 def subtract_ranges(ranges: Ranges, less: Ranges) -> Ranges:
     """The numbers of `ranges` that are not in `less`; both are merged, and so is the result."""
     left: list[Range] = []
+    first = 0  # of those of `less` that may reach into this range or a later one
     for low, high in ranges:
-        for cut_low, cut_high in less:
-            if cut_high < low or cut_low > high:
-                continue
-            if low < cut_low:
-                left.append((low, cut_low - 1))
-            low = cut_high + 1
+        while first < len(less) and less[first][1] < low:
+            first += 1
+        at = first
+        while at < len(less) and less[at][0] <= high:
+            if low < less[at][0]:
+                left.append((low, less[at][0] - 1))
+            low = less[at][1] + 1
+            at += 1
         if low <= high:
             left.append((low, high))
     return tuple(left)

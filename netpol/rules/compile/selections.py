@@ -69,13 +69,15 @@ def members_at(selection: Selection, address: Address, standing: Standing | None
     selected = not standing.queries.isdisjoint(selection.queries)
     if isinstance(selection, PodSelection):
         return frozenset((address,)) if selected else frozenset()
-    if not selected and not (EVERYONE in standing.queries and covers(selection.prefixes, address)):
-        return frozenset()
-    return frozenset(
+    # Few pods declare a port of that name; only for those is it looked for among the prefixes, which may be many.
+    members = [
         port_member(address, port.protocol, port.port)
         for port in standing.pod.ports
         if port.name == selection.name and port.protocol == selection.protocol
-    )
+    ]
+    if not members or not (selected or (EVERYONE in standing.queries and covers(selection.prefixes, address))):
+        return frozenset()
+    return frozenset(members)
 
 
 def empty_set(selection: Selection, family: Family) -> Set:
