@@ -27,6 +27,7 @@ What has no option:
 |---|---|---|
 | `KUBECONFIG` | `agent` | where `--kubeconfig` is not given: files, separated by colons |
 | `KUBERNETES_SERVICE_HOST`, `KUBERNETES_SERVICE_PORT` | `agent` | in a pod: the API server, with the pod's service account |
+| `HTTPS_PROXY`, `NO_PROXY` | `agent` | the proxy through which it reaches the API server; addresses that it reaches without one |
 | `XTABLES_LOCKFILE` | what changes tables | iptables' lock, where it is not `/run/xtables.lock` |
 | `NOTIFY_SOCKET`, `WATCHDOG_USEC`, `WATCHDOG_PID` | `agent` | set by systemd: where it says that it is ready and alive |
 | `NO_COLOR`, `COLUMNS` | what prints tables | no colours; the width |

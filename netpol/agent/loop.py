@@ -33,6 +33,8 @@ Refusal = KernelError | MalformedKernelData
 STAMPS = 100_000
 # The thread shows that it lives at least this often.
 PULSE = 1.0  # seconds
+# A write that has been under way for so long waits for somebody, most likely for iptables' lock: what it is to change is not in force.
+LATE = 1.0  # seconds
 
 
 class Listener:
@@ -93,6 +95,7 @@ class Loop:
         self._stopping = False
         self._stamps: list[float] = []  # of what was taken in and is not in force yet
         self._taken = NOTHING  # in since a write was tried last
+        self._writing: float | None = None  # since when
         self._told: str | None = None  # the refusal that was reported last
 
     # -- from any thread -----------------------------------------------------------------------------------------------
@@ -141,8 +144,10 @@ class Loop:
 
     @property
     def in_force(self) -> bool:
-        """Whether everything was said once, and the kernel holds what it should, as far as we know."""
-        return self.agenda.in_force
+        """Whether everything was said once, and the kernel holds what it should, as far as we know; for as long as a write usually takes
+        what it held before counts."""
+        began = self._writing
+        return self.agenda.in_force and (began is None or self._clock() - began < LATE)
 
     @property
     def waiting(self) -> int:
@@ -256,12 +261,14 @@ class Loop:
 
     def _apply(self) -> None:
         began, used = self._clock(), self._used()
-        self._taken = NOTHING
+        self._taken, self._writing = NOTHING, began
         try:
             report = self.enforcer.enforce()
         except (KernelError, MalformedKernelData) as error:
             self._refuse(began, error)
             return
+        finally:
+            self._writing = None
         self._done(began, self._used() - used, report)
 
     def _done(self, began: float, took: float, report: Report) -> None:

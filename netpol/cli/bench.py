@@ -29,6 +29,11 @@ def bench(quick: bool, only: str, file: str | None) -> None:
     chosen = [case for case in node_cases(quick) if only in case.row]
     if not chosen:
         raise click.BadParameter(f"no row has {only!r} in its name", param_hint="--only")
+    if file is not None:
+        try:
+            Path(file).touch()
+        except OSError as error:
+            raise click.ClickException(f"--json {file}: {error.strerror}") from error
     if os.geteuid() != 0:
         namespaces.enter_private_world()
     if absent := missing():

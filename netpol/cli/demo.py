@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from netpol.cli.paper import paper
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from netpol.lab import Lab
 
 EXAMPLE = "kubernetes-docs.yaml"
-# Wide enough that nothing is cut short, where no terminal says how wide it is.
-FILE_WIDTH = 140
 
 
 @click.command()
@@ -112,11 +112,7 @@ def progress() -> Iterator[Callable[[str], None]]:
 
 def show(parts: Callable[[int, bool], Iterable[RenderableType]]) -> None:
     """Prints what `parts(width, unicode)` gives on standard output; without colours where it is no terminal, and under NO_COLOR."""
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = FILE_WIDTH
+    console = paper()
     unicode = console.encoding.startswith("utf")
     with console.capture() as captured:
         for part in parts(console.width, unicode):

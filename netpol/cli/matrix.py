@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from netpol.cli.counted import counted
+from netpol.cli.paper import paper
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -43,7 +44,6 @@ def matrix(files: tuple[str, ...], node: str | None, ports: tuple[str, ...], by:
     kernel and sends a real packet for every connection. Two that disagree are a bug: `--by all` compares them and exits 1.
     """
     import msgspec
-    from rich.console import Console
 
     if by in ("packets", "all"):
         from netpol.lab import become_private
@@ -66,7 +66,7 @@ def matrix(files: tuple[str, ...], node: str | None, ports: tuple[str, ...], by:
         flows = [_flow(connection, judgement) for connection, judgement in zip(asked, said[engines[0]], strict=True)]
         click.echo(msgspec.json.format(msgspec.json.encode({"by": by, "flows": flows})).decode())
     else:
-        console = Console(highlight=False)
+        console = paper()
         for part in tables(asked, said[engines[0]], MARKS if console.encoding.startswith("utf") else ASCII):
             console.print(part, overflow="ignore", no_wrap=True, crop=False)
     wrong = judging.disagreements(asked, said)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from netpol.cli import options
+from netpol.cli.paper import paper
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +45,6 @@ def preflight(ctx: click.Context, table: str, cut_bit: int, pod_cidrs: tuple[Net
 
 
 def _show(checks: Sequence[Check]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -56,4 +56,4 @@ def _show(checks: Sequence[Check]) -> None:
     grid.add_column(overflow="fold")
     for check in checks:
         grid.add_row(Text(check.level, style=colours[check.level]), check.name, Text(check.words))
-    Console(highlight=False).print(grid)
+    paper().print(grid)

@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 @click.option(
     "--boot", type=click.Choice(["open", "closed"]), default="open", show_default=True, help="What to do where no state was saved."
 )
-@click.option("--pod-cidr", "cidrs", multiple=True, metavar="CIDR", help="Ranges that --boot=closed denies (repeatable).")
+@click.option(
+    "--pod-cidr",
+    "cidrs",
+    multiple=True,
+    show_envvar=True,
+    envvar="NETPOL_POD_CIDR",
+    metavar="CIDR",
+    help="Ranges that --boot=closed denies (repeatable).",
+)
 @options.form
 def restore(state: str, boot: str, cidrs: tuple[str, ...], settings: Settings) -> None:
     """Load the saved state into this host's kernel, without a cluster; the agent adopts it when it comes.

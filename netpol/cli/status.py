@@ -9,6 +9,7 @@ import click
 
 from netpol.cli import options
 from netpol.cli.counted import counted
+from netpol.cli.paper import paper
 
 if TYPE_CHECKING:
     from netpol.agent.audit import Drift
@@ -80,10 +81,9 @@ def _saved(file: str, found: Ruleset, kernel: Kernel) -> dict[str, Any] | None:
 
 
 def _show(table: str, found: Ruleset, dropped: int, chains: Sequence[Row], sets: Sequence[Row], saved: Row | None) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = paper()
     if not chains and not sets:
         console.print(f"Nothing of netpol's is programmed in the table {table} of this network namespace.")
     else:
@@ -94,7 +94,7 @@ def _show(table: str, found: Ruleset, dropped: int, chains: Sequence[Row], sets:
         console.print(f"{counted(len(chains), 'chain')} with {counted(rules, 'rule')}, {held}.")
     if saved is not None:
         for line in _words(saved):
-            console.print(line, markup=False)
+            console.print(line, soft_wrap=True)
     for rows in (chains, sets):
         if rows:
             grid = Table(box=None, header_style="bold", pad_edge=False)

@@ -473,6 +473,8 @@ def _in_words(error: Exception) -> ApiError:
     if isinstance(error, urllib3.exceptions.NewConnectionError):  # its own words begin with the connection as Python shows it
         why = error.__cause__.strerror if isinstance(error.__cause__, OSError) else None
         return ApiError(f"no connection to {error.conn.host} port {error.conn.port}: {why or error}")
+    if isinstance(error, urllib3.exceptions.ProxyError) and isinstance(error.original_error, urllib3.exceptions.HTTPError):
+        return ApiError(f"by way of the proxy that HTTPS_PROXY names: {_in_words(error.original_error)}")
     if isinstance(error, urllib3.exceptions.ConnectTimeoutError):
         return ApiError(str(error.args[-1]))
     if isinstance(error, urllib3.exceptions.ReadTimeoutError):

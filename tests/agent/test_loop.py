@@ -14,7 +14,7 @@ import pytest
 from netpol.agent.agenda import Pace
 from netpol.agent.audit import Drift
 from netpol.agent.enforcer import Enforcer, Report
-from netpol.agent.loop import Listener, Loop, Refusal
+from netpol.agent.loop import LATE, Listener, Loop, Refusal
 from netpol.errors import Contended, InvalidObject
 from netpol.kernel.apply import Kernel
 from netpol.kernel.proofs import Look
@@ -262,6 +262,26 @@ def test_a_refusal_is_told_once_and_tried_again(stage: Stage) -> None:
     assert stage.loop.agenda.in_force
     assert stage.agrees()
     assert len(stage.heard.refusals) == 2
+
+
+def test_what_takes_long_to_be_written_is_not_in_force(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that waits, for iptables' lock most likely; as long as one usually takes, what was in force before counts."""
+    stage.loop.hear(*(Synced(kind) for kind in KINDS))
+    stage.pass_time(1)
+    assert stage.loop.in_force
+    enforce, seen = stage.loop.enforcer.enforce, list[bool]()
+
+    def slow() -> Report:
+        for seconds in (0.0, LATE - 0.1, 0.2):
+            stage.now += seconds
+            seen.append(stage.loop.in_force)
+        return enforce()
+
+    monkeypatch.setattr(stage.loop.enforcer, "enforce", slow)
+    stage.loop.hear(Put(Namespace("late")), Put(Policy("late", "p", EVERYTHING, (), None)))
+    stage.pass_time(1)
+    assert seen == [True, True, False]
+    assert stage.loop.in_force
 
 
 def test_an_audit_repairs_and_counts(stage: Stage) -> None:

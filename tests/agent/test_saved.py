@@ -117,13 +117,15 @@ def test_32_a_boot_brings_back_what_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("netns")
-def test_without_a_saved_state_boot_decides(tmp_path: Path) -> None:
+def test_without_a_saved_state_boot_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """open programs nothing; closed denies the pod ranges in both directions, and needs to know them."""
     missing = str(tmp_path / "state")
     assert netpol("restore", "--state", missing).exit_code == 0
     assert "NETPOL" not in run("iptables-legacy-save")
     assert netpol("restore", "--state", missing, "--boot", "closed").exit_code == 2
     assert netpol("restore", "--state", missing, "--boot", "closed", "--pod-cidr", "10.244.0.0/24").exit_code == 0
+    monkeypatch.setenv("NETPOL_POD_CIDR", "10.244.0.0/24")
+    assert netpol("restore", "--state", missing, "--boot", "closed").exit_code == 0
     saved = run("iptables-legacy-save", "-t", "mangle")
     assert "-A NETPOL-EGRESS -s 10.244.0.0/24 -g NETPOL-DENY" in saved
     assert "-A NETPOL-INGRESS -d 10.244.0.0/24 -g NETPOL-DENY" in saved

@@ -36,3 +36,11 @@ def test_a_name_that_no_row_has_is_an_error() -> None:
     assert done.returncode == 2
     assert "--only" in done.stderr
     assert "nonsense" in done.stderr
+
+
+def test_a_file_that_cannot_be_made_is_said_before_anything_is_measured(tmp_path: Path) -> None:
+    """In words, and at once."""
+    file = tmp_path / "nowhere" / "run.json"
+    done = subprocess.run([*NETPOL, "--json", str(file)], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"Error: --json {file}: No such file or directory\n"

@@ -113,7 +113,7 @@ def test_all_flows_are_shown_when_asked_for() -> None:
 
 
 def test_the_documentation_shows_what_the_demo_prints() -> None:
-    """Line by line and in order, but for times, counts of calls and packets, hashes in names, and what the page leaves out."""
+    """Line by line and in order, but for times, counts of calls and packets, and what the page leaves out."""
     printed = [plain(line) for line in demo(COLUMNS="100").stdout.splitlines()]
     _, begin, rest = (ROOT / "docs" / "demo.md").read_text().partition("<!-- demo: begin -->\n```\n")
     block, end, _ = rest.partition("```\n<!-- demo: end -->")

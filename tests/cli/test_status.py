@@ -109,3 +109,18 @@ def test_the_environment_of_the_agent_says_where_to_look(tmp_path: Path, monkeyp
     netpol("cleanup")
     assert "restored" in netpol("restore")
     assert json.loads(netpol("status", "--json"))["chains"] == [{**chain, "packets": 0} for chain in data["chains"]]
+
+
+@pytest.mark.parametrize("columns", ["0", "40", "200"])
+def test_names_are_shown_as_they_are(state: Path, tmp_path: Path, columns: str) -> None:
+    """Whatever means a colour, a link or a picture to who prints, and however wide that is: nothing is cut off or broken but tables."""
+    for name in ("NETPOL-[/x]", "NETPOL-[red]x", "NETPOL-:x:"):
+        run("iptables-legacy", "-t", "mangle", "-N", name)
+    odd = tmp_path / ":x:" / "[red]"
+    odd.mkdir(parents=True)
+    (odd / "state").write_bytes(state.read_bytes())
+    result = CliRunner().invoke(main, ["status", "--state", str(odd / "state")], env={"COLUMNS": columns})
+    assert result.exit_code == 0
+    assert f"saved in {odd / 'state'}." in result.output
+    for name in ("NETPOL-[/x]", "NETPOL-[red]x", "NETPOL-:x:"):
+        assert name in result.output

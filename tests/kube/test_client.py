@@ -275,6 +275,9 @@ def test_no_connection_is_told_in_words(server: FakeServer, tmp_path: Path, monk
         assert words(f"http://127.0.0.1:{nobody}") == f"no connection to 127.0.0.1 port {nobody}: Connection refused"
         assert words("http://no.such.host.invalid:80").startswith("no connection to no.such.host.invalid port 80: ")
         assert words(f"http://127.0.0.1:{full}").startswith("Connection to 127.0.0.1 timed out.")
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{nobody}")
+        expected = f"by way of the proxy that HTTPS_PROXY names: no connection to 127.0.0.1 port {nobody}: Connection refused"
+        assert words("https://api.example:6443") == expected
 
 
 def test_a_connection_is_used_again(server: FakeServer, tmp_path: Path) -> None:
