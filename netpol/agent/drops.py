@@ -226,7 +226,8 @@ class DropLog:
         self.lines += written
         if error is not None:
             self._limiter.left_out += sum(line.packets for line in lines[written:] if isinstance(line, Line))
-            self._trouble(f"the drop log cannot be written: {error}; what it leaves out is counted")
+            why = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+            self._trouble(f"the drop log cannot be written: {why}; what it leaves out is counted")
             return False
         self._told = None
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from netpol.cli import options
 
@@ -20,7 +21,15 @@ PARTS = ("sets", "ipv4", "ipv6")
     "-f", "--file", "files", multiple=True, required=True, metavar="PATH", help="Manifests: a file, a directory, or - (repeatable)."
 )
 @click.option("--node", default=None, help="The node to render for.  [default: the only one that the pods name]")
-@click.option("--pod-cidr", "cidrs", multiple=True, default=("10.244.0.0/16",), show_default=True, help="Addresses for pods without one.")
+@click.option(
+    "--pod-cidr",
+    "cidrs",
+    multiple=True,
+    default=("10.244.0.0/16",),
+    show_default=True,
+    metavar="CIDR",
+    help="Ranges of the node's pods where they are given; pods without an address get one of them (repeatable).",
+)
 @options.unknown_pods
 @options.form
 @click.option(
@@ -34,14 +43,17 @@ def render(files: tuple[str, ...], node: str | None, cidrs: tuple[str, ...], set
     `ip6tables-legacy-restore`. Load the sets first.
     """
     import msgspec
+    from msgspec.structs import replace
 
     from netpol.cli import isolation
-    from netpol.cli.files import node_name, read_cluster
+    from netpol.cli.files import node_name, parse_ranges, read_cluster
     from netpol.rules.compile import compiled
     from netpol.rules.ruleset import EGRESS, INGRESS
 
     cluster = read_cluster(files, cidrs)
     name = node_name(cluster.all_pods(), node)
+    if click.get_current_context().get_parameter_source("cidrs") is not ParameterSource.DEFAULT:
+        settings = replace(settings, pod_cidrs=tuple(parse_ranges(cidrs)))
     ruleset = compiled(cluster, name, settings)
     if cluster.policies and not any(root in chains for chains in ruleset.chains.values() for root in (EGRESS, INGRESS)):
         isolation.warn(cluster, name)

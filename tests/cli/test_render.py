@@ -72,6 +72,21 @@ def test_a_node_is_asked_for_where_there_are_several(two_nodes: str) -> None:
     assert "NETPOL-I-" not in render("-f", two_nodes, "--node", "n2").output
 
 
+@pytest.mark.usefixtures("netns")
+def test_the_same_options_give_what_apply_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where no Node object says which ranges are the node's."""
+    monkeypatch.setenv("NETPOL_GRACE", "0")
+    file = tmp_path / "pods.yaml"
+    pod = "{apiVersion: v1, kind: Pod, metadata: {name: a, labels: {app: x}}, spec: {nodeName: n1}, status: {podIPs: [{ip: 10.1.0.9}]}}"
+    file.write_text(f"{pod}\n---{TWO_NODES.rpartition('---')[2]}")
+    asked = ("-f", str(file), "--unknown-pods", "deny", "--pod-cidr", "10.1.0.0/16")
+    applied = CliRunner().invoke(main, ["apply", *asked])
+    assert applied.exit_code == 0, applied.output
+    rules = sorted(line for line in run("iptables-legacy-save", "-t", "mangle").splitlines() if line.startswith("-A NETPOL"))
+    assert "-A NETPOL-INGRESS -d 10.1.0.0/16 -g NETPOL-DENY" in rules
+    assert sorted(line for line in render(*asked, "--part", "ipv4").output.splitlines() if line.startswith("-A NETPOL")) == rules
+
+
 def test_the_table_can_be_chosen() -> None:
     """--table filter renders a filter table."""
     assert "*filter" in render("-f", EXAMPLE, "--table", "filter").output
