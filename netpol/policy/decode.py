@@ -72,8 +72,9 @@ from netpol.policy.wire import (
 T = TypeVar("T")
 Report = Callable[[str, str], None]
 
-MOST_RULES, MOST_NAMES, MOST_PAIRS = 5_000, 1_000, 250_000
-"""Of one direction of a policy: rules; different named ports; and peers times ports, summed over the rules."""
+MOST_RULES, MOST_NAMES, MOST_PAIRS = 5_000, 100, 250_000
+"""Of one direction of a policy: rules; different named ports, for each of which all pods are looked at; and peers times ports, summed
+over the rules."""
 
 QUALIFIED_NAME = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 # What msgspec raises for bytes that are not the JSON asked for: broken UTF-8 and bottomless nesting come as Python's own errors.

@@ -374,9 +374,9 @@ def selecting(number: int) -> dict[str, object]:
 TOO_MUCH: dict[str, tuple[int, Callable[[int], list[object]], str]] = {
     "rules": (5_000, lambda n: [{"from": [selecting(i)]} for i in range(n)], "5001 rules, where at most 5000"),
     "names": (
-        1_000,
+        100,
         lambda n: [{"ports": [{"port": f"p{i}"} for i in range(n)] + [{"port": "p1"}]}],
-        "1001 named ports, where at most 1000",
+        "101 named ports, where at most 100",
     ),
     "pairs": (
         125_000,

@@ -70,11 +70,7 @@ def members_at(selection: Selection, address: Address, standing: Standing | None
     if isinstance(selection, PodSelection):
         return frozenset((address,)) if selected else frozenset()
     # Few pods declare a port of that name; only for those is it looked for among the prefixes, which may be many.
-    members = [
-        port_member(address, port.protocol, port.port)
-        for port in standing.pod.ports
-        if port.name == selection.name and port.protocol == selection.protocol
-    ]
+    members = [port_member(address, protocol, port) for protocol, port in _declared(selection, standing.pod)]
     if not members or not (selected or (EVERYONE in standing.queries and covers(selection.prefixes, address))):
         return frozenset()
     return frozenset(members)
@@ -102,8 +98,14 @@ def _members(selection: Selection, family: Family, cluster: Cluster) -> Iterable
     return {
         member
         for address, pod in _addresses(cluster, queries_of(selection), family)
+        if pod.ports and _declared(selection, pod)
         for member in members_at(selection, address, Standing(pod, cluster.queries(pod)))
     }
+
+
+def _declared(selection: PortSelection, pod: Pod) -> list[tuple[int, int]]:
+    """What a pod declares under that name: protocols and numbers."""
+    return [(port.protocol, port.port) for port in pod.ports if port.name == selection.name and port.protocol == selection.protocol]
 
 
 def covers(prefixes: Prefixes, address: Address) -> bool:
