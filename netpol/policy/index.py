@@ -196,21 +196,22 @@ class QueryIndex:
     def _asked_in(self, namespace: str) -> set[str]:
         return {*self._asked.get("", ()), *self._asked.get(namespace, ())}
 
-    def _ask_for(self, query: Query) -> None:
-        """The keys of a query that is new count from now on wherever it looks, or may come to look."""
-        asked = self._asked.setdefault(query.namespace, {})
-        new = []
-        for key in _keys(query):
-            if key not in asked:
-                new.append(key)
-            asked[key] = asked.get(key, 0) + 1
-        if not asked:
-            del self._asked[query.namespace]
-        if new:
-            spaces = self._spaces.values() if not query.namespace else [self._spaces.get(query.namespace)]
+    def _ask_for(self, queries: Iterable[Query]) -> None:
+        """The keys of queries that are new count from now on wherever these look, or may come to look."""
+        new: dict[str, list[str]] = {}
+        for query in queries:
+            asked = self._asked.setdefault(query.namespace, {})
+            for key in _keys(query):
+                if key not in asked:
+                    new.setdefault(query.namespace, []).append(key)
+                asked[key] = asked.get(key, 0) + 1
+            if not asked:
+                del self._asked[query.namespace]
+        for namespace, keys in new.items():
+            spaces = self._spaces.values() if not namespace else [self._spaces.get(namespace)]
             for space in spaces:
                 if space is not None:
-                    self._count(space, new)
+                    self._count(space, keys)
 
     def _ask_no_more(self, query: Query) -> None:
         for key in _keys(query):
@@ -284,7 +285,8 @@ class QueryIndex:
             if uses:
                 continue
             new.append(query)
-            self._ask_for(query)
+        self._ask_for(new)
+        for query in new:
             for filing in self._filings(query):
                 self._filed[filing] = _with(self._filed.get(filing), query)
             if not query.namespace:

@@ -139,13 +139,14 @@ def test_only_pods_that_declare_a_port_are_looked_for_among_the_prefixes(monkeyp
 
 def test_queries_that_come_and_go_together_change_a_profile_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many they are: of each combination of them there would be a set of that many."""
-    changes = Counted(monkeypatch, QueryIndex, "_assign")
+    changes, counts = Counted(monkeypatch, QueryIndex, "_assign"), Counted(monkeypatch, QueryIndex, "_count")
     policy = Policy("x", "p", EVERYTHING, (PolicyRule(tuple(map(by_key, range(MANY)))),), None)
     made = state(policy)
     before = changes.calls
     members = [found.members for found in made.wanted().sets.values() if HERE in found.members]
     assert members == [frozenset((HERE,))]
     assert changes.calls - before <= 3
+    assert counts.calls <= 3  # the keys that they ask for
     assert not made.cluster.queries(made.cluster.pods["x"]["here"]).isdisjoint(map(by_key, range(MANY)))
     before = changes.calls
     made.close()
