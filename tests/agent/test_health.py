@@ -106,6 +106,19 @@ def test_pages(scene: Scene, method: str, path: str, status: int, body: bytes) -
     assert scene.ask(path, method) == (status, body)
 
 
+def test_a_client_whose_serving_meets_a_mistake_is_the_only_one(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said, the connection ends, and neither a place nor a thread's death is left of it: that would end the agent."""
+    died: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", died.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(health._Handler, "handle", lambda self: [][0])
+        for _ in range(health.MOST + 1):
+            assert not scene.served()
+    assert scene.served()
+    assert set(scene.complaints) == {"a client cannot be served: IndexError('list index out of range')"}
+    assert died == []
+
+
 def test_other_methods_are_refused(scene: Scene) -> None:
     """Nothing can be changed here."""
     assert scene.ask("/fine", "POST")[0] == 501

@@ -260,3 +260,21 @@ def test_a_reader_that_went_away(scene: Scene) -> None:
     (line,) = scene.lines()
     os.close(writing)
     assert line.endswith("heard")
+
+
+def test_a_line_that_cannot_be_written_is_not_the_last(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is in its way: the thread that writes goes on with the next one."""
+    log = scene.logger("text")
+    real, tries = os.write, list[bytes]()
+
+    def write(descriptor: int, data: bytes) -> int:
+        tries.append(data)
+        if len(tries) == 1:
+            raise MemoryError
+        return real(descriptor, data)
+
+    monkeypatch.setattr(os, "write", write)
+    log.warning("lost")
+    log.warning("heard")
+    (line,) = scene.lines()
+    assert line.endswith("heard")
