@@ -30,8 +30,8 @@ from netpol.agent.loop import Loop
 from netpol.errors import KernelError, MalformedKernelData
 from netpol.kernel.nflog import NflogSocket, Packet, unpack
 from netpol.model import PROTOCOL_NAMES, Direction, format_address
+from netpol.rules.compile.skeleton import LOG
 
-PREFIX = "netpol"  # of the rule's packets
 GROUP = 9479  # where the user names none
 MOST = 64 << 20  # bytes of a file
 BATCH = 16  # packets of one question to the loop
@@ -164,7 +164,7 @@ class DropLog:
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                with NflogSocket(self._group, PREFIX) as socket:
+                with NflogSocket(self._group, LOG) as socket:
                     self._follow(socket)
             except KernelError as error:
                 self._trouble(f"{error}; it is tried again")
