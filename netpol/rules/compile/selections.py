@@ -98,7 +98,7 @@ def _members(selection: Selection, family: Family, cluster: Cluster) -> Iterable
     return {
         member
         for address, pod in _addresses(cluster, queries_of(selection), family)
-        if pod.ports and _declared(selection, pod)
+        if _declared(selection, pod)  # before anything is made for those that do not
         for member in members_at(selection, address, Standing(pod, cluster.queries(pod)))
     }
 
