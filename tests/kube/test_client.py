@@ -427,6 +427,7 @@ def test_keys_are_on_no_disk(server: FakeServer, tmp_path: Path, certificates: P
     authority = base64.b64encode((certificates / "server.crt").read_bytes()).decode()
     config["clusters"][0]["cluster"]["certificate-authority-data"] = authority
     path.write_text(json.dumps(config))
+    gc.collect()  # of clients that other tests had
     client = Client(configured(str(path)))
     server.answer(PATH, *[page("1"), status(401)] * 4, page("1"))
     opened = []
