@@ -26,14 +26,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from netpol.errors import Unsupported
-from netpol.kernel.apply import Kernel, last_destroyed
+from netpol.kernel.apply import Kernel
 from netpol.kernel.conntrack import ConntrackSocket
 from netpol.model import FAMILIES, Family
 from netpol.rules.compile import Settings
 from netpol.rules.compile.skeleton import gate, skeleton
 from netpol.rules.diff import diff
 from netpol.rules.flows import pack, unpack
-from netpol.rules.ruleset import DENY, Connmark, Goto, OpaqueTarget, ReplaceTable, Ruleset, Step, TableName
+from netpol.rules.ruleset import DENY, Connmark, Goto, OpaqueTarget, ReplaceTable, Ruleset, Step, TableName, last_destroyed
 
 OTHER: Mapping[TableName, TableName] = {"mangle": "filter", "filter": "mangle"}
 

@@ -10,7 +10,7 @@ characters for a chain and 31 for a set.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple, TypeVar
 
@@ -443,4 +443,15 @@ class DestroySet(Struct, frozen=True, tag=True):
     name: str
 
 
-Step = CreateSet | GrowSet | ReplaceTable | ShrinkSet | DestroySet
+SetStep = CreateSet | GrowSet | ShrinkSet | DestroySet
+Step = SetStep | ReplaceTable
+
+
+def last_destroyed(steps: Sequence[Step]) -> tuple[DestroySet, ...]:
+    """The sets that are destroyed behind all other steps: others go on the way, to be made anew."""
+    last: list[DestroySet] = []
+    for step in reversed(steps):
+        if not isinstance(step, DestroySet):
+            break
+        last.append(step)
+    return tuple(reversed(last))

@@ -17,9 +17,10 @@ from netpol.agent.enforcer import Enforcer, Report
 from netpol.agent.files import KINDS
 from netpol.agent.loop import Listener, Loop
 from netpol.errors import KernelError
-from netpol.kernel.apply import GLANCE_MEMBERS, Kernel
+from netpol.kernel.apply import Kernel
 from netpol.kernel.blocks import EncodedChain, SetNumbers
 from netpol.kernel.encode import encode_chains
+from netpol.kernel.held_sets import GLANCE_MEMBERS
 from netpol.kernel.ipset import Create, IpsetSocket, pack
 from netpol.kernel.watch import Bell
 from netpol.kernel.xtables import lock_path
@@ -469,7 +470,7 @@ def test_the_lock_is_not_held_while_chains_are_encoded(netns: int, monkeypatch: 
         tries.append(subprocess.run(["flock", "--nonblock", lock_path(), "true"], check=False).returncode)
         return encode_chains(chains, family, sets)
 
-    monkeypatch.setattr("netpol.kernel.apply.encode_chains", watched)
+    monkeypatch.setattr("netpol.kernel.held_table.encode_chains", watched)
     with Kernel() as kernel:
         kernel.apply([ReplaceTable(4, "mangle", {ROOT: Chain(ROOT, (Rule(RETURN),))}, True)])
         assert 0 < kernel.longest_hold < 60

@@ -209,17 +209,27 @@ def test_bytes_that_were_kept_do_not_outlive_the_numbers_in_them(netns: int) -> 
         agree(kernel, wanted())
 
 
+def test_a_step_for_another_table(netns: int) -> None:
+    """It is refused, and no table is written: what the handle knows is of the one that it is for."""
+    with Kernel() as kernel:
+        with pytest.raises(ValueError, match="the filter table, and this is a handle of mangle"):
+            kernel.apply([ReplaceTable(4, "filter", wanted().chains[4], True)])
+        assert kernel.read() == Ruleset({}, {})
+    with Kernel("filter") as kernel:
+        assert kernel.read() == Ruleset({}, {}, table="filter")
+
+
 def test_a_set_that_is_made_while_somebody_reads(netns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process makes it between the sets and the table: its number has no name yet, and what that seemed to be is not kept."""
     rule = Rule(RETURN, (SetMatch("NETPOL4-a", ("src",)),))
     with Kernel() as writer, Kernel() as reader:
-        ask = reader._ask_numbers
+        ask = reader._sets.ask_numbers
 
         def asked() -> None:
             ask()
             writer.apply([CreateSet(Set("NETPOL4-a", "hash:ip", 4, {HOST})), ReplaceTable(4, "mangle", {ROOT: Chain(ROOT, (rule,))}, True)])
 
-        monkeypatch.setattr(reader, "_ask_numbers", asked)
+        monkeypatch.setattr(reader._sets, "ask_numbers", asked)
         reader.read()
         monkeypatch.undo()
         assert reader.read() == writer.read()

@@ -131,7 +131,7 @@ def test_what_was_written_is_kept(netns: int, monkeypatch: pytest.MonkeyPatch, f
         seen.append([chain.name for chain in values])
         return encode_chains(values, family, sets)
 
-    monkeypatch.setattr("netpol.kernel.apply.encode_chains", watched)
+    monkeypatch.setattr("netpol.kernel.held_table.encode_chains", watched)
     with Kernel() as kernel, IpsetSocket() as ipset, Kernel() as reader:
         ipset.run([Create(name, "hash:ip", 4) for name in ("one", "nine", "hundred")])
         kernel.read()

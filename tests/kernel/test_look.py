@@ -72,9 +72,9 @@ def repaired(kernel: Kernel) -> None:
 
 def test_the_very_bytes_that_mean_other_sets(kernel: Kernel) -> None:
     """The sets have changed their numbers, so that the table that was proven now takes the one for the other."""
-    before = kernel._proofs[4]
+    before = kernel._there[4]._proof
     remade(TWO, ONE)
-    assert kernel._sockets[4].entries("mangle").proof() == before
+    assert kernel._there[4].socket.entries("mangle").proof() == before
     look = kernel.look()
     assert look.tables == {4}
     assert look.strangers == {ONE, TWO}

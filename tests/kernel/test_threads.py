@@ -134,7 +134,7 @@ CASES: dict[str, Case] = {
             "look": (),
             "reread": (Ruleset({}, {}), Look(sets=frozenset({"NETPOL4-x"}))),
         },
-        ("calls", "longest_hold", "lost_counters"),
+        ("calls", "longest_hold", "lost_counters", "moved"),
     ),
     "Watcher": Case(lambda folder: Watcher([str(folder)]), {"refresh": (), "wait": (0,), "close": ()}, (), ""),
     "Index": Case(lambda _: Index(), {"build": (Ruleset({}, {}), (), ()), "sorting": (1,)}, (), ""),

@@ -11,7 +11,8 @@ import pytest
 
 from netpol.kernel import namespaces
 from netpol.kernel._native import ffi, lib
-from netpol.kernel.apply import GLANCE_SETS, Kernel
+from netpol.kernel.apply import Kernel
+from netpol.kernel.held_sets import GLANCE_SETS
 from netpol.kernel.ipset import Add, IpsetSocket
 from netpol.kernel.watch import Bell
 from netpol.rules.diff import diff

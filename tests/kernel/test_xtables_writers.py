@@ -263,8 +263,8 @@ def test_looking_at_entries_of_another_table(netns: int) -> None:
     with Kernel() as kernel, Exchanged(1) as socket:
         socket.other.change("mangle", OURS, True)
         written = kernel.read()
-        kernel._sockets[4].close()
-        kernel._sockets[4] = socket
+        kernel._there[4].socket.close()
+        kernel._there[4].socket = socket
         assert kernel.look().tables == {4}
         assert kernel.reread(written, Look(frozenset({4}), frozenset(), frozenset())) == written
         assert kernel.look().tables == set()
