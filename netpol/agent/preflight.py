@@ -19,7 +19,7 @@ from msgspec import Struct
 from netpol.errors import Contended, KernelError, NetpolError, printable
 from netpol.kernel.ipset import IpsetSocket
 from netpol.kernel.nft import Nft, read_nft
-from netpol.kernel.strangers import foreign_chains, target_use, uses
+from netpol.kernel.strangers import foreign_chains, has_match, target_use, uses
 from netpol.kernel.table import Snapshot
 from netpol.kernel.xtables import TableSocket, families, lock_path
 from netpol.model import FAMILIES, Family, Network, network
@@ -32,6 +32,7 @@ LOCK_WAIT_MS = 1000
 NEARLY_FULL = 0.9  # of the table of connections
 NAMED = 5  # things that one sentence names
 NET_ADMIN = 12
+_OWN = 0x80100000  # flags of IPv6's routes to addresses of this node: local, anycast
 TABLES = ("raw", "mangle", "nat", "filter", "security")
 TOOL: dict[Family, str] = {4: "iptables", 6: "ip6tables"}
 # Chains by which other policy engines are known. Cilium's programs pass packets on before any FORWARD; the others enforce beside us.
@@ -193,18 +194,21 @@ def _has_pods(node: Node, device: str) -> bool:
     Of whatever family: pods of IPv4 have link-local addresses of IPv6, too.
     """
     nets = [net for family in FAMILIES for name, net in _routes(node, family) if name == device]
-    if not nets or not node.ranges:
-        return True
-    return any(net.family == known.family and _overlap(net, known) for net in nets for known in node.ranges)
+    return not nets or any(_may_be_pods(node, net) for net in nets)
+
+
+def _may_be_pods(node: Node, net: Network) -> bool:
+    """Whether pods may have addresses of that: any, where no ranges are known."""
+    return not node.ranges or any(_overlap(net, known) for known in node.ranges)
 
 
 def _overlap(one: Network, other: Network) -> bool:
     length = min(one.length, other.length)
-    return network(one.address, length) == network(other.address, length)
+    return one.family == other.family and network(one.address, length) == network(other.address, length)
 
 
 def _routes(node: Node, family: Family) -> Iterator[tuple[str, Network]]:
-    """(device, destination) of the main table's routes to somewhere; default routes and link-local ones are left out."""
+    """(device, destination) of routes to somewhere else; default routes and link-local ones are left out."""
     if family == 4:
         for line in (node.text("proc/thread-self/net/route") or "").splitlines()[1:]:
             fields = line.split()
@@ -215,8 +219,37 @@ def _routes(node: Node, family: Family) -> Iterator[tuple[str, Network]]:
     for line in (node.text("proc/thread-self/net/ipv6_route") or "").splitlines():
         fields = line.split()
         net = Network(bytes.fromhex(fields[0]), int(fields[1], 16))
-        if 0 < net.length < 128 and net.address[:2] != b"\xfe\x80" and net.address[0] != 0xFF:
+        if net.length and not int(fields[8], 16) & _OWN and net.address[:2] != b"\xfe\x80" and net.address[0] != 0xFF:
             yield fields[9], net
+
+
+def _sources(node: Node) -> Iterator[Finding]:
+    for family in families():
+        if any(has_match(table, "rpfilter") for table in node.tables(family)):
+            continue
+        pods = {name for name, net in _routes(node, family) if _is_pod(node, name, net)}
+        loose = sorted(name for name in pods if family == 6 or not _is_strict(node, name))
+        if loose:
+            words = f"pods on {_some(loose)} can send IPv{family} packets in other pods' names, and so open those to themselves"
+            stop = f"{TOOL[family]} -t raw -A PREROUTING -i DEVICE -m rpfilter --invert -j DROP"
+            yield Finding("warn", f"{words}: {stop}{' (or rp_filter=1)' if family == 4 else ''}, or drop NET_RAW from containers")
+    conf = "proc/sys/net/ipv4/conf"
+    if node.number(f"{conf}/all/accept_source_route"):
+        words = "IPv4 packets with source routes to this node go on behind the rules: sysctl -w net.ipv4.conf.all.accept_source_route=0"
+        yield Finding("warn", words)
+
+
+def _is_pod(node: Node, device: str, net: Network) -> bool:
+    """Whether a route leads to one pod by a device of its own: that is half of a pair, which hardware is not."""
+    if net.length != 8 * len(net.address) or not _may_be_pods(node, net):
+        return False
+    own, other = (node.number(f"sys/class/net/{device}/{name}") for name in ("ifindex", "iflink"))
+    return own != other
+
+
+def _is_strict(node: Node, device: str) -> bool:
+    """Whether a packet is taken only where its source is reached by the same device: the larger of two numbers counts, and 2 is less."""
+    return max(node.number(f"proc/sys/net/ipv4/conf/{name}/rp_filter") or 0 for name in ("all", device)) == 1
 
 
 def _ipvs(node: Node) -> Iterator[Finding]:
@@ -331,6 +364,7 @@ CHECKS: tuple[tuple[str, str, Callable[[Node], Iterator[Finding]]], ...] = (
     ("lock", "iptables' lock can be taken", _lock),
     ("forwarding", "the kernel forwards packets", _forwarding),
     ("bridge", "no pods talk behind the rules' back", _bridge),
+    ("sources", "pods with devices of their own send in no other's name", _sources),
     ("ipvs", "no Service by IPVS", _ipvs),
     ("off-load", "no flow tables are to be seen", _off_load),
     ("cut bit", "nobody else uses the bit of flows that were cut", _cut_bit),

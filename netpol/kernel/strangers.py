@@ -1,4 +1,4 @@
-"""What other people have in legacy iptables' tables that matters to us: names of chains, and rules that touch a bit of connmarks.
+"""What other people have in legacy iptables' tables that matters to us: chains and matches by name, and rules on a bit of connmarks.
 
 Their rules never become values elsewhere. Here only the heads of extensions are walked, and the payloads of CONNMARK, MARK and connmark
 read, as linux/netfilter/xt_connmark.h and xt_mark.h have them; chains in which none of these names stands are not walked at all.
@@ -55,6 +55,14 @@ def extensions_of(snapshot: Snapshot, span: Span) -> Iterator[tuple[str, bool, i
             yield c_string(name), place >= target, revision, data[place + HEADER.size : place + size]
             place += size
         offset = end
+
+
+def has_match(snapshot: Snapshot, name: str) -> bool:
+    """Whether a rule of somebody else has this match."""
+    if name.encode() + b"\0" not in bytes(snapshot.blob):
+        return False
+    spans = (span for span in snapshot.spans if not is_ours(span.name))
+    return any(found == name and not is_target for span in spans for found, is_target, _, _ in extensions_of(snapshot, span))
 
 
 def uses(snapshot: Snapshot, bit: int) -> Iterator[Use]:

@@ -54,7 +54,7 @@ def test_nothing_stands_in_the_way(node: int) -> None:
         enforced(kernel)
         checks = preflight(Settings())
     assert [check for check in checks if check.level != "ok"] == []
-    assert len({check.name for check in checks}) == len(checks) == 13
+    assert len({check.name for check in checks}) == len(checks) == 14
 
 
 BIT = 0x10000000
@@ -318,6 +318,67 @@ def test_somebody_elses_bridge_of_one_family(node: int, ranges: tuple[str, ...])
     run("ip", "link", "add", "port0", "up", "master", "virbr0", "type", "veth", "peer", "vm0")
     assert len(command("--json")[1]["bridge"]) == 2
     assert command("--json", *(word for net in ranges for word in ("--pod-cidr", net)))[:2] == (0, {})
+
+
+def conf(name: str, device: str, value: int) -> None:
+    Path(f"/proc/sys/net/ipv4/conf/{device}/{name}").write_text(str(value))
+
+
+@pytest.fixture
+def pods(node: int) -> None:
+    """Two pods with devices and routes of their own, of both families, and devices that lead to somebody else."""
+    require_bridges()
+    for number in (1, 2):
+        run("ip", "link", "add", f"cali{number}", "up", "type", "veth", "peer", f"pod{number}")
+        run("ip", "route", "add", f"10.9.0.{number}", "dev", f"cali{number}")
+        run("ip", "route", "add", f"fd09::{number}", "dev", f"cali{number}")
+        conf("rp_filter", f"cali{number}", 0)
+    conf("rp_filter", "all", 0)
+    run("ip", "link", "add", "uplink", "up", "type", "bridge")
+    run("ip", "address", "add", "fd01::2/64", "dev", "uplink", "nodad")
+    for gateway in ("10.1.0.1", "fd01::1"):
+        run("ip", "route", "add", gateway, "dev", "uplink")
+    # A pair that leads to a network, in which the node has an address.
+    run("ip", "link", "add", "wide", "up", "type", "veth", "peer", "network")
+    run("ip", "address", "add", "10.9.1.1/24", "dev", "wide")
+    run("ip", "address", "add", "fd09:0:0:1::1/64", "dev", "wide", "nodad")
+    conf("rp_filter", "wide", 0)
+
+
+def test_pods_in_other_pods_names(pods: None) -> None:
+    """A warning of each family that names the devices, until its packets are held to the way back to their sources."""
+    found = command("--json")[1]["sources"]
+    assert [level for level, _ in found] == ["warn", "warn"]
+    for family, (_, words) in zip((4, 6), found, strict=True):
+        assert words.startswith(f"pods on cali1, cali2 can send IPv{family} packets in other pods' names")
+    conf("rp_filter", "cali1", 1)
+    assert "pods on cali2 can send IPv4" in command("--json")[1]["sources"][0][1]
+    # The larger of the two counts, and 2 asks for a way back by any device.
+    conf("rp_filter", "all", 2)
+    assert "pods on cali1, cali2 can send IPv4" in command("--json")[1]["sources"][0][1]
+    conf("rp_filter", "all", 1)
+    ((_, words),) = command("--json")[1]["sources"]
+    assert "IPv6" in words
+    run("ip6tables-legacy", "-t", "raw", "-A", "PREROUTING", "-m", "rpfilter", "--invert", "-j", "DROP")
+    assert command("--json")[:2] == (0, {})
+    conf("rp_filter", "all", 0)
+    assert "IPv4" in command("--json")[1]["sources"][0][1]
+    run("iptables-legacy", "-t", "mangle", "-A", "PREROUTING", "-m", "rpfilter", "--invert", "-j", "DROP")
+    assert command("--json")[:2] == (0, {})
+
+
+def test_pairs_of_devices_that_are_no_pods(pods: None) -> None:
+    """Where the pods' ranges are known, what leads elsewhere is somebody else's."""
+    assert command("--json", "--pod-cidr", "10.8.0.0/16", "--pod-cidr", "fd08::/48")[:2] == (0, {})
+    ((_, words),) = command("--json", "--pod-cidr", "10.9.0.0/16")[1]["sources"]
+    assert "IPv4" in words
+
+
+def test_packets_that_choose_their_way(node: int) -> None:
+    """Source routes lead packets on behind the rules."""
+    conf("accept_source_route", "all", 1)
+    ((level, words),) = look()["sources"]
+    assert (level, words.rpartition(" ")[2]) == ("warn", "net.ipv4.conf.all.accept_source_route=0")
 
 
 def test_without_the_capability(node: int) -> None:
