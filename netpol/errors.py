@@ -30,6 +30,11 @@ def said(error: Exception) -> str:
     return "\n".join(f"netpol: {printable(line)}" for line in str(error).split("\n"))
 
 
+def exit_status(error: NetpolError) -> int:
+    """What the command ends with: 2 for input that cannot be valid, 1 for everything else."""
+    return 2 if isinstance(error, InvalidObject | InvalidManifests) else 1
+
+
 class InvalidObject(NetpolError):
     """A value in an API object that cannot be valid.
 

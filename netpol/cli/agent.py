@@ -134,26 +134,32 @@ def agent(
     from netpol.agent.daemon import Options, run
     from netpol.agent.drops import GROUP
     from netpol.agent.logs import configure
+    from netpol.errors import NetpolError, exit_status
 
     # Who closed it hears nothing.
     output = sys.stderr.fileno() if sys.stderr is not None else os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-    configure(log_format, log_level, output)  # type: ignore[arg-type]  # one of the choices
+    log = configure(log_format, log_level, output)  # type: ignore[arg-type]  # one of the choices
     if drop_log is not None and settings.log_group is None:
         settings = replace(settings, log_group=GROUP)
-    run(
-        Options(
-            # As a kubelet calls its node.
-            node=node or os.uname().nodename.strip().lower(),
-            kubeconfig=kubeconfig,
-            context=context,
-            settings=settings,
-            audit_interval=audit_interval,
-            state=Path(state) if state is not None else None,
-            events=events,
-            listen=listen,
-            cut=cut_flows,
-            grace=grace,
-            drop_log=drop_log,
-        ),
-        ends,
+    chosen = Options(
+        # As a kubelet calls its node.
+        node=node or os.uname().nodename.strip().lower(),
+        kubeconfig=kubeconfig,
+        context=context,
+        settings=settings,
+        audit_interval=audit_interval,
+        state=Path(state) if state is not None else None,
+        events=events,
+        listen=listen,
+        cut=cut_flows,
+        grace=grace,
+        drop_log=drop_log,
     )
+    try:
+        run(chosen, ends)
+    except NetpolError as error:
+        if log_format == "text":
+            raise
+        # Whoever reads the log as JSON reads why it ends there, too.
+        log.error("%s", error)
+        sys.exit(exit_status(error))

@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 from netpol import __version__
-from netpol.errors import InvalidManifests, InvalidObject, NetpolError, said
+from netpol.errors import NetpolError, exit_status, said
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what writing to a file may come to
 
@@ -66,7 +66,7 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except NetpolError as error:
             click.echo(said(error), err=True)
-            ctx.exit(2 if isinstance(error, (InvalidObject, InvalidManifests)) else 1)
+            ctx.exit(exit_status(error))
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -24,7 +23,6 @@ from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
 from netpol.agent.saved import load
-from netpol.cli.agent import agent as command
 from netpol.cli.main import main
 from netpol.kernel.apply import Kernel
 from netpol.rules.diff import diff
@@ -450,23 +448,6 @@ def test_it_imports_only_what_it_needs(scene: Scene) -> None:
         "kubernetes.client.models.v1_pod",
     }
     assert not {module for module in modules if module in heavy or module.partition(".")[0] in heavy}
-
-
-def test_every_setting_is_in_the_help() -> None:
-    """With its default, and its variable."""
-    entries = re.split(r"\n  (?=-)", CliRunner().invoke(main, ["agent", "--help"]).output)
-    for option in command.params:
-        (entry,) = [" ".join(entry.split()) for entry in entries if entry.startswith(f"{option.opts[0]} ")]
-        assert "default: " in entry
-        assert "env var: NETPOL_" in entry
-
-
-@pytest.mark.parametrize("value", ["nonsense", "1.2.3.4", "::1:9479", "host:99999", "host:x"])
-def test_a_bad_address_to_listen_on_is_refused(value: str) -> None:
-    """With the forms that there are."""
-    result = CliRunner().invoke(main, ["agent", "--listen", value])
-    assert result.exit_code == 2
-    assert "is not HOST:PORT" in result.stderr
 
 
 def test_a_bad_kubeconfig_is_said_and_tried_again(scene: Scene) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from netpol.agent.standing import DEAD
@@ -48,10 +49,14 @@ def test_systemd_takes_them(tmp_path: Path, broken: bool) -> None:
 
 
 @pytest.mark.parametrize(("unit", "command"), [(AGENT, agent), (RESTORE, restore)], ids=["agent", "restore"])
-def test_netpol_knows_what_they_start(unit: Path, command: object) -> None:
-    """Every argument is an option; both keep the state in the same file, which is `netpol restore`'s default."""
+def test_netpol_knows_what_they_start(unit: Path, command: click.Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every argument is an option; both keep the state in the same file, which is `netpol restore`'s default. No argument takes a setting
+    out of the hands of who writes /etc/default/netpol."""
     program, *words = settings(unit)["ExecStart"]
     assert program == NETPOL
+    assert words == [command.name]
+    for setting in settings(unit).get("Environment", []):
+        monkeypatch.setenv(*setting.split("=", 1))
     context = understood(words)
     assert context.command is command
     assert context.params["state"] == STATE
