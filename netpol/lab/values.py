@@ -90,6 +90,8 @@ def owners(hosts: Sequence[Host], node_addresses: Sequence[Address]) -> dict[Add
 
 def source_address(probe: Probe, addresses: Mapping[str, tuple[Address, ...]]) -> Address:
     """The address that a probe comes from; LabError where there is none, or where the probe makes no sense."""
+    if len(probe.destination) not in (4, 16):
+        raise LabError(f"a probe from {probe.source!r}: its destination is no address: {probe.destination!r}")
     if probe.source not in addresses:
         raise LabError(f"probe {probe}: the lab has no host {probe.source!r}")
     family = family_of(probe.destination)

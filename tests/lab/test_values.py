@@ -44,6 +44,8 @@ def test_hosts_that_cannot_be(hosts: list[Host], words: str) -> None:
         pytest.param(Probe("c", A, TCP, 1), "no host 'c'", id="unknown source"),
         pytest.param(Probe("a", A, TCP, 0), "ports 1 to 65535", id="port 0"),
         pytest.param(Probe("a", A, 47, 1), "can probe TCP", id="unknown protocol"),
+        pytest.param(Probe("a", A[:3], TCP, 1), "its destination is no address", id="three bytes"),
+        pytest.param(Probe("a", b"", TCP, 1), "its destination is no address", id="no byte"),
         pytest.param(Probe("a", A, ICMPV6), "ICMPv6 for IPv6", id="ICMPv6 to IPv4"),
         pytest.param(Probe("a", SIX, ICMP), "ICMP is for IPv4", id="ICMP to IPv6"),
         pytest.param(Probe("b", SIX, TCP, 1), "no IPv6 address", id="a family that the source lacks"),
