@@ -23,7 +23,7 @@ import pytest
 from msgspec.structs import replace
 
 from netpol.agent.enforcer import Enforcer
-from netpol.kernel import apply, ipset
+from netpol.kernel import held_sets, ipset
 from netpol.kernel.apply import Kernel
 from netpol.kernel.ipset import Swap
 from netpol.lab import Host, Lab
@@ -219,7 +219,7 @@ def test_30_no_change_is_a_window(seed: int, is_tight: bool, tmp_path: Path, mon
     if is_tight:
         # No set has room for more than it is made with: whatever grows is exchanged for a larger one.
         monkeypatch.setattr(ipset, "room", lambda count: max(1, count))
-        monkeypatch.setattr(apply, "Swap", exchange)
+        monkeypatch.setattr(held_sets, "Swap", exchange)
     monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
     hosts = [Host("outside", (OUTSIDE,)), *(Host(name, (address,)) for name, address in ADDRESSES.items())]
     drawn = Random(seed)

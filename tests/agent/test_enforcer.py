@@ -17,8 +17,9 @@ from netpol.kernel.ipset import Create, Destroy, IpsetSocket
 from netpol.kernel.xtables import TableSocket
 from netpol.model import EVERYTHING, FAMILIES, Address, Namespace, Pod, Policy, PolicyRule, Query, parse_address
 from netpol.policy.decode import decode_pod, decode_policy
+from netpol.rules.compile import Settings
 from netpol.rules.diff import diff
-from netpol.rules.ruleset import BESIDE, DestroySet, beside
+from netpol.rules.ruleset import BESIDE, DestroySet, ReplaceTable, beside
 from tests.agent.stage import OBJECTS, WEB, enforced, the_set
 from tests.referees import run
 
@@ -86,14 +87,15 @@ def test_a_kernel_as_written_has_no_drift(enforcer: Enforcer) -> None:
 def test_cleaning_removes_ours_and_nothing_else(enforcer: Enforcer, kernel: Kernel) -> None:
     """From both tables, also chains without a hook and sets that no rule uses; what is foreign stays, with its counters."""
     with Kernel("filter") as filtered:
-        second = Enforcer(filtered, "n")
+        second = Enforcer(filtered, "n", Settings(table="filter"))
         run("iptables-legacy-restore", "-c", "-w", "-n", "-T", "mangle", input="*mangle\n:MINE - [0:0]\n[3:4] -A FORWARD -j MINE\nCOMMIT\n")
         run("ipset", "create", "mine", "hash:ip")
         run("iptables-legacy", "-w", "-t", "mangle", "-D", "FORWARD", "-j", "NETPOL")
         with IpsetSocket() as ipset:
             ipset.run([Create("NETPOL4-left", "hash:ip", 4)])
         second.put(*OBJECTS)
-        second.enforce()
+        filtered.apply([ReplaceTable(family, "filter", chains, True) for family, chains in second.state.wanted().chains.items()])
+        assert kernel.read().chains.keys() == filtered.read().chains.keys() == {4, 6}
         clean(kernel, filtered)
         assert kernel.read().chains == filtered.read().chains == {}
         assert clean(kernel, filtered) == ()
