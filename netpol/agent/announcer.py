@@ -108,16 +108,24 @@ class Announcer:
                 if self._stopping:
                     return
                 key, errors = next(iter(self._waiting.items()))
-            trouble = self._say(*key, errors)
+            try:
+                trouble = self._say(*key, errors)
+            except Exception:
+                self._forget(key, errors)  # a mistake of ours is no reason for the others to wait
+                raise
             failures = failures + 1 if trouble else 0
             with self._change:
                 if trouble is None or failures >= TRIES:
                     failures = 0
-                    if self._waiting.get(key) == errors:
-                        del self._waiting[key]
+                    self._forget(key, errors)
                 self._change.wait_for(lambda: self._stopping, self._pause * 2**failures)
             if trouble and not failures:
                 self._complain(f"an Event on NetworkPolicy {key[0]}/{key[1]} could not be written: {trouble}")
+
+    def _forget(self, key: tuple[str, str], errors: tuple[InvalidObject, ...]) -> None:
+        """Unless other errors came meanwhile."""
+        if self._waiting.get(key) == errors:
+            del self._waiting[key]
 
     def _say(self, namespace: str, name: str, errors: tuple[InvalidObject, ...]) -> str | None:
         """None where it is said, or need not be; else what is in the way."""

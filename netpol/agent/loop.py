@@ -14,7 +14,8 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from netpol.agent.agenda import NOTHING, Agenda, Due, Pace, Task, Waiting
@@ -95,7 +96,7 @@ class Loop:
         self._stopping = False
         self._stamps: list[float] = []  # of what was taken in and is not in force yet
         self._taken = NOTHING  # in since a write was tried last
-        self._writing: float | None = None  # since when
+        self._at_work_since: float | None = None  # on the kernel
         self._told: str | None = None  # the refusal that was reported last
 
     # -- from any thread -----------------------------------------------------------------------------------------------
@@ -146,7 +147,7 @@ class Loop:
     def in_force(self) -> bool:
         """Whether everything was said once, and the kernel holds what it should, as far as we know; for as long as a write usually takes
         what it held before counts."""
-        began = self._writing
+        began = self._at_work_since
         return self.agenda.in_force and (began is None or self._clock() - began < LATE)
 
     @property
@@ -261,14 +262,13 @@ class Loop:
 
     def _apply(self) -> None:
         began, used = self._clock(), self._used()
-        self._taken, self._writing = NOTHING, began
+        self._taken = NOTHING
         try:
-            report = self.enforcer.enforce()
+            with self._at_work(began):
+                report = self.enforcer.enforce()
         except (KernelError, MalformedKernelData) as error:
             self._refuse(began, error)
             return
-        finally:
-            self._writing = None
         self._done(began, self._used() - used, report)
 
     def _done(self, began: float, took: float, report: Report) -> None:
@@ -288,7 +288,9 @@ class Loop:
     def _audit(self) -> None:
         began = self._clock()
         try:
-            drift, report = self.enforcer.audit()
+            # What it repairs is not in force while that waits.
+            with self._at_work(began):
+                drift, report = self.enforcer.audit()
         except (KernelError, MalformedKernelData) as error:
             # It was found, though it could not be repaired.
             if self.enforcer.drift:
@@ -303,6 +305,14 @@ class Loop:
         if drift:
             self.tally.drift.update(drift.kinds())
             self._listener.drifted(drift, report)
+
+    @contextmanager
+    def _at_work(self, began: float) -> Iterator[None]:
+        self._at_work_since = began
+        try:
+            yield
+        finally:
+            self._at_work_since = None
 
     def _refuse(self, began: float, error: Refusal) -> None:
         self.tally.refusals += 1

@@ -19,7 +19,7 @@ from msgspec import Struct
 from netpol.errors import Contended, KernelError, NetpolError, printable
 from netpol.kernel.ipset import IpsetSocket
 from netpol.kernel.nft import Nft, read_nft
-from netpol.kernel.strangers import foreign_chains, has_match, target_use, uses
+from netpol.kernel.strangers import foreign_chains, looks_back, target_use, uses
 from netpol.kernel.table import Snapshot
 from netpol.kernel.xtables import TableSocket, families, lock_path
 from netpol.model import FAMILIES, Family, Network, network
@@ -225,7 +225,7 @@ def _routes(node: Node, family: Family) -> Iterator[tuple[str, Network]]:
 
 def _sources(node: Node) -> Iterator[Finding]:
     for family in families():
-        if any(has_match(table, "rpfilter") for table in node.tables(family)):
+        if any(looks_back(table) for table in node.tables(family)):
             continue
         pods = {name for name, net in _routes(node, family) if _is_pod(node, name, net)}
         loose = sorted(name for name in pods if family == 6 or not _is_strict(node, name))
@@ -240,11 +240,11 @@ def _sources(node: Node) -> Iterator[Finding]:
 
 
 def _is_pod(node: Node, device: str, net: Network) -> bool:
-    """Whether a route leads to one pod by a device of its own: that is half of a pair, which hardware is not."""
+    """Whether a route leads to one pod by a device of its own: that is half of a pair, which neither hardware is nor what lies over it."""
     if net.length != 8 * len(net.address) or not _may_be_pods(node, net):
         return False
     own, other = (node.number(f"sys/class/net/{device}/{name}") for name in ("ifindex", "iflink"))
-    return own != other
+    return bool(other) and own != other and not any((node.root / "sys/class/net" / device).glob("lower_*"))
 
 
 def _is_strict(node: Node, device: str) -> bool:

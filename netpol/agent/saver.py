@@ -21,6 +21,7 @@ class Saver:
 
     def __init__(self, path: Path, complain: Callable[[SavedStateError], None], again: float = AGAIN) -> None:
         self._path, self._complain, self._again = path, complain, again
+        self._state: Ruleset | None = None  # what is not saved yet; a mistake of ours does not lose it
         self._given: queue.SimpleQueue[Ruleset | None] = queue.SimpleQueue()
         self._thread = lasting("saver", self._run)
         self._thread.start()
@@ -35,15 +36,14 @@ class Saver:
         self._thread.join(timeout)
 
     def _run(self) -> None:
-        state: Ruleset | None = None  # what is not saved yet
         told = ""
         while True:
-            waiting = self._next(None if state is None else self._again)
-            state = next((ruleset for ruleset in reversed(waiting) if ruleset is not None), state)
+            waiting = self._next(None if self._state is None else self._again)
+            self._state = next((ruleset for ruleset in reversed(waiting) if ruleset is not None), self._state)
             try:
-                if state is not None:
-                    save(self._path, state)
-                state, told = None, ""
+                if self._state is not None:
+                    save(self._path, self._state)
+                self._state, told = None, ""
             except SavedStateError as error:
                 if str(error) != told:
                     self._complain(error)

@@ -47,7 +47,8 @@ def run_until_signal(ends: Ends, loop: Loop, ready: Callable[[], None], stopping
     """Runs the loop in a thread of its own until TERM or INT comes. For the main thread.
 
     ends -- of `heed_signals`: one that came before is heard at once; ready -- starts what feeds the loop, once it runs; stopping --
-    called when the signal has come, from when on the process lives for `END` at most. Raises what ended the loop, if something did.
+    called when the signal has come. Raises what ended the loop, or another thread, if something did. From either on the process lives for
+    `END` at most.
     False where its thread has not ended in time: it waits for somebody, most likely for iptables' lock, and must not be robbed of its
     sockets. The kernel's state, and a saved one, is whole at any moment: then there is nothing to do but `leave`.
     """
@@ -67,8 +68,11 @@ def run_until_signal(ends: Ends, loop: Loop, ready: Callable[[], None], stopping
     finally:
         threading.excepthook = before
     if error is not None:
+        # It may be another thread's, and the loop wait for somebody.
+        _end_in(END, 1)
+        loop.stop()
         raise error
-    _end_in(END)
+    _end_in(END, 0)
     stopping()
     loop.stop()
     thread.join(PATIENCE)
@@ -82,9 +86,9 @@ def _next(ends: Ends) -> BaseException | None:
             return ends.get(timeout=GLANCE)
 
 
-def _end_in(seconds: float) -> None:
+def _end_in(seconds: float, status: int) -> None:
     """Ends the process then, and leaves unsaid what nobody takes: a log may be what does not end."""
-    timer = threading.Timer(seconds, os._exit, (0,))
+    timer = threading.Timer(seconds, os._exit, (status,))
     timer.daemon = True
     # Where no thread can be had it ends when all else has ended.
     with suppress(RuntimeError):

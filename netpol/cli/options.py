@@ -169,15 +169,22 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
     return form(unknown_pods(pod_cidrs()(command)))
 
 
-def form(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Those that say what rules look like, and not whom they are about; the command gets them, and the others it has, as one `settings`."""
+def form(command: Callable[..., Any], must_fit: bool = True) -> Callable[..., Any]:
+    """Those that say what rules look like, and not whom they are about; the command gets them, and the others it has, as one `settings`.
+
+    must_fit -- what does not go together is refused; else it is told, and packets that are denied are dropped.
+    """
 
     @functools.wraps(command)
     def gathered(*, table: str, deny: str, log_group: int | None, cut_bit: int, **others: Any) -> Any:
         from netpol.rules.compile import Settings
 
         if deny == "reject" and table != "filter":
-            raise click.UsageError("--deny=reject needs --table=filter: the kernel takes REJECT in no other table")
+            words = "--deny=reject needs --table=filter: the kernel takes REJECT in no other table"
+            if must_fit:
+                raise click.UsageError(words)
+            click.echo(f"netpol: {words}; they are dropped", err=True)
+            deny = "drop"
         about = {name: others.pop(name) for name in ("unknown_pods", "pod_cidrs") if name in others}
         given = Settings(table=table, deny=deny, log_group=log_group, cut_bit=cut_bit, **about)  # type: ignore[arg-type]  # of the choices
         return command(settings=given, **others)

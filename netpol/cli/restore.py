@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from netpol.cli import options
 from netpol.cli.counted import counted
@@ -14,22 +17,38 @@ if TYPE_CHECKING:
     from netpol.rules.ruleset import Ruleset
 
 
-@click.command()
+class _AtBoot(click.Command):
+    """A variable that cannot be, most likely in the agent's file of settings, keeps no saved state from being put back: it is told, and
+    does not count. An argument that cannot be is refused."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any) -> click.Context:
+        while True:
+            try:
+                return super().make_context(info_name, list(args), parent, **extra)
+            except click.BadParameter as error:
+                variable = _variable(error)
+                if variable is None:
+                    raise
+                click.echo(f"netpol: {error.format_message()}; it does not count", err=True)
+                del os.environ[variable]
+
+
+def _variable(error: click.BadParameter) -> str | None:
+    """That which said what cannot be; None where it was an argument."""
+    if error.ctx is None or error.param is None or error.param.name is None:
+        return None
+    is_said = error.ctx.get_parameter_source(error.param.name) is ParameterSource.ENVIRONMENT
+    return error.param.envvar if is_said and isinstance(error.param.envvar, str) else None
+
+
+@click.command(cls=_AtBoot)
 @options.saved_state("Where the last written state was saved.")
 @click.option(
     "--boot", type=click.Choice(["open", "closed"]), default="open", show_default=True, help="What to do where no state was saved."
 )
-@click.option(
-    "--pod-cidr",
-    "cidrs",
-    multiple=True,
-    show_envvar=True,
-    envvar="NETPOL_POD_CIDR",
-    metavar="CIDR",
-    help="Ranges that --boot=closed denies (repeatable).",
-)
-@options.form
-def restore(state: str, boot: str, cidrs: tuple[str, ...], settings: Settings) -> None:
+@options.pod_cidrs("none, and --boot=closed needs them")
+@partial(options.form, must_fit=False)
+def restore(state: str, boot: str, settings: Settings) -> None:
     """Load the saved state into this host's kernel, without a cluster; the agent adopts it when it comes.
 
     With no saved state, `--boot=open` programs nothing, and `--boot=closed` denies what is forwarded from and to the pod ranges, as the
@@ -39,11 +58,9 @@ def restore(state: str, boot: str, cidrs: tuple[str, ...], settings: Settings) -
     from pathlib import Path
 
     from netpol.agent.saved import SavedStateError, load
-    from netpol.cli.files import parse_ranges
     from netpol.errors import KernelError, MalformedKernelData
     from netpol.rules.compile.skeleton import closed
 
-    ranges = parse_ranges(cidrs)
     try:
         wanted = load(Path(state))
         if wanted is not None:
@@ -56,9 +73,9 @@ def restore(state: str, boot: str, cidrs: tuple[str, ...], settings: Settings) -
     if boot == "open":
         click.echo(f"{state}: no state was saved; nothing to do")
         return
-    if not ranges:
+    if not settings.pod_cidrs:
         raise click.UsageError("--boot=closed needs the ranges to deny: --pod-cidr")
-    _put_back(closed(settings, tuple(ranges)))
+    _put_back(closed(settings, settings.pod_cidrs))
 
 
 def _put_back(wanted: Ruleset) -> None:

@@ -108,7 +108,6 @@ class HeldTable:
 class NoTable:
     """Of a family that the kernel does not have."""
 
-    shape = None
     is_moved = False
 
     def __init__(self) -> None:

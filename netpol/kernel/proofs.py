@@ -16,7 +16,7 @@ from msgspec import Struct
 from netpol.kernel.digests import Content, content
 from netpol.kernel.ipset import Record, Records, pack
 from netpol.model import Family
-from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, ReplaceTable, ShrinkSet, Step
+from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, SetStep, ShrinkSet
 from netpol.rules.sets import Set, is_flagged, member_size
 
 # So many steps are remembered before they are followed: what a busy minute brings, or one write of a storm, and no more when nobody looks.
@@ -52,24 +52,23 @@ class SetProofs:
     def __init__(self) -> None:
         self._contents: dict[str, Content | None] = {}
         self._identities: dict[str, _Identity] = {}
-        self._later: list[Step] = []
+        self._later: list[SetStep] = []
         self._proven: bytes | None = None  # records that were found to be right, and nothing was written since
         self._agreed: bytes | None = None  # the same of records without digests
 
-    def follow(self, steps: Iterable[Step]) -> None:
+    def follow(self, steps: Iterable[SetStep]) -> None:
         """These were done."""
         self._later += steps
         self._proven = self._agreed = None
         if len(self._later) > _LATER:
             self._catch_up()
 
-    def doubt(self, steps: Iterable[Step]) -> None:
+    def doubt(self, steps: Iterable[SetStep]) -> None:
         """Some of these may have been done, in part."""
         self._catch_up()
         self._proven = self._agreed = None
         for step in steps:
-            if not isinstance(step, ReplaceTable):
-                self._contents[step.name] = None
+            self._contents[step.name] = None
 
     def learn(self, sets: Mapping[str, Set], names: Iterable[str]) -> None:
         """Of these names exactly those are there that are in `sets`, and hold this."""
@@ -141,13 +140,11 @@ class SetProofs:
                 contents[step.name] = _changed(contents.get(step.name), step)
 
 
-def _lasting(steps: Sequence[Step]) -> Iterator[CreateSet | DestroySet | GrowSet | ShrinkSet]:
+def _lasting(steps: Sequence[SetStep]) -> Iterator[SetStep]:
     """Without those whose set was made anew or destroyed afterwards: small sets beside live ones are gone by the time of a look."""
-    kept: list[CreateSet | DestroySet | GrowSet | ShrinkSet] = []
+    kept: list[SetStep] = []
     over: set[str] = set()
     for step in reversed(steps):
-        if isinstance(step, ReplaceTable):
-            continue
         name = step.name
         if name not in over:
             kept.append(step)

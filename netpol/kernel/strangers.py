@@ -24,6 +24,7 @@ _TARGET = Layout("=IIIB")  # connmark value and mask, packet mark's mask, mode
 _SHIFTED = Layout("=IIIBBB")  # the same with the direction and width of a shift before the mode
 _MARK = Layout("=II")
 _MATCH = Layout("=II")
+_LOOSE = 1  # by any device, linux/netfilter/xt_rpfilter.h
 _NAMES = re.compile(rb"(?:CONNMARK|MARK|connmark)\0")
 
 
@@ -57,12 +58,12 @@ def extensions_of(snapshot: Snapshot, span: Span) -> Iterator[tuple[str, bool, i
         offset = end
 
 
-def has_match(snapshot: Snapshot, name: str) -> bool:
-    """Whether a rule of somebody else has this match."""
-    if name.encode() + b"\0" not in bytes(snapshot.blob):
+def looks_back(snapshot: Snapshot) -> bool:
+    """Whether a rule of somebody else asks for the way back to a packet's source, and that it leads over the device that it came by."""
+    if b"rpfilter\0" not in bytes(snapshot.blob):
         return False
-    spans = (span for span in snapshot.spans if not is_ours(span.name))
-    return any(found == name and not is_target for span in spans for found, is_target, _, _ in extensions_of(snapshot, span))
+    found = (extension for span in snapshot.spans if not is_ours(span.name) for extension in extensions_of(snapshot, span))
+    return any(name == "rpfilter" and not is_target and data and not data[0] & _LOOSE for name, is_target, _, data in found)
 
 
 def uses(snapshot: Snapshot, bit: int) -> Iterator[Use]:

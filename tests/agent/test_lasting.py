@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import pytest
 
@@ -16,9 +16,11 @@ from netpol.agent.drops import DropLog
 from netpol.agent.files import FileSource
 from netpol.agent.health import Health
 from netpol.agent.lookout import Lookout
+from netpol.agent.saved import load
 from netpol.agent.saver import Saver
+from netpol.errors import InvalidObject
 from netpol.kube.events import Event, Put
-from netpol.model import Pod
+from netpol.model import EVERYTHING, Pod, Policy
 from tests.agent.process import until
 from tests.agent.test_files import POD
 from tests.agent.test_saver import ONE
@@ -50,6 +52,25 @@ def test_the_work_begins_again_and_ends_when_it_is_done(monkeypatch: pytest.Monk
     assert thread.name == "worker"
 
 
+def test_the_same_mistake_long_afterwards_is_another_one(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """What was well for more than a minute and is not any more is logged again."""
+    now, lengths = [0.0], [0.0, lasting.LONG, lasting.LONG + 1, 1.0]
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    logged: list[int] = []
+
+    def work() -> None:
+        logged.append(len(caplog.records))
+        if lengths:
+            now[0] += lengths.pop(0)
+            raise ValueError
+
+    thread = lasting.lasting("worker", work)
+    thread.start()
+    thread.join(10)
+    assert logged == [0, 1, 1, 2, 2]
+
+
 @pytest.mark.parametrize(
     ("kind", "given"),
     [(Announcer, (None, None)), (DropLog, (0, None, None, None)), (Health, ("", 0, {}, None)), (Lookout, (None, None))],
@@ -74,19 +95,42 @@ def test_threads_that_only_tell_outlive_mistakes(monkeypatch: pytest.MonkeyPatch
     assert begun == [made._thread.name] * 2
 
 
-def test_a_state_is_saved_after_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """The one that is given after it."""
+@pytest.mark.parametrize("ends", [False, True], ids=["at once", "at the end"])
+def test_a_state_is_saved_after_a_mistake(
+    ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The very one that it was made with: nobody gives it again."""
     monkeypatch.setattr(lasting, "AGAIN", 0.0)
     path = tmp_path / "state"
-    keeper = Saver(path, lambda error: None)
+    keeper = Saver(path, lambda error: None, again=1000 if ends else 0.01)
     with monkeypatch.context() as patch:
         patch.setattr(saver, "save", broken)
         keeper.give(ONE)
         until(lambda: bool(caplog.records))
-    keeper.give(ONE)
-    until(path.exists)
+    if not ends:
+        until(path.exists)
     keeper.close(10)
+    assert load(path) == ONE
     assert not keeper._thread.is_alive()
+
+
+def test_a_mistake_with_one_policy_keeps_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not said, and those behind it are."""
+    monkeypatch.setattr(lasting, "AGAIN", 0.0)
+    said: list[str] = []
+
+    def say(_: object, namespace: str, name: str, errors: object) -> None:
+        said.append(name)
+        if name == "bad":
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(Announcer, "_say", say)
+    announcer = Announcer(cast(Any, None), said.append, pause=0.0)
+    error = (InvalidObject("NetworkPolicy x/bad", "spec", "nobody foresaw it"),)
+    for name in ("bad", "good", "fine"):
+        announcer.tell(Put(Policy("x", name, EVERYTHING, (), None), error))
+    until(lambda: said == ["bad", "good", "fine"])
+    announcer.close(10)
 
 
 def test_files_are_followed_after_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -284,6 +284,24 @@ def test_what_takes_long_to_be_written_is_not_in_force(stage: Stage, monkeypatch
     assert stage.loop.in_force
 
 
+def test_what_takes_long_to_be_repaired_is_not_in_force(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody flushed the table and keeps the lock: an audit that has begun may have found that nothing is there any more."""
+    stage.loop.hear(*WORLD, *COMPLETE)
+    stage.pass_time(1)
+    audit, seen = stage.loop.enforcer.audit, list[bool]()
+
+    def slow() -> tuple[Drift, Report]:
+        for seconds in (0.0, LATE - 0.1, 0.2):
+            stage.now += seconds
+            seen.append(stage.loop.in_force)
+        return audit()
+
+    monkeypatch.setattr(stage.loop.enforcer, "audit", slow)
+    stage.pass_time(15)
+    assert seen[:3] == [True, True, False]
+    assert stage.loop.in_force
+
+
 def test_an_audit_repairs_and_counts(stage: Stage) -> None:
     """By the clock alone, where nobody looks."""
     stage.loop.hear(*WORLD, *COMPLETE)

@@ -338,6 +338,9 @@ def pods(node: int) -> None:
     run("ip", "address", "add", "fd01::2/64", "dev", "uplink", "nodad")
     for gateway in ("10.1.0.1", "fd01::1"):
         run("ip", "route", "add", gateway, "dev", "uplink")
+    run("ip", "link", "add", "over", "up", "link", "uplink", "type", "macvlan")
+    run("ip", "route", "add", "10.9.0.3", "dev", "over")
+    conf("rp_filter", "over", 0)
     # A pair that leads to a network, in which the node has an address.
     run("ip", "link", "add", "wide", "up", "type", "veth", "peer", "network")
     run("ip", "address", "add", "10.9.1.1/24", "dev", "wide")
@@ -359,6 +362,8 @@ def test_pods_in_other_pods_names(pods: None) -> None:
     conf("rp_filter", "all", 1)
     ((_, words),) = command("--json")[1]["sources"]
     assert "IPv6" in words
+    run("ip6tables-legacy", "-t", "raw", "-A", "PREROUTING", "-m", "rpfilter", "--loose", "--invert", "-j", "DROP")
+    assert "IPv6" in command("--json")[1]["sources"][0][1]
     run("ip6tables-legacy", "-t", "raw", "-A", "PREROUTING", "-m", "rpfilter", "--invert", "-j", "DROP")
     assert command("--json")[:2] == (0, {})
     conf("rp_filter", "all", 0)

@@ -133,6 +133,47 @@ def test_without_a_saved_state_boot_decides(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.usefixtures("netns")
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param("NETPOL_POD_CIDR", "10.244.0.0/24,10.244.1.0/24", id="ranges"),
+        pytest.param("NETPOL_TABLE", "nat", id="table"),
+        pytest.param("NETPOL_CUT_BIT", "0x3", id="bit"),
+    ],
+)
+def test_a_setting_that_cannot_be_keeps_no_state_from_coming_back(
+    name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent refuses it, and the next boot would open the node: it is told, by the variable's name. An argument is refused."""
+    path = str(tmp_path / "state")
+    assert netpol("apply", "-f", EXAMPLE, "--state", path).exit_code == 0
+    assert netpol("cleanup").exit_code == 0
+    monkeypatch.setenv(name, value)
+    back = netpol("restore", "--state", path)
+    assert (back.exit_code, "NETPOL-DENY" in run("iptables-legacy-save", "-t", "mangle")) == (0, True)
+    assert f"(env var: '{name}')" in back.stderr
+    assert back.stderr.endswith("it does not count\n")
+    monkeypatch.undo()
+    assert netpol("cleanup").exit_code == 0
+    option = "--" + name.removeprefix("NETPOL_").lower().replace("_", "-")
+    assert netpol("restore", "--state", path, option, value).exit_code == 2
+    assert "NETPOL" not in run("iptables-legacy-save", "-t", "mangle")
+
+
+@pytest.mark.usefixtures("netns")
+def test_settings_that_do_not_fit_keep_no_node_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rejecting in a table that cannot: a saved state needs it not, and a node that is to be closed is closed otherwise."""
+    path, missing = str(tmp_path / "state"), str(tmp_path / "none")
+    assert netpol("apply", "-f", EXAMPLE, "--state", path).exit_code == 0
+    monkeypatch.setenv("NETPOL_DENY", "reject")
+    assert netpol("restore", "--state", path).exit_code == 0
+    assert netpol("cleanup").exit_code == 0
+    done = netpol("restore", "--state", missing, "--boot", "closed", "--pod-cidr", "10.244.0.0/24")
+    assert (done.exit_code, "they are dropped" in done.stderr) == (0, True)
+    assert "-A NETPOL-DENY -j DROP" in run("iptables-legacy-save", "-t", "mangle")
+
+
+@pytest.mark.usefixtures("netns")
+@pytest.mark.parametrize(
     "content",
     [
         pytest.param(b"nonsense", id="nonsense"),

@@ -130,7 +130,9 @@ def test_caches_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (kernel(1), other(1)) == (2, 2)
 
 
-@pytest.mark.parametrize(("make", "size"), [(pod_addresses, 4), (scattered_addresses, 4), (networks, 6)], ids=["pods", "scattered", "networks"])
+@pytest.mark.parametrize(
+    ("make", "size"), [(pod_addresses, 4), (scattered_addresses, 4), (networks, 6)], ids=["pods", "scattered", "networks"]
+)
 def test_members_are_as_many_as_asked_for_and_the_same_every_time(make: Make, size: int) -> None:
     """Packed, distinct, and independent of what was made before."""
     members = make(1000)

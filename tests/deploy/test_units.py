@@ -15,6 +15,7 @@ from netpol.cli.agent import agent
 from netpol.cli.drops import FILE
 from netpol.cli.options import STATE
 from netpol.cli.restore import restore
+from netpol.model import network, parse_address
 from tests.deploy.manifests import DEPLOY, ROOT, read, understood
 from tests.referees import require
 
@@ -67,7 +68,8 @@ def test_netpol_knows_what_a_closed_node_starts() -> None:
     (line,) = re.findall(rf"^ExecStart={NETPOL} (.*)$", (ROOT / "docs" / "deploy.md").read_text(), re.MULTILINE)
     context = understood(line.split())
     assert context.command is restore
-    assert (context.params["state"], context.params["boot"], context.params["cidrs"]) == (STATE, "closed", ("10.244.0.0/24",))
+    assert (context.params["state"], context.params["boot"]) == (STATE, "closed")
+    assert context.params["pod_cidrs"] == (network(parse_address("10.244.0.0"), 24),)
 
 
 def test_the_state_is_one_file_for_all() -> None:

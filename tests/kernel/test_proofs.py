@@ -16,7 +16,7 @@ from netpol.kernel.ipset_values import _RECORD
 from netpol.kernel.proofs import Look, SetProofs
 from netpol.kernel.xtables import Entries
 from netpol.model import Network
-from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, ShrinkSet, Step
+from netpol.rules.ruleset import CreateSet, DestroySet, GrowSet, SetStep, ShrinkSet
 from netpol.rules.sets import Set, net_member
 
 NAMES = ("NETPOL4-a", "NETPOL4-b", "NETPOL4-c")
@@ -44,7 +44,7 @@ def test_any_steps_are_followed(story: list[tuple[str, set[bytes]]], later: int)
     limit, proofs._LATER = proofs._LATER, later
     try:
         for name, wanted in story:
-            steps: list[Step] = []
+            steps: list[SetStep] = []
             if name not in sets:
                 steps.append(CreateSet(Set(name, "hash:ip", 4, frozenset(wanted))))
                 sets[name] = frozenset(wanted)
