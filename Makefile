@@ -31,10 +31,11 @@ demo: $(NATIVE)  ## Enforce the example policy on real packets and show it (ARGS
 apiserver:  ## Build the API server that tests run against, once, into a cache (needs Go)
 	@tests/kube/apiserver/build
 
-test: $(NATIVE) $(VENV)/.dev  ## Run all tests (ARGS="-k name"); as root, first install the tools they compare with
+# Tests wait more than they work. A file's tests stay together, for they may share a server.
+test: $(NATIVE) $(VENV)/.dev  ## Run all tests, two at a time (ARGS="-k name"); as root, first install the tools they compare with
 	@.ci/needs referees
 	@if command -v go >/dev/null; then tests/kube/apiserver/build >/dev/null; fi
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 # musl brings no headers of the kernel: the system's own, and nothing else of /usr/include.
 KERNEL_HEADERS = build/kernel-headers

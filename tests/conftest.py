@@ -46,6 +46,10 @@ raise_loopback()
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# How wide a terminal is, tests say themselves; and a run of pytest that a test starts is no worker of this one.
+for name in ("COLUMNS", "LINES", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
+    os.environ.pop(name, None)
+
 # However slow a busy machine is at making an example, that says nothing about the code.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 MADE = (Phase.explicit, Phase.generate)
