@@ -7,7 +7,7 @@ Rules (SEMANTICS 33, 34): a value that cannot be valid is an `InvalidObject` wit
 stays in force as far as it is safe: a policy with a broken rule allows nothing through that rule and keeps the others; one whose
 podSelector is unreadable selects its whole namespace; one whose policyTypes are unreadable isolates both directions. Nothing is
 guessed open. A field that this version does not know inside a rule makes that rule broken: it may restrict what we would allow. A direction
-that asks for more than `MOST_RULES`, `MOST_NAMES` or `MOST_PAIRS` allows nothing: one policy of 1.5 MB could fill the kernel's table of
+that asks for more than `MOST_RULES` and the others say allows nothing: one policy of 1.5 MB could fill the kernel's table of
 sets, and nobody's changes would come into force.
 """
 
@@ -72,9 +72,9 @@ from netpol.policy.wire import (
 T = TypeVar("T")
 Report = Callable[[str, str], None]
 
-MOST_RULES, MOST_NAMES, MOST_PAIRS = 5_000, 100, 250_000
-"""Of one direction of a policy: rules; different named ports, for each of which all pods are looked at; and peers times ports, summed
-over the rules."""
+MOST_RULES, MOST_SELECTORS, MOST_NAMES, MOST_PAIRS = 5_000, 2_000, 100, 250_000
+"""Of one direction of a policy: rules; different peers that select pods, which may be a set of the kernel each; different named ports, for
+each of which all pods are looked at; and peers, with the excepts of blocks, times ports, summed over the rules."""
 
 QUALIFIED_NAME = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 # What msgspec raises for bytes that are not the JSON asked for: broken UTF-8 and bottomless nesting come as Python's own errors.
@@ -155,9 +155,12 @@ def _read_list(raw: Raw, kind: type[T], path: str) -> list[T]:
 # -- labels, selectors -------------------------------------------------------------------------------------------------
 
 
-def _once(value: T) -> T:
+SHARED = 64  # labels, values of a selector, peers and the like: what is larger is hardly repeated, and hundreds of it would be kept
+
+
+def _once(value: T, size: int = 1) -> T:
     """The value, as an object that was read lately had it: pods repeat labels, policies selectors and ports."""
-    return _recent(value)  # type: ignore[no-any-return]  # what it is given
+    return _recent(value) if size <= SHARED else value
 
 
 @lru_cache(512)
@@ -167,7 +170,7 @@ def _recent(value: Any) -> Any:
 
 def _labels(labels: dict[str, str] | None) -> Labels:
     # A server lists by namespace and name, so the pods of one workload come together.
-    return _once(tuple(sorted([_label(key, value) for key, value in labels.items()]))) if labels else ()
+    return _once(tuple(sorted([_label(key, value) for key, value in labels.items()])), len(labels)) if labels else ()
 
 
 @lru_cache(512)
@@ -200,7 +203,7 @@ def _selector(wire: WireSelector, path: str) -> Selector:
     requirements = {Requirement(_label_key(key, f"{path}.matchLabels"), "In", (value,)) for key, value in (wire.matchLabels or {}).items()}
     for i, expression in enumerate(wire.matchExpressions or ()):
         requirements.add(_requirement(expression, f"{path}.matchExpressions[{i}]"))
-    return _once(Selector(tuple(sorted(requirements))))
+    return _once(Selector(tuple(sorted(requirements))), sum(1 + len(requirement.values) for requirement in requirements))
 
 
 # -- rules -------------------------------------------------------------------------------------------------------------
@@ -276,7 +279,15 @@ def _rule(wire: WireIngressRule | WireEgressRule, namespace: str, path: str) -> 
     field = "from" if isinstance(wire, WireIngressRule) else "to"
     peers = {_peer(peer, namespace, f"{path}.{field}[{i}]") for i, peer in enumerate(wire.peers or ())}
     ports = {_port(port, f"{path}.ports[{i}]") for i, port in enumerate(wire.ports or ())}
-    return _once(PolicyRule(canonical(peers) or None, _once(canonical(ports)) or None))
+    size = sum(map(_size, peers)) + len(ports)
+    return _once(PolicyRule(canonical(peers) or None, _once(canonical(ports), len(ports)) or None), size)
+
+
+def _size(peer: Peer) -> int:
+    """How much there is of it: a block and its excepts, or the values of its selectors."""
+    if isinstance(peer, IPBlock):
+        return 1 + len(peer.excepts)
+    return 1 + sum(len(requirement.values) for selector in (peer.namespaces, peer.pods) for requirement in selector.requirements)
 
 
 # -- objects -----------------------------------------------------------------------------------------------------------
@@ -318,14 +329,14 @@ def _policy(wire: WirePolicy, report: Report) -> Policy:
         return Policy(namespace, name, EVERYTHING, (), ())
     pods = _attempt(report, lambda: _selector(_read(_or_empty(spec.podSelector), WireSelector, "spec.podSelector"), "spec.podSelector"))
     types = _attempt(report, lambda: _policy_types(spec.policyTypes, _is_present(spec.egress)))
-    ingress = _bounded(tuple(_rules(spec.ingress, "ingress", WireIngressRule, namespace, report)), "ingress", report)
-    egress = _bounded(tuple(_rules(spec.egress, "egress", WireEgressRule, namespace, report)), "egress", report)
+    ingress = tuple(_rules(spec.ingress, "ingress", WireIngressRule, namespace, report))
+    egress = tuple(_rules(spec.egress, "egress", WireEgressRule, namespace, report))
     return Policy(
         namespace,
         name,
         EVERYTHING if pods is None else pods,
-        ingress if types is None or "Ingress" in types else None,
-        egress if types is None or "Egress" in types else None,
+        _bounded(ingress, "ingress", report) if types is None or "Ingress" in types else None,
+        _bounded(egress, "egress", report) if types is None or "Egress" in types else None,
     )
 
 
@@ -354,9 +365,12 @@ def _rules(
 def _bounded(rules: tuple[PolicyRule, ...], direction: Direction, report: Report) -> tuple[PolicyRule, ...]:
     """The same, or none where they ask for too much."""
     names = {(port.protocol, port.name) for rule in rules for port in rule.ports or () if isinstance(port, NamedPort)}
-    pairs = sum(len(rule.peers or (None,)) * len(rule.ports or (None,)) for rule in rules)
+    selectors = {peer for rule in rules for peer in rule.peers or () if isinstance(peer, Query)}
+    blocks = [[1 + len(peer.excepts) if isinstance(peer, IPBlock) else 1 for peer in rule.peers or (None,)] for rule in rules]
+    pairs = sum(sum(peers) * len(rule.ports or (None,)) for rule, peers in zip(rules, blocks, strict=True))
     for count, most, what in (
         (len(rules), MOST_RULES, "rules"),
+        (len(selectors), MOST_SELECTORS, "peers that select pods"),
         (len(names), MOST_NAMES, "named ports"),
         (pairs, MOST_PAIRS, "peers times ports"),
     ):

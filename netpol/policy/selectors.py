@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 from netpol.model import Labels, Requirement, Selector
+
+FEW = 16
 
 
 def holds(requirement: Requirement, labels: Labels) -> bool:
     """Whether one requirement holds. NotIn and DoesNotExist hold for an object that lacks the key (SEMANTICS 10)."""
     for key, value in labels:
         if key == requirement.key:
-            if requirement.operator == "In":
-                return value in requirement.values
-            if requirement.operator == "NotIn":
-                return value not in requirement.values
+            if requirement.operator in ("In", "NotIn"):
+                return _has(requirement.values, value) == (requirement.operator == "In")
             return requirement.operator == "Exists"
     return requirement.operator in ("NotIn", "DoesNotExist")
+
+
+def _has(values: tuple[str, ...], value: str) -> bool:
+    """Whether it is one of these, which are sorted, for there may be many."""
+    if len(values) < FEW:
+        return value in values
+    at = bisect_left(values, value)
+    return at < len(values) and values[at] == value
 
 
 def matches(selector: Selector, labels: Labels) -> bool:

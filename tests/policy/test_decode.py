@@ -27,7 +27,7 @@ from netpol.model import (
     Selector,
     parse_network,
 )
-from netpol.policy.decode import decode_policy
+from netpol.policy.decode import decode_pod, decode_policy
 from tests.fuzz.hostile import damaged, places
 
 GOOD, GOOD_RULE = {"ports": [{"port": 1}]}, PolicyRule(None, (NumberedPort(TCP, 1, 1),))
@@ -372,7 +372,16 @@ def selecting(number: int) -> dict[str, object]:
 
 
 TOO_MUCH: dict[str, tuple[int, Callable[[int], list[object]], str]] = {
-    "rules": (5_000, lambda n: [{"from": [selecting(i)]} for i in range(n)], "5001 rules, where at most 5000"),
+    "rules": (
+        5_000,
+        lambda n: [{"from": [selecting(i % 9)], "ports": [{"port": 1 + i}]} for i in range(n)],
+        "5001 rules, where at most 5000",
+    ),
+    "selectors": (
+        2_000,
+        lambda n: [{"from": [selecting(i) for i in range(n)]}, {"from": [selecting(0), {"namespaceSelector": {}}][: n - 1999]}],
+        "2002 peers that select pods, where at most 2000",
+    ),
     "names": (
         100,
         lambda n: [{"ports": [{"port": f"p{i}"} for i in range(n)] + [{"port": "p1"}]}],
@@ -386,6 +395,16 @@ TOO_MUCH: dict[str, tuple[int, Callable[[int], list[object]], str]] = {
             *({"ports": [{"port": 1}]} for _ in range(n % 250)),
         ],
         "250001 peers times ports, where at most 250000",
+    ),
+    "excepts": (
+        249,
+        lambda n: [
+            {
+                "from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": [f"10.0.0.{i}/32" for i in range(n)]}}],
+                "ports": [{"port": i + 1} for i in range(1_000)],
+            }
+        ],
+        "251000 peers times ports, where at most 250000",
     ),
 }
 
@@ -401,6 +420,41 @@ def test_what_asks_for_too_much_allows_nothing(most: int, made: Callable[[int], 
     assert errors == [f"NetworkPolicy ns/p: spec.ingress: asks for {words} are enforced: nothing is allowed by it"]
     assert found is not None
     assert (found.ingress, found.egress) == ((), (PolicyRule(),))
+
+
+def test_a_direction_that_does_not_count_asks_for_nothing() -> None:
+    """By its policyTypes (SEMANTICS 6)."""
+    much = [{"ports": [{"port": i + 1}]} for i in range(5_001)]
+    found, errors = policy({"podSelector": {}, "policyTypes": ["Egress"], "ingress": much})
+    assert (found, errors) == (Policy("ns", "p", EVERYTHING, None, ()), [])
+    found, errors = policy({"podSelector": {}, "policyTypes": ["Ingress"], "egress": much})
+    assert (found, errors) == (Policy("ns", "p", EVERYTHING, (), None), [])
+    found, errors = policy({"podSelector": {}, "policyTypes": ["Egress"], "egress": much})
+    assert (found, len(errors)) == (Policy("ns", "p", EVERYTHING, None, ()), 1)
+
+
+@pytest.mark.parametrize(("count", "is_shared"), [(30, True), (100, False)])
+def test_what_is_large_is_not_kept_to_be_shared(count: int, is_shared: bool) -> None:
+    """Hundreds of such are, of the past too: excepts, peers, ports, values, labels."""
+    excepts = [f"10.0.{i}.0/24" for i in range(count)]
+    for rule in (
+        {"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": excepts}}]},
+        {"from": [selecting(i) for i in range(count // 2 + 1)]},
+        {"ports": [{"port": i + 1} for i in range(count)]},
+        {"from": [{"podSelector": {"matchExpressions": [{"key": "k", "operator": "In", "values": excepts}]}}]},
+    ):
+        first, second = (policy({"podSelector": {}, "ingress": [rule]})[0] for _ in range(2))
+        assert first is not None
+        assert second is not None
+        assert first == second
+        (one_rule,), (other_rule,) = first.ingress or (), second.ingress or ()
+        assert (one_rule is other_rule) is is_shared
+        assert (one_rule.ports is other_rule.ports) is (is_shared or one_rule.ports is None)
+    labels = {f"k{i}": "v" for i in range(count)}
+    one, other = (decode_pod(json.dumps({"metadata": {"name": "p", "labels": labels}}).encode()).value for _ in range(2))
+    assert one is not None
+    assert other is not None
+    assert (one.labels is other.labels) is is_shared
 
 
 def test_what_means_nothing_cannot_be_wrong() -> None:

@@ -103,20 +103,45 @@ def test_29_a_new_free_pod_is_let_through_when_it_is_known() -> None:
 
 
 def test_29_an_address_is_unknown_again_when_its_pod_is_gone() -> None:
-    """Or when a pod of another node has it; until then it is free, and is known to be."""
+    """Until then it is free, and is known to be, whichever node has the pod: not every network has a range for each node."""
     state = Watched(policy("p", "db"), pod("db", A), settings=Settings(unknown_pods="deny", pod_cidrs=(PODS,)))
     assert state.state.pending()[2] == state.state.judged == {A}
-    for leave in ("gone", "elsewhere"):
-        state.put(pod("web", B))
+    for node in (HERE, THERE, HERE):
+        state.put(pod("web", B, node=node))
         assert state.passes(OUT, B)
+        assert state.passes(B, OUT)
         assert state.state.pending()[2] == {A}
         assert state.state.judged == {A, B}
-        if leave == "gone":
-            state.drop(Pod, "web")
-        else:
-            state.put(pod("web", B, node=THERE))
+        if node == THERE:
+            continue
+        state.drop(Pod, "web")
         assert not state.passes(OUT, B)
         assert state.state.judged == {A}
+
+
+@pytest.mark.parametrize("wish", ["auto", "deny"])
+def test_29_pods_of_other_nodes_are_known_from_the_first(wish: Wish) -> None:
+    """Also where they came before anything was denied, and whatever the ranges are by then; one without an address of them is as ever."""
+    elsewhere = parse_address("10.9.0.7")
+    done = structs.replace(pod("done", parse_address("10.0.0.78"), node=THERE), finished=True)
+    others = (pod("web", B, node=THERE), pod("far", elsewhere, node=THERE), done)
+    state = Watched(policy("p", "db"), *others, Node(HERE, (), (PODS,)), settings=Settings(unknown_pods=wish))
+    state.put(BOUND)
+    for known in (B, elsewhere):
+        assert state.passes(OUT, known)
+    assert not state.passes(OUT, UNKNOWN)
+    assert not state.passes(OUT, parse_address("10.0.0.78"))
+    assert state.state.judged == {B}
+    state.put(Node(HERE, (), (parse_network("10.9.0.0/24"),)))
+    assert state.passes(OUT, elsewhere)
+    assert not state.passes(OUT, parse_address("10.9.0.8"))
+    assert state.state.judged == {elsewhere}
+    # Somebody else of that node gets the address of one that is gone; and then nobody has it.
+    state.drop(Pod, "far")
+    state.put(pod("next", elsewhere, node=THERE))
+    assert state.passes(OUT, elsewhere)
+    state.drop(Pod, "next")
+    assert not state.passes(OUT, elsewhere)
 
 
 def test_29_a_free_pod_that_is_isolated_is_told_from_others() -> None:

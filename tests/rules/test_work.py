@@ -31,8 +31,9 @@ from netpol.model import (
 )
 from netpol.policy.cluster import Cluster
 from netpol.policy.index import QueryIndex
+from netpol.policy.selectors import holds
 from netpol.rules.compile import NodeState, classes, prefixes, selections
-from netpol.rules.compile.ranges import subtract_ranges
+from netpol.rules.compile.ranges import merge_ranges, subtract_ranges
 
 MANY = 500
 HERE = parse_address("10.0.0.1")
@@ -88,22 +89,80 @@ def test_ports_are_put_together_once_for_all_peers_that_have_the_same(monkeypatc
     assert looks.calls <= 10
 
 
+class Walked(tuple[Any, ...]):
+    """How often somebody looked at an item of it, whoever goes through it too."""
+
+    def __getitem__(self, place: Any) -> Any:
+        self.looks = getattr(self, "looks", 0) + 1
+        return super().__getitem__(place)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[place] for place in range(len(self)))
+
+    def __contains__(self, item: object) -> bool:
+        return any(one == item for one in self)
+
+
 def test_ranges_are_taken_from_ranges_in_one_walk() -> None:
-    """Neither list is begun anew for each of the other."""
-
-    class Walked(tuple[tuple[int, int], ...]):
-        looks = 0
-
-        def __getitem__(self, place: Any) -> Any:
-            Walked.looks += 1
-            return super().__getitem__(place)
-
-        def __iter__(self) -> Iterator[tuple[int, int]]:
-            return (self[place] for place in range(len(self)))
-
+    """Neither list is begun anew for each of the other; of many, few are looked at for one."""
     ranges, less = tuple((4 * i, 4 * i + 2) for i in range(MANY)), Walked((4 * i + 1, 4 * i + 1) for i in range(MANY))
     assert len(subtract_ranges(ranges, less)) == 2 * MANY
-    assert Walked.looks <= 8 * MANY
+    assert less.looks <= 20 * MANY
+    less = Walked(less)
+    assert subtract_ranges(((1500, 1502),), less) == ((1500, 1500), (1502, 1502))
+    assert less.looks <= 20
+
+
+def test_what_everyone_may_use_is_put_together_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many peers have ports of their own besides, and each is looked for among those."""
+    seen = list[int]()
+
+    def merged(ranges: Any) -> Any:
+        made = list(ranges)
+        seen.append(len(made))
+        return merge_ranges(made)
+
+    monkeypatch.setattr(classes, "merge_ranges", merged)
+    own = (PolicyRule((by_key(number),), (NumberedPort(TCP, 2 * number + 2, 2 * number + 2),)) for number in range(MANY))
+    found = classes.services("ingress", 4, [Policy("x", "p", EVERYTHING, (PolicyRule(ports=numbered(MANY)), *own), None)], {})
+    assert len(found) == MANY + 1
+    assert sum(seen) <= 3 * MANY
+
+
+def test_sets_that_come_and_go_together_are_looked_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule with a port of its own has a set of its own: thousands of them are begun, and ended, at once."""
+    changes, counts = Counted(monkeypatch, QueryIndex, "_assign"), Counted(monkeypatch, QueryIndex, "_count")
+    made = state()
+    rules = tuple(PolicyRule((by_key(number),), (NumberedPort(TCP, number + 1, number + 1),)) for number in range(MANY))
+    before = changes.calls
+    made.follow(made.cluster.put(Policy("x", "p", EVERYTHING, rules, None)))
+    assert len(made.wanted().sets) == MANY
+    made.applied()
+    made.follow(made.cluster.drop(Policy, "p", "x"))
+    assert made.wanted().sets == {}
+    made.applied()
+    assert changes.calls - before <= 10
+    assert counts.calls <= 10
+    assert by_key(1) not in made.cluster.index._uses
+
+
+def test_an_address_is_looked_for_among_many_prefixes() -> None:
+    """By what it begins with, and not one after the other."""
+    many = Walked(prefixes.prefixes(prefixes.union(blocks(MANY), 6), 6))
+    for net, _ in many:
+        many.looks = 0
+        assert selections.covers(many, net.address)
+        assert not selections.covers(many, net.address[:-1] + bytes((net.address[-1] ^ 1,)))
+        assert many.looks <= 200
+
+
+def test_a_value_is_looked_for_among_many() -> None:
+    """That a selector asks for, or will not have."""
+    values = Walked(sorted(f"v{number:04}" for number in range(MANY)))
+    for operator, value, expected in (("In", "v0007", True), ("In", "v", False), ("NotIn", "v0007", False), ("NotIn", "w", True)):
+        values.looks = 0
+        assert holds(Requirement("k", operator, values), (("k", value),)) is expected  # type: ignore[arg-type]  # one of the two
+        assert values.looks <= 20
 
 
 @pytest.mark.parametrize("holes", [False, True], ids=["blocks", "excepts"])

@@ -12,6 +12,7 @@ belong to the destination and are sets of (address, port).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 
 from msgspec import Struct
 
@@ -111,6 +112,11 @@ class _Allowed:
                 numbers = resolution.get((port.protocol, port.name), ())
                 self.ranges.setdefault(port.protocol, []).extend((number, number) for number in numbers)
 
+    @cached_property
+    def merged(self) -> dict[int, Ranges]:
+        """The numbers, by protocol, once all is added."""
+        return {protocol: merge_ranges(found) for protocol, found in self.ranges.items()}
+
     def services(self, but: _Allowed | None) -> Iterable[Service]:
         """The services of this peer that `but`, which is everyone, does not have already."""
         if but is not None and but.all:
@@ -118,14 +124,13 @@ class _Allowed:
         if self.all:
             yield Service(_ALL)
             return
-        for protocol, found in self.ranges.items():
-            ranges = merge_ranges(found)
+        for protocol, ranges in self.merged.items():
             if but is not None:
-                ranges = subtract_ranges(ranges, merge_ranges(but.ranges.get(protocol, ())))
+                ranges = subtract_ranges(ranges, but.merged.get(protocol, ()))
             if ranges:
                 yield Service(protocol, ranges)
         for protocol, name in self.names:
-            if not ((0, 65535) in self.ranges.get(protocol, ()) or (but is not None and (protocol, name) in but.names)):
+            if not (self.merged.get(protocol) == EVERY_PORT or (but is not None and (protocol, name) in but.names)):
                 yield Service(protocol, EVERY_PORT, name)
 
 

@@ -7,7 +7,7 @@ members of its addresses, and of those it is remembered whether they were in the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from netpol.model import Direction, Family, Query, family_of
 from netpol.policy.cluster import Cluster, Move
@@ -52,8 +52,7 @@ class LiveSets:
 
     def close(self) -> None:
         """Takes back the queries; nothing else is to be called afterwards."""
-        for live in (*self._sets.values(), *self._leaving.values()):
-            self._release(live)
+        self._release([*self._sets.values(), *self._leaving.values()])
 
     def touch(self, move: Move) -> None:
         """An address means something else now."""
@@ -84,16 +83,24 @@ class LiveSets:
                 going += before[number].selections
         self._distinct = distinct
         self._uses.subtract(going)
+        released: list[_LiveSet] = []
         for name in {name for name in going if not self._uses[name]}:
             del self._uses[name]
             live = self._sets.pop(name)
             if live.new:
-                self._release(live)
+                released.append(live)
             else:
                 self._leaving[name] = live
+        begun: list[_LiveSet] = []
         for name in needed.keys() - self._sets.keys():
-            selection, family = needed[name]
-            self._sets[name] = self._leaving.pop(name) if name in self._leaving else self._begin(selection, family)
+            if name in self._leaving:
+                self._sets[name] = self._leaving.pop(name)
+            else:
+                self._sets[name] = _LiveSet(*needed[name])
+                begun.append(self._sets[name])
+        # What stays in use is not searched for again.
+        self._begin(begun)
+        self._release(released)
 
     def all(self) -> dict[str, Set]:
         """By name, with all their members now."""
@@ -125,24 +132,22 @@ class LiveSets:
             live.new = False
             if live.now:
                 live.then, live.now = {}, {}
-        for live in self._leaving.values():
-            self._release(live)
+        self._release(self._leaving.values())
         self._leaving = {}
 
-    def _begin(self, selection: Selection, family: Family) -> _LiveSet:
-        live = _LiveSet(selection, family)
-        queries = queries_of(selection)
-        self._cluster.index.register(*queries)
-        for query in queries:
+    def _begin(self, sets: Iterable[_LiveSet]) -> None:
+        """Their queries are looked for together: one by one, thousands cost the square of that."""
+        asked = [(query, live) for live in sets for query in queries_of(live.selection)]
+        self._cluster.index.register(*[query for query, _ in asked])
+        for query, live in asked:
             self._users.setdefault(query, set()).add(live)
-            if isinstance(selection, PortSelection):
+            if isinstance(live.selection, PortSelection):
                 self._port_users.setdefault(query, set()).add(live)
-        return live
 
-    def _release(self, live: _LiveSet) -> None:
-        queries = queries_of(live.selection)
-        self._cluster.index.unregister(*queries)
-        for query in queries:
+    def _release(self, sets: Iterable[_LiveSet]) -> None:
+        asked = [(query, live) for live in sets for query in queries_of(live.selection)]
+        self._cluster.index.unregister(*[query for query, _ in asked])
+        for query, live in asked:
             for users in (self._users, self._port_users):
                 found = users.get(query)
                 if found is not None:

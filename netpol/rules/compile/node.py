@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from netpol.model import DIRECTIONS, FAMILIES, Address, Direction, Family, Network, Pod, Policy, Query, family_of
-from netpol.policy.cluster import Change, Cluster
+from netpol.policy.cluster import Change, Cluster, Move
 from netpol.rules.compile.classes import ClassChain, class_chain, named_ports
 from netpol.rules.compile.front import Front, changed, front, front_net
 from netpol.rules.compile.live import Distinct, LiveSets, Place
@@ -75,9 +75,11 @@ class NodeState:
         self._dispatch: dict[Place, Tree] = {(family, direction): Tree(direction) for family in FAMILIES for direction in DIRECTIONS}
         self._sets = LiveSets(cluster)
         self.judged: frozenset[Address] = frozenset()
-        """Addresses of this node's pods that some rule is about; the rest are free."""
+        """Addresses that some rule is about: of this node's pods, and while unknown ones are denied, of others' in the same ranges."""
         self._applied: Mapping[Family, Mapping[str, Chain]] = {}
         self._stale = True
+        self._cidrs = self._ranges()
+        self._strays = self._all_strays()  # addresses in these that pods of other nodes hold
         self._denied: tuple[Network, ...] | None = None  # the ranges of unknown addresses, as the leaves have them; None: no leaves yet
         self._pods_again: set[Key] = set()  # of which the ways are to be found again
         self._addresses_again: set[Address] = set()  # that a pod of this node held or holds, and somebody else may have got or lost
@@ -131,6 +133,8 @@ class NodeState:
                 if standing is not None and self._is_local(standing.pod):
                     self._stale = True
                     self._addresses_again.add(move.address)
+            if any(move.address in net for net in self._cidrs):
+                self._follow_stray(move)
         for before, after in change.pods:
             if (before is not None and self._is_local(before)) or (after is not None and self._is_local(after)):
                 self._replace_local(before, after)
@@ -141,6 +145,27 @@ class NodeState:
             self._replace_policy(old, new)
         if any(self.node == node.name for pair in change.nodes for node in pair if node is not None):
             self._stale = True
+            if self._cidrs != (ranges := self._ranges()):
+                self._cidrs = ranges
+                self._strays = self._all_strays()
+
+    def _follow_stray(self, move: Move) -> None:
+        was, is_stray = move.address in self._strays, move.after is not None and not self._is_local(move.after.pod)
+        if was != is_stray:
+            (self._strays.add if is_stray else self._strays.discard)(move.address)
+            if self._denied:
+                self._stale = True
+                self._addresses_again.add(move.address)
+
+    def _all_strays(self) -> set[Address]:
+        pods = [pod for pod in self.cluster.all_pods() if not self._is_local(pod)] if self._cidrs else ()
+        found = [(a, pod) for pod in pods for a in pod.addresses if any(a in net for net in self._cidrs)]
+        return {a for a, pod in found if self.cluster.holder(a) is pod}
+
+    def _ranges(self) -> tuple[Network, ...]:
+        """Of this node's pods."""
+        node = self.cluster.nodes.get(self.node)
+        return self.settings.pod_cidrs or (node.pod_cidrs if node is not None else ())
 
     def _replace_local(self, before: Pod | None, after: Pod | None) -> None:
         for pod in (before, after):
@@ -267,7 +292,7 @@ class NodeState:
         if is_whole:
             leaves: _Leaves = {(family, direction): {} for family in FAMILIES for direction in DIRECTIONS}
             ways: dict[Key, _Ways] = {}
-            keys, addresses = set(self._locals), set[Address]()
+            keys, addresses = set(self._locals), self._strays.copy()
         else:
             leaves = {place: found.copy() for place, found in self._leaves.items()}
             ways = self._ways.copy()
@@ -297,7 +322,10 @@ class NodeState:
 
     def _file(self, address: Address, ways: Mapping[Key, _Ways], leaves: _Leaves, unknown: tuple[Network, ...]) -> bool:
         """Gives an address the leaves that its holder has now, if that is a pod of this node: None where it is free and `unknown` addresses
-        are denied. Whether it is isolated in a direction where it was not, or has a leaf where it had none, or the reverse."""
+        are denied, as where another node's pod has one of those.
+
+        The value: whether it is isolated in a direction where it was not, or has a leaf where it had none, or the reverse.
+        """
         holder, family = self.cluster.holder(address), family_of(address)
         found = ways.get(holder.key) if holder is not None else None
         chains = dict(found.chains) if found is not None else {}
@@ -306,7 +334,7 @@ class NodeState:
             there = leaves[family, direction]
             had, was = address in there, there.get(address)
             leaf = chains[direction][family] if direction in chains else None
-            has = leaf is not None or (found is not None and bool(unknown))
+            has = leaf is not None or (bool(unknown) and (found is not None or address in self._strays))
             if has:
                 there[address] = leaf
             elif had:
@@ -324,14 +352,12 @@ class NodeState:
 
     def _unknown(self) -> tuple[Network, ...]:
         """The ranges whose unknown addresses are denied now (SEMANTICS 29)."""
-        node = self.cluster.nodes.get(self.node)
-        cidrs = self.settings.pod_cidrs or (node.pod_cidrs if node is not None else ())
         if self.settings.unknown_pods == "deny":
-            return cidrs if self.cluster.policies else ()
+            return self._cidrs if self.cluster.policies else ()
         if self.settings.unknown_pods == "auto" and any(
             not self._subjects.keys().isdisjoint(self.cluster.queries(pod)) for pod in self._without_address.values()
         ):
-            return cidrs
+            return self._cidrs
         return ()
 
     def _isolation(self, queries: frozenset[Query]) -> _Isolation:

@@ -5,13 +5,14 @@ Sets are shared by whatever selects the same, over all policies and both directi
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 
 import msgspec
 from msgspec import Struct
 
-from netpol.model import EVERYONE, Address, Family, Pod, Query, family_of
+from netpol.model import EVERYONE, Address, Family, Pod, Query, family_of, network
 from netpol.policy.cluster import Cluster, Standing
 from netpol.rules.compile.prefixes import Prefixes
 from netpol.rules.sets import Set, SetKind, net_member, port_member
@@ -109,9 +110,21 @@ def _declared(selection: PortSelection, pod: Pod) -> list[tuple[int, int]]:
 
 
 def covers(prefixes: Prefixes, address: Address) -> bool:
-    """Whether the longest of the prefixes that cover an address matches it."""
-    best = max(((net.length, nomatch) for net, nomatch in prefixes if address in net), default=None)
-    return best is not None and not best[1]
+    """Whether the longest of the prefixes that cover an address, all of its family, matches it.
+
+    One lies in another or beside it, and they are sorted: the last that begins at the address or before is the longest, or it ends before
+    the address, and what covers that is no longer than what the two have in common.
+    """
+    width, number = 8 * len(address), int.from_bytes(address, "big")
+    length = width
+    while True:
+        at = bisect_right(prefixes, (network(address, length), True)) - 1
+        if at < 0:
+            return False
+        net, nomatch = prefixes[at]
+        if address in net:
+            return not nomatch
+        length = width - (number ^ int.from_bytes(net.address, "big")).bit_length()
 
 
 def _addresses(cluster: Cluster, queries: Iterable[Query], family: Family) -> Iterator[tuple[Address, Pod]]:
