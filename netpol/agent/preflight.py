@@ -10,7 +10,9 @@ What no check can see: macvlan, ipvlan and SR-IOV devices of pods, and eBPF prog
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -68,14 +70,16 @@ class Node:
     """What the checks look at. Files are read below `root`; tables once, the first time that somebody wants them."""
 
     def __init__(self, settings: Settings, ranges: Sequence[Network], root: Path, nft: Callable[[], Nft]) -> None:
-        self.settings, self.ranges, self.root, self._read_nft = settings, tuple(ranges), root, nft
+        self.settings, self.ranges, self._read_nft = settings, tuple(ranges), nft
+        self._root = str(root).rstrip("/")  # there are thousands of files to be read, and a Path takes longer than that
         self._tables: dict[Family, tuple[Snapshot, ...]] = {}
         self._nft: Nft | None = None
 
     def text(self, path: str) -> str | None:
         """A file's text without white space around it; None where there is none that can be read."""
         try:
-            return (self.root / path).read_text().strip()
+            with open(f"{self._root}/{path}") as file:
+                return file.read().strip()
         except (OSError, ValueError):
             return None
 
@@ -83,11 +87,15 @@ class Node:
         text = self.text(path)
         return int(text) if text is not None and text.isdecimal() else None
 
-    def devices(self) -> tuple[Path, ...]:
+    def names(self, path: str) -> list[str]:
+        """What a directory holds; nothing where there is none that can be read."""
         try:
-            return tuple(sorted((self.root / "sys/class/net").iterdir()))
+            return os.listdir(f"{self._root}/{path}")
         except OSError:
-            return ()
+            return []
+
+    def devices(self) -> list[str]:
+        return sorted(self.names("sys/class/net"))
 
     def nft(self) -> Nft:
         if self._nft is None:
@@ -176,12 +184,12 @@ def _forwarding(node: Node) -> Iterator[Finding]:
 
 
 def _bridge(node: Node) -> Iterator[Finding]:
-    bridges = [device for device in node.devices() if (device / "bridge").is_dir() and any((device / "brif").glob("*"))]
+    bridges = [device for device in node.devices() if node.names(f"sys/class/net/{device}/brif")]
     for family in families():
         name = TOOL[family]
         if node.number(f"proc/sys/net/bridge/bridge-nf-call-{name}"):
             continue
-        bare = [device.name for device in bridges if not node.number(f"sys/class/net/{device.name}/bridge/nf_call_{name}")]
+        bare = [device for device in bridges if not node.number(f"sys/class/net/{device}/bridge/nf_call_{name}")]
         with_pods = [device for device in bare if _has_pods(node, device)]
         if with_pods:
             words = f"between pods on one bridge ({_some(with_pods)}) IPv{family} packets meet no rules: modprobe br_netfilter, "
@@ -224,11 +232,12 @@ def _routes(node: Node, family: Family) -> Iterator[tuple[str, Network]]:
 
 
 def _sources(node: Node) -> Iterator[Finding]:
+    is_pair = cache(partial(_is_pair, node))
     for family in families():
         if any(looks_back(table) for table in node.tables(family)):
             continue
-        pods = {name for name, net in _routes(node, family) if _is_pod(node, name, net)}
-        loose = sorted(name for name in pods if family == 6 or not _is_strict(node, name))
+        singles = {name for name, net in _routes(node, family) if net.length == 8 * len(net.address) and _may_be_pods(node, net)}
+        loose = sorted(name for name in singles if (family == 6 or not _is_strict(node, name)) and is_pair(name))
         if loose:
             words = f"pods on {_some(loose)} can send IPv{family} packets in other pods' names, and so open those to themselves"
             stop = f"{TOOL[family]} -t raw -A PREROUTING -i DEVICE -m rpfilter --invert -j DROP"
@@ -239,12 +248,10 @@ def _sources(node: Node) -> Iterator[Finding]:
         yield Finding("warn", words)
 
 
-def _is_pod(node: Node, device: str, net: Network) -> bool:
-    """Whether a route leads to one pod by a device of its own: that is half of a pair, which neither hardware is nor what lies over it."""
-    if net.length != 8 * len(net.address) or not _may_be_pods(node, net):
-        return False
+def _is_pair(node: Node, device: str) -> bool:
+    """Whether a device is half of a pair, as those of pods are, and neither hardware nor what lies over it."""
     own, other = (node.number(f"sys/class/net/{device}/{name}") for name in ("ifindex", "iflink"))
-    return bool(other) and own != other and not any((node.root / "sys/class/net" / device).glob("lower_*"))
+    return bool(other) and own != other and not any(name.startswith("lower_") for name in node.names(f"sys/class/net/{device}"))
 
 
 def _is_strict(node: Node, device: str) -> bool:
@@ -256,7 +263,7 @@ def _ipvs(node: Node) -> Iterator[Finding]:
     services = len(
         [line for line in (node.text("proc/thread-self/net/ip_vs") or "").splitlines() if line.startswith(("TCP", "UDP", "SCTP"))]
     )
-    device = any(device.name == "kube-ipvs0" for device in node.devices())
+    device = "kube-ipvs0" in node.devices()
     if device or services:
         what = f"{services} virtual services" if services else "the device kube-ipvs0"
         words = f"IPVS is at work ({what}): packets to Services never cross FORWARD. Run kube-proxy in its iptables or nftables mode"
