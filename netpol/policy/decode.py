@@ -366,8 +366,7 @@ def _bounded(rules: tuple[PolicyRule, ...], direction: Direction, report: Report
     """The same, or none where they ask for too much."""
     names = {(port.protocol, port.name) for rule in rules for port in rule.ports or () if isinstance(port, NamedPort)}
     selectors = {peer for rule in rules for peer in rule.peers or () if isinstance(peer, Query)}
-    blocks = [[1 + len(peer.excepts) if isinstance(peer, IPBlock) else 1 for peer in rule.peers or (None,)] for rule in rules]
-    pairs = sum(sum(peers) * len(rule.ports or (None,)) for rule, peers in zip(rules, blocks, strict=True))
+    pairs = sum(_breadth(rule) * len(rule.ports or (None,)) for rule in rules)
     for count, most, what in (
         (len(rules), MOST_RULES, "rules"),
         (len(selectors), MOST_SELECTORS, "peers that select pods"),
@@ -378,6 +377,11 @@ def _bounded(rules: tuple[PolicyRule, ...], direction: Direction, report: Report
             report(f"spec.{direction}", f"asks for {count} {what}, where at most {most} are enforced: nothing is allowed by it")
             return ()
     return rules
+
+
+def _breadth(rule: PolicyRule) -> int:
+    """Peers, and excepts of blocks."""
+    return sum(1 + len(peer.excepts) if isinstance(peer, IPBlock) else 1 for peer in rule.peers or (None,))
 
 
 def _policy_types(raw: Raw, has_egress: bool) -> tuple[str, ...]:

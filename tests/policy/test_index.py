@@ -328,6 +328,25 @@ def test_keys_of_pods_of_the_past_are_forgotten() -> None:
         assert [set(profile.names) for profile in index.selected(query)] == [{name}]
 
 
+def test_keys_of_the_past_are_looked_for_now_and_then() -> None:
+    """A pod that comes and goes with a key of its own has few others looked at, however few keys are left."""
+    pods: dict[Key, Labels] = {("red", "steady"): ()}
+    looks = 0
+
+    def labels_of(namespace: str, name: str) -> Labels:
+        nonlocal looks
+        looks += 1
+        return pods[namespace, name]
+
+    index = QueryIndex(labels_of)
+    index.label_namespace("red", ())
+    index.join("red", (), "steady")
+    for number in range(4 * SPARE):
+        pods["red", "other"] = ((f"key-{number}", "x"),)
+        index.leave(index.join("red", pods["red", "other"], "other"), "other")
+    assert 1 <= looks <= 8
+
+
 def test_few_names_and_many() -> None:
     """From one to more than a tuple holds and back: a profile has exactly the names that were put into it."""
     profile = QueryIndex(no_other_labels).join("red", (), "0")

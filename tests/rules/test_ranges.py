@@ -39,6 +39,8 @@ def test_ranges_are_sets_of_numbers(some: list[Range], others: list[Range]) -> N
         pytest.param(((5, 6), (8, 9)), ((1, 2), (6, 7), (9, 9)), ((5, 5), (8, 8)), id="beside, and across a gap"),
         pytest.param(((5, 6),), ((1, 4), (7, 9)), ((5, 6),), id="what touches takes nothing"),
         pytest.param(((5, 6),), ((5, 6),), (), id="all of it"),
+        pytest.param(((0, 1), (3, 9)), ((1, 4),), ((0, 0), (5, 9)), id="one that reaches into two"),
+        pytest.param(((0, 1), (3, 4), (6, 9)), ((1, 7),), ((0, 0), (8, 9)), id="one that reaches into three"),
     ],
 )
 def test_subtraction_by_hand(some: Ranges, less: Ranges, left: Ranges) -> None:

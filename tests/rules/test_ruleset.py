@@ -14,17 +14,21 @@ from netpol.rules.ruleset import (
     DROP,
     Chain,
     Connmark,
+    CreateSet,
+    DestroySet,
     GrowSet,
     Hashlimit,
     Icmp,
     Multiport,
     Rule,
+    Step,
     Tcp,
     Udp,
     beside_what,
     grown,
     is_our_set,
     is_ours,
+    last_destroyed,
 )
 from netpol.rules.sets import Set, SetKind, is_flagged, member_size, net_member, net_port_member, port_member
 
@@ -92,6 +96,25 @@ def test_members_match_unless_they_are_told_otherwise() -> None:
 def test_what_a_small_set_stands_beside(name: str, found: tuple[str, str] | None) -> None:
     """The live set, and whether it is to get or to lose these members."""
     assert beside_what(name) == found
+
+
+GROWS, GOES = GrowSet("NETPOL4-a", "hash:ip", 4, frozenset((A4,))), DestroySet("NETPOL4-b")
+COMES = CreateSet(Set("NETPOL4-b", "hash:ip", 4))
+
+
+@pytest.mark.parametrize(
+    ("steps", "last"),
+    [
+        pytest.param((GROWS, GOES, DestroySet("NETPOL4-c")), (GOES, DestroySet("NETPOL4-c")), id="two"),
+        pytest.param((GOES, COMES, GROWS), (), id="to be made anew"),
+        pytest.param((DestroySet("NETPOL4-c"), GROWS, GOES), (GOES,), id="before and behind another step"),
+        pytest.param((GOES,), (GOES,), id="alone"),
+        pytest.param((), (), id="no step"),
+    ],
+)
+def test_what_is_destroyed_last(steps: tuple[Step, ...], last: tuple[DestroySet, ...]) -> None:
+    """Behind all other steps, in their order."""
+    assert last_destroyed(steps) == last
 
 
 @pytest.mark.parametrize("family", [4, 6])
