@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -273,6 +275,21 @@ def test_what_pods_of_the_past_shared_is_forgotten() -> None:
     state.put(Pod("ns", "last", (), "".join(("stea", "dy")), ports=(ContainerPort("web", 6, 80),)))
     first, last = (state.pods["ns"][name] for name in ("first", "last"))
     assert (first.node is last.node, first.ports is last.ports) == (True, True)
+
+
+@pytest.mark.parametrize("stay", [False, True], ids=["one after the other", "all together"])
+def test_what_pods_of_the_past_shared_is_looked_for_now_and_then(stay: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pods are looked through once for each many that came, and not for each."""
+    state, looks, all_pods = Cluster(), list[int](), Cluster.all_pods
+
+    def looked(self: Cluster) -> Iterator[Pod]:
+        looks.append(1)
+        return all_pods(self)
+
+    monkeypatch.setattr(Cluster, "all_pods", looked)
+    for number in range(5 * KEEP):
+        state.put(Pod("red", str(number * stay), (), f"node-{number}"))
+    assert 1 <= len(looks) <= 8
 
 
 def test_labels_that_nobody_asks_for_are_shared_too() -> None:
