@@ -143,7 +143,7 @@ fuzz: $(NATIVE) $(VENV)/.dev  ## Run each fuzz target, C and Python, for a minut
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 # Anew each time, for mutmut does not notice that a test has changed. Of pure code only: no mutant meets a kernel.
-mutants: $(NATIVE) $(VENV)/.mutants  ## Break policy/ and rules/ in 4,000 ways, each for a test to find (some minutes; ARGS="netpol.rules.diff*")
+mutants: $(NATIVE) $(VENV)/.mutants  ## Break policy/ and rules/ in 6,000 ways, each for a test to find (three quarters of an hour; ARGS="netpol.rules.diff*")
 	@rm -rf mutants
 	@NETPOL_HYPOTHESIS_PROFILE=mutants $(BIN)/mutmut run $(ARGS)
 	@$(BIN)/python -m tests.mutants
