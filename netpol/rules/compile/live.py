@@ -99,8 +99,10 @@ class LiveSets:
                 self._sets[name] = _LiveSet(*needed[name])
                 begun.append(self._sets[name])
         # What stays in use is not searched for again.
-        self._begin(begun)
-        self._release(released)
+        if begun:
+            self._begin(begun)
+        if released:
+            self._release(released)
 
     def all(self) -> dict[str, Set]:
         """By name, with all their members now."""
@@ -132,8 +134,9 @@ class LiveSets:
             live.new = False
             if live.now:
                 live.then, live.now = {}, {}
-        self._release(self._leaving.values())
-        self._leaving = {}
+        if self._leaving:
+            self._release(self._leaving.values())
+            self._leaving = {}
 
     def _begin(self, sets: Iterable[_LiveSet]) -> None:
         """Their queries are looked for together: one by one, thousands cost the square of that."""
