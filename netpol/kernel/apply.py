@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from netpol.errors import KernelError, MalformedKernelData
 from netpol.kernel.held_sets import HeldSets
 from netpol.kernel.held_table import HeldTable, NoTable
-from netpol.kernel.ipset import IpsetSocket, Records
+from netpol.kernel.ipset import IpsetSocket
 from netpol.kernel.proofs import Look
 from netpol.kernel.turns import Closing, exclusive, last
 from netpol.kernel.watch import Bell, Watch
@@ -172,7 +172,7 @@ class Kernel(Closing):
         known = [table for table in self._there.values() if table.shape is not None]
         if any(table.is_touched() for table in known):
             return True
-        records = self._sets.glance() if known else Records(b"")
+        records = self._sets.glance()
         if records is None:
             return True
         self._watch.arm(self.table, [table.socket for table in known], self._ipset, records)

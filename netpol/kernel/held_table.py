@@ -81,8 +81,8 @@ class HeldTable:
         return read_ours(snapshot, numbers, self._written.known), snapshot.shape
 
     def is_touched(self) -> bool:
-        """Whether the kernel says something else of the table than it did, by one call."""
-        return self.shape is not None and self.socket.shape(self._table) != self.shape
+        """Whether the kernel says something else than it did, of a table that is there, by one call."""
+        return self.socket.shape(self._table) != self.shape
 
     def is_as_written(self, numbers: SetNumbers) -> bool:
         """Whether ours is, byte for byte."""

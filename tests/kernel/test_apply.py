@@ -16,7 +16,7 @@ from netpol.kernel import namespaces
 from netpol.kernel.apply import Kernel
 from netpol.kernel.blocks import SetNumbers
 from netpol.kernel.encode import encode_chain
-from netpol.model import FAMILIES, Object, Pod, Policy
+from netpol.model import FAMILIES, Family, Object, Pod, Policy
 from netpol.policy.cluster import Cluster
 from netpol.rules.compile import NodeState, Settings, compiled
 from netpol.rules.diff import diff
@@ -209,6 +209,22 @@ def test_bytes_that_were_kept_do_not_outlive_the_numbers_in_them(netns: int) -> 
         agree(kernel, wanted())
 
 
+def test_every_set_that_is_left_over_is_told(netns: int) -> None:
+    """Whatever comes behind it: growth, which travels by itself, a table, another set that somebody uses."""
+    names = [f"NETPOL4-{number}" for number in range(3)]
+    run("ipset", "create", "other", "list:set")
+    with Kernel() as kernel:
+        kernel.apply([CreateSet(Set(name, "hash:ip", 4)) for name in (*names, "NETPOL4-grows")])
+        for name in names:
+            run("ipset", "add", "other", name)
+        grows = GrowSet("NETPOL4-grows", "hash:ip", 4, frozenset({HOST}))
+        table = ReplaceTable(4, "mangle", {ROOT: Chain(ROOT, ())}, True)
+        first, second, third = map(DestroySet, names)
+        assert kernel.apply([first, grows, second, table, third, DestroySet("NETPOL4-none")]) == tuple(names)
+        run("ipset", "destroy", "other")
+        assert kernel.apply([first, second, third]) == ()
+
+
 def test_a_step_for_another_table(netns: int) -> None:
     """It is refused, and no table is written: what the handle knows is of the one that it is for."""
     with Kernel() as kernel:
@@ -341,7 +357,8 @@ def test_members_stay_in_one_piece(netns: int) -> None:
         assert [vars(one) for one in (wanted, found, more)] == [{}, {}, {}]
 
 
-def test_what_was_refused_is_not_kept(netns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("families", [(4,), (4, 6)], ids=["one table", "both"])
+def test_what_was_refused_is_not_kept(families: tuple[Family, ...], netns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor what was made for it, which may be as large as a table: the error leads back to nothing of that."""
 
     class Large:
@@ -358,8 +375,8 @@ def test_what_was_refused_is_not_kept(netns: int, monkeypatch: pytest.MonkeyPatc
     gc.disable()
     try:
         with Kernel() as kernel, pytest.raises(KernelError, match="Cannot allocate"):
-            kernel.apply([ReplaceTable(4, "mangle", {}, False)])
-        assert [one() for one in made] == [None]
+            kernel.apply([ReplaceTable(family, "mangle", {}, False) for family in families])
+        assert [one() for one in made] == [None] * len(families)
     finally:
         gc.enable()
 

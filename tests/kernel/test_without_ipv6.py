@@ -66,6 +66,7 @@ def test_changes_audits_and_the_end() -> None:
             drift, report = enforcer.audit()
             assert (drift, report.steps) == (NO_DRIFT, ())
             assert not kernel.touched()
+            assert not kernel.look()
             assert taker.look(enforcer).rules[4] > 0
             assert kernel.dropped() == 0
         run("iptables-legacy", "-w", "-t", "mangle", "-D", "FORWARD", "-j", "NETPOL")
