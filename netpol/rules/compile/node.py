@@ -79,7 +79,7 @@ class NodeState:
         self._applied: Mapping[Family, Mapping[str, Chain]] = {}
         self._stale = True
         self._cidrs = self._ranges()
-        self._strays = self._all_strays()  # addresses in these that pods of other nodes hold
+        self._remote = self._all_remote()  # addresses in these that pods of other nodes hold
         self._denied: tuple[Network, ...] | None = None  # the ranges of unknown addresses, as the leaves have them; None: no leaves yet
         self._pods_again: set[Key] = set()  # of which the ways are to be found again
         self._addresses_again: set[Address] = set()  # that a pod of this node held or holds, and somebody else may have got or lost
@@ -134,7 +134,7 @@ class NodeState:
                     self._stale = True
                     self._addresses_again.add(move.address)
             if any(move.address in net for net in self._cidrs):
-                self._follow_stray(move)
+                self._follow_remote(move)
         for before, after in change.pods:
             if (before is not None and self._is_local(before)) or (after is not None and self._is_local(after)):
                 self._replace_local(before, after)
@@ -147,17 +147,17 @@ class NodeState:
             self._stale = True
             if self._cidrs != (ranges := self._ranges()):
                 self._cidrs = ranges
-                self._strays = self._all_strays()
+                self._remote = self._all_remote()
 
-    def _follow_stray(self, move: Move) -> None:
-        was, is_stray = move.address in self._strays, move.after is not None and not self._is_local(move.after.pod)
-        if was != is_stray:
-            (self._strays.add if is_stray else self._strays.discard)(move.address)
+    def _follow_remote(self, move: Move) -> None:
+        was, is_remote = move.address in self._remote, move.after is not None and not self._is_local(move.after.pod)
+        if was != is_remote:
+            (self._remote.add if is_remote else self._remote.discard)(move.address)
             if self._denied:
                 self._stale = True
                 self._addresses_again.add(move.address)
 
-    def _all_strays(self) -> set[Address]:
+    def _all_remote(self) -> set[Address]:
         pods = [pod for pod in self.cluster.all_pods() if not self._is_local(pod)] if self._cidrs else ()
         found = [(a, pod) for pod in pods for a in pod.addresses if any(a in net for net in self._cidrs)]
         return {a for a, pod in found if self.cluster.holder(a) is pod}
@@ -292,7 +292,7 @@ class NodeState:
         if is_whole:
             leaves: _Leaves = {(family, direction): {} for family in FAMILIES for direction in DIRECTIONS}
             ways: dict[Key, _Ways] = {}
-            keys, addresses = set(self._locals), self._strays.copy()
+            keys, addresses = set(self._locals), self._remote.copy()
         else:
             leaves = {place: found.copy() for place, found in self._leaves.items()}
             ways = self._ways.copy()
@@ -334,7 +334,7 @@ class NodeState:
             there = leaves[family, direction]
             had, was = address in there, there.get(address)
             leaf = chains[direction][family] if direction in chains else None
-            has = leaf is not None or (bool(unknown) and (found is not None or address in self._strays))
+            has = leaf is not None or (bool(unknown) and (found is not None or address in self._remote))
             if has:
                 there[address] = leaf
             elif had:
