@@ -53,7 +53,8 @@ def restore(state: str, boot: str, settings: Settings) -> None:
 
     With no saved state, `--boot=open` programs nothing, and `--boot=closed` denies what is forwarded from and to the pod ranges, as the
     options for rules say; a saved state brings its own. One that is damaged, or of another version, is refused by name, and so is one that
-    the kernel does not take: then `--boot=open` exits with 1, and `--boot=closed` closes.
+    the kernel does not take: then `--boot=open` exits with 1, and `--boot=closed` closes. A variable that cannot be is told, and does not
+    count.
     """
     from pathlib import Path
 
