@@ -9,14 +9,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from netpol.agent import lookout
 from netpol.agent.enforcer import Enforcer
-from netpol.agent.lookout import Lookout
 from netpol.agent.preflight import Check, obstacles, preflight
 from netpol.cli.preflight import _show
 from netpol.kernel import matches, targets
@@ -25,7 +22,7 @@ from netpol.kernel.ipset_errors import translate
 from netpol.kernel.nft import Named, Nft, read_nft
 from netpol.model import network, parse_address
 from netpol.rules.compile import Settings
-from tests.agent.process import ROOT, until
+from tests.agent.process import ROOT
 from tests.agent.stage import OBJECTS, enforced
 from tests.referees import require, require_bridges, run
 
@@ -500,42 +497,3 @@ def test_ranges_are_compared_by_overlap(netns: int, tmp_path: Path) -> None:
     for address, length, expected in (("10.9.3.0", 24, True), ("10.0.0.0", 8, True), ("10.10.0.0", 16, False)):
         checks = preflight(Settings(), [network(parse_address(address), length)], root, Nft)
         assert ("bridge" in " ".join(obstacles(checks))) is expected, address
-
-
-# -- again and again ---------------------------------------------------------------------------------------------------
-
-
-def checks_of(*levels: str) -> tuple[Check, ...]:
-    return tuple(Check(f"c{number}", level, level) for number, level in enumerate(levels))  # type: ignore[arg-type]  # levels
-
-
-def test_what_changes_is_told_once() -> None:
-    """What comes, and what is gone; not what stays as it is, nor what is fine."""
-    rounds = iter([checks_of("ok", "fail"), checks_of("warn", "fail"), checks_of("ok", "ok"), checks_of("ok", "ok")])
-    told: list[tuple[str, str]] = []
-    watch = Lookout(lambda: next(rounds), lambda check: told.append((check.name, check.level)))
-    expected: list[list[tuple[str, str]]] = [[("c1", "fail")], [("c0", "warn")], [("c0", "ok"), ("c1", "ok")], []]
-    for said in expected:
-        told.clear()
-        watch.look()
-        assert told == said
-    assert watch.obstacles() == []
-
-
-def test_the_thread_looks_until_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stands in the way is gone without anybody asking, soon after it is."""
-    monkeypatch.setattr(lookout, "AGAIN", 0.01)
-    monkeypatch.setattr(lookout, "INTERVAL", 0.01)
-    fine: Callable[[], bool] = lambda: len(rounds) > 3  # noqa: E731 -- two names for what the looks count
-    rounds: list[int] = []
-
-    def look() -> tuple[Check, ...]:
-        rounds.append(1)
-        return checks_of("ok" if fine() else "fail")
-
-    watch = Lookout(look, lambda check: None)
-    watch.start()
-    assert watch.obstacles() == ["c0: fail"]
-    until(lambda: watch.obstacles() == [])
-    watch.stop()
-    assert not watch._thread.is_alive()
