@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import socket
@@ -278,6 +279,9 @@ def missed(api: Api) -> None:
     api.patch("pods", "many-3", "own", {"metadata": {"labels": {"app": "changed"}}})
 
 
+# CPython 3.11 leaves the socket of a connection that was reset before TLS began on it to the garbage collector: it has no peer any more.
+# Whatever else is left open is an error.
+@pytest.mark.filterwarnings(r"ignore:unclosed <ssl\.SSLSocket[^>]* laddr=\('127\.0\.0\.1', \d+\)>:ResourceWarning")
 def test_everything_a_server_may_do_to_its_clients(own: ApiServer, tmp_path: Path) -> None:
     """A cut wire, a restart that forgets old versions, an end of both programs, an older etcd: each ends in what the server has."""
     fill(own, 1200)
@@ -323,6 +327,7 @@ def test_everything_a_server_may_do_to_its_clients(own: ApiServer, tmp_path: Pat
         store.becomes(own)
         api.delete("pods", "new", "own")
     wire.pull()
+    gc.collect()  # here, and in no test behind this one
 
 
 def test_a_server_that_hangs(apiserver: ApiServer, tmp_path: Path) -> None:
